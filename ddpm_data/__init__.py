@@ -1,0 +1,19 @@
+"""Any image dataset in; ``(x_t, t, noise)`` out, on the training device; the same triples on one GPU or a thousand."""
+
+from ddpm_data import schedules
+from ddpm_data.datamodule import DDPMDataModule
+from ddpm_data.process import ForwardProcess
+from ddpm_data.timesteps import UniformTimesteps
+from ddpm_data.transform import ForwardDiffusion
+from ddpm_data.types import Examples, Triple
+
+__version__ = "0.1.0"
+__all__ = [
+    "DDPMDataModule",
+    "Examples",
+    "ForwardDiffusion",
+    "ForwardProcess",
+    "Triple",
+    "UniformTimesteps",
+    "schedules",
+]

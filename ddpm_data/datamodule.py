@@ -1,0 +1,231 @@
+"""The Lightning side: datasets in, training triples out, in every stage."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import cast
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import Tensor, nn
+
+from ddpm_data import checks
+from ddpm_data.images import ImagePolicy
+from ddpm_data.items import Key
+from ddpm_data.philox import STAGES, key_from
+from ddpm_data.process import ForwardProcess
+from ddpm_data.splits import Source, Splits
+from ddpm_data.stream import EvalSampler, Positioned, StreamLoader, StreamSampler
+from ddpm_data.transform import ForwardDiffusion, Timesteps
+from ddpm_data.types import Examples, Stage, Triple
+
+_STAGES_OF: dict[str, tuple[Stage, ...]] = {
+    "fit": ("train", "val"),
+    "validate": ("val",),
+    "test": ("test",),
+    "predict": ("predict",),
+}
+_DTYPES = {
+    "bf16-true": torch.bfloat16,
+    "16-true": torch.float16,
+    "64-true": torch.float64,
+    "transformer-engine": torch.bfloat16,
+    "transformer-engine-float16": torch.float16,
+}
+
+
+class DDPMDataModule(L.LightningDataModule):
+    """Any image dataset as a stream of training triples: ``x_t, t, noise = batch`` in every step of the model.
+
+    Workers deliver uint8 images, which is what crosses to the device; there, in ``on_after_batch_transfer``,
+    :class:`~ddpm_data.transform.ForwardDiffusion` makes the triple. Training triples depend on the seed and on each
+    example's position in the stream alone; validation, test and prediction triples are the same every time.
+
+    A dataset has ``__getitem__`` and ``__len__``; its items are PIL images, tensors or arrays (CHW or HWC), or tuples
+    or dicts that hold one. Wherever a dataset is asked for, a function without arguments that returns one will do: it
+    is called in ``prepare_data``, on one process a node first, so that a download happens once.
+
+    Args:
+        train: Training dataset or factory.
+        val: Validation dataset or factory, or the fraction of ``train`` to hold out, in ``(0, 1)``, picked by the seed.
+        test: Test dataset or factory.
+        predict: Prediction dataset or factory.
+        schedule: Betas, see :mod:`ddpm_data.schedules`.
+        batch_size: Images a process and batch.
+        num_workers: Worker processes that load images; 0 loads in the main process.
+        seed: In ``[0, 2**64)``; decides shuffling, flips, ``t`` and noise.
+        timesteps: How ``t`` is drawn, see :class:`~ddpm_data.transform.ForwardDiffusion`.
+        flip: Probability of mirroring a training image left to right, in ``[0, 1]``.
+        augment: Your own augmentation of training batches, on the device and before noising: a module or function from
+            uint8 to uint8, both of shape ``(batch, channels, height, width)``. What it draws from torch's global
+            generator is beyond the stream's guarantees.
+        image_key: See :class:`~ddpm_data.images.ImagePolicy`, as for the next three.
+        image_size: Pixels, one number or ``(height, width)``.
+        value_range: ``(lowest, highest)`` value of float images.
+        channels: 1, 3 or ``None``.
+        drop_last: Leave out an epoch's last global batch where it is incomplete.
+
+    Raises:
+        TypeError: An argument is of the wrong type.
+        ValueError: An argument is out of range.
+    """
+
+    def __init__(
+        self,
+        train: Source | None,
+        val: Source | float | None = None,
+        test: Source | None = None,
+        predict: Source | None = None,
+        *,
+        schedule: Tensor,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        seed: int = 0,
+        timesteps: Timesteps | None = None,
+        flip: float = 0.0,
+        augment: Callable[[Tensor], Tensor] | None = None,
+        image_key: Key | None = None,
+        image_size: int | Sequence[int] | None = None,
+        value_range: Sequence[float] | None = None,
+        channels: int | None = None,
+        drop_last: bool = False,
+    ) -> None:
+        super().__init__()
+        self.batch_size = checks.whole("DDPMDataModule", "loader.batch_size", batch_size, 1)
+        self.num_workers = checks.whole("DDPMDataModule", "loader.num_workers", num_workers, 0)
+        self.drop_last = drop_last
+        self.transform = ForwardDiffusion(ForwardProcess(schedule), seed=seed, timesteps=timesteps, flip=flip)
+        self.augment = augment
+        self._key = key_from(seed)
+        self._splits = Splits(
+            {"train": train, "val": val, "test": test, "predict": predict},
+            ImagePolicy(image_key, image_size, value_range, channels),
+            self._key,
+        )
+        self._device = torch.device("cpu")
+        if val is None and type(self).val_dataloader is DDPMDataModule.val_dataloader:
+            # Else Lightning takes our method for a validation set, and warns of every model without validation_step.
+            self.val_dataloader = partial(L.LightningDataModule.val_dataloader, self)  # type: ignore[method-assign]
+
+    def prepare_data(self) -> None:
+        """Build what factories build, on one process a node, so that whatever they download is there for the rest."""
+        self._splits.build_all()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Build the stage's datasets and refuse, now, what would fail in the middle of an epoch.
+
+        Raises:
+            TypeError: An item holds no image.
+            ValueError: A set is missing, empty or too small; images cannot be converted or share no shape; the model
+                has an ``on_after_batch_transfer`` of its own.
+        """
+        self._refuse_clash()
+        for name in _STAGES_OF[stage] if stage else STAGES:
+            if self._splits.has(name):
+                self._check_length(name, len(self._splits.open(name)))
+            elif stage and name == _STAGES_OF[stage][0]:
+                raise ValueError(
+                    f"there is no {name} set to {stage} on. Give DDPMDataModule({name}=...), "
+                    f"in the configs `dataset.{name}`."
+                )
+
+    def train_dataloader(self) -> StreamLoader:
+        """Batches of this rank's part of the training stream, uint8."""
+        world_size, rank = self._world()
+        length = len(self._splits.images("train"))
+        sampler = StreamSampler(length, self.batch_size, world_size, rank, self._key, self.drop_last)
+        return self._loader("train", sampler)
+
+    def val_dataloader(self) -> StreamLoader:
+        """Batches of this rank's part of the validation set, uint8."""
+        return self._eval_loader("val")
+
+    def test_dataloader(self) -> StreamLoader:
+        """Batches of this rank's part of the test set, uint8."""
+        return self._eval_loader("test")
+
+    def predict_dataloader(self) -> StreamLoader:
+        """Batches of this rank's part of the prediction set, uint8."""
+        return self._eval_loader("predict")
+
+    def on_after_batch_transfer(self, batch: Examples, dataloader_idx: int) -> Triple:
+        """Make the triple, on the device the batch was moved to.
+
+        Raises:
+            TypeError: The batch does not come from this module's loaders, or ``augment`` returned something else than
+                uint8 images.
+            ValueError: ``augment`` changed the number of images.
+        """
+        if not isinstance(batch, Examples):
+            raise TypeError(
+                f"DDPMDataModule was handed a batch of {type(batch).__name__}, but makes triples of its own "
+                "loaders' Examples. Pass datasets to DDPMDataModule(train=..., val=...), not loaders to the Trainer."
+            )
+        images, position, stage = batch
+        self._follow(images.device)
+        if self.augment is not None and stage == "train":
+            images = _augmented(self.augment, images)
+        dtype = _DTYPES.get(self.trainer.precision) if self.trainer else None
+        return cast(Triple, self.transform(images, position, stage, dtype))
+
+    def _check_length(self, stage: Stage, length: int) -> None:
+        world_size, _ = self._world()
+        needed = world_size * self.batch_size if stage == "train" and self.drop_last else world_size
+        if length < needed:
+            raise ValueError(
+                f"{stage} has {length} images, but {world_size} process(es) with batch_size={self.batch_size} and "
+                f"drop_last={self.drop_last} need {needed} for a first batch. Lower `loader.batch_size`, set "
+                "`loader.drop_last=false`, or use fewer devices."
+            )
+
+    def _eval_loader(self, stage: Stage) -> StreamLoader:
+        world_size, rank = self._world()
+        return self._loader(stage, EvalSampler(len(self._splits.images(stage)), self.batch_size, world_size, rank))
+
+    def _loader(self, stage: Stage, sampler: StreamSampler | EvalSampler) -> StreamLoader:
+        return StreamLoader(
+            Positioned(self._splits.images(stage), stage),
+            batch_size=None,  # the sampler asks for whole batches
+            sampler=sampler,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
+        )
+
+    def _world(self) -> tuple[int, int]:
+        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+
+    def _follow(self, device: torch.device) -> None:
+        """Move the tables, once a device: a DataModule is no nn.Module, so Lightning does not."""
+        if device == self._device:
+            return
+        with torch.inference_mode(False):  # tables made in validate() would be inference tensors, of no use to fit()
+            self.transform.to(device)
+            if isinstance(self.augment, nn.Module):
+                self.augment.to(device)
+        self._device = device
+
+    def _refuse_clash(self) -> None:
+        model = self.trainer.lightning_module if self.trainer else None
+        if model is not None and is_overridden("on_after_batch_transfer", model):
+            raise ValueError(
+                f"{type(model).__name__} defines on_after_batch_transfer, and so does DDPMDataModule: Lightning would "
+                "run the DataModule's and drop the model's. Remove it from the model; to change images on the device "
+                "before they are noised, give DDPMDataModule(augment=...), in the configs `dataset.augment`."
+            )
+
+
+def _augmented(augment: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    changed = augment(images)
+    if not isinstance(changed, Tensor) or changed.dtype != torch.uint8 or changed.dim() != 4:
+        shape = f" of shape {tuple(changed.shape)} and {changed.dtype}" if isinstance(changed, Tensor) else ""
+        raise TypeError(
+            f"augment returned a {type(changed).__name__}{shape}, but uint8 images of shape (batch, channels, height, "
+            "width) are noised next. Change `dataset.augment`."
+        )
+    if len(changed) != len(images):
+        raise ValueError(
+            f"augment returned {len(changed)} images for {len(images)}; each has its own place in the stream. "
+            "Change `dataset.augment`."
+        )
+    return changed

@@ -1,0 +1,104 @@
+"""Any dataset item to the values of the image in it: which part of the item, which axes, which PIL mode."""
+
+from collections.abc import Mapping
+from typing import Any, TypeGuard
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+Key = int | str
+Raw = Image.Image | Tensor | np.ndarray[Any, Any]
+_DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")  # more than 8 bits: PIL's own conversion would clip them
+
+
+def find_image(item: object, key: Key | None) -> Raw:
+    """The image in a dataset's item: the item itself, or the value at ``key``, or the only image-like value.
+
+    Raises:
+        TypeError: There is none.
+        ValueError: There are several, or none at ``key``.
+    """
+    if _is_image(item):
+        return item
+    values: Mapping[Any, object]
+    if isinstance(item, Mapping):
+        values = item
+    elif isinstance(item, tuple | list):
+        values = dict(enumerate(item))
+    else:
+        raise TypeError(
+            f"an item is a {_describe(item)}; a PIL image, a tensor or array of 2 or 3 dimensions, or a tuple or dict "
+            "that holds one is needed. Change `dataset`, or wrap it so that it returns the image."
+        )
+    parts = ", ".join(f"{name!r}: {_describe(value)}" for name, value in values.items())
+    if key is not None:
+        if key in values and _is_image(value := values[key]):
+            return value
+        raise ValueError(f"there is no image at {key!r}; the item holds {parts}. Change `dataset.image_key`.")
+    found = [value for value in values.values() if _is_image(value)]
+    if not found:
+        raise TypeError(
+            f"the item holds no image, but {parts}. Change `dataset`, or name the place: `dataset.image_key`."
+        )
+    if len(found) > 1:
+        raise ValueError(f"the item holds several images ({parts}). Say which: `dataset.image_key`.")
+    return found[0]
+
+
+def pixels(image: Raw) -> Tensor:
+    """An image's values in their own dtype, shape ``(channels, height, width)``; 8-bit PIL modes become grey or RGB.
+
+    Of an array's or tensor's three axes the channels are the first or the last, whichever is at most 4 long; else the
+    shorter; if that leaves a tie, NumPy's images are HWC and torch's CHW, as their libraries have it.
+
+    Raises:
+        TypeError: The dtype is one torch does not know.
+        ValueError: There are no pixels, or they are complex numbers.
+    """
+    if isinstance(image, Image.Image):
+        values = torch.from_numpy(np.array(_plain(image)))
+        return values[None] if values.dim() == 2 else values.permute(2, 0, 1)
+    is_array = isinstance(image, np.ndarray)
+    # torch takes neither read-only arrays nor negative strides; np.require copies only those.
+    values = torch.from_numpy(np.require(image, requirements=["W", "C"])) if isinstance(image, np.ndarray) else image
+    if values.numel() == 0 or values.is_complex():
+        raise ValueError(f"an image of shape {tuple(values.shape)} and {values.dtype} has no pixels to show.")
+    if values.dim() == 2:
+        return values[None]
+    return values.permute(2, 0, 1) if _channels_come_last(values.shape, is_array) else values
+
+
+def _channels_come_last(shape: torch.Size, is_array: bool) -> bool:
+    first, last = shape[0] <= 4, shape[-1] <= 4
+    if first != last:
+        return last
+    if not first and shape[0] != shape[-1]:
+        return shape[-1] < shape[0]
+    return is_array  # NumPy's images are HWC, torch's CHW
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """Upright, opaque (on white) and grey or RGB; deep images keep their values."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode in _DEEP_MODES:
+        return image
+    if "A" in image.getbands() or "transparency" in image.info:
+        # Converting alone would show the colours that transparency hides.
+        clear = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear).convert(
+            "L" if image.mode in ("L", "LA", "1") else "RGB"
+        )
+    return image.convert("L" if image.mode in ("1", "L") else "RGB")
+
+
+def _is_image(value: object) -> TypeGuard[Raw]:
+    return isinstance(value, Image.Image) or (isinstance(value, Tensor | np.ndarray) and value.ndim in (2, 3))
+
+
+def _describe(value: object) -> str:
+    kind = type(value).__name__
+    if isinstance(value, Tensor | np.ndarray):
+        return f"{kind} of {value.dtype} and shape {tuple(value.shape)}"
+    return f"{kind} {value!r}" if isinstance(value, str | int | float) and len(repr(value)) < 60 else kind

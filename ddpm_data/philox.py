@@ -1,0 +1,127 @@
+"""Keyed randomness: the same bits from the same (seed, stage, purpose, position) anywhere, with no generator state.
+
+Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") scrambles a 128-bit counter under a
+64-bit key. Here the key is the seed, and the counter holds the block of four words within an example, what the words
+are for, and the example's position: ``(block, purpose + 256 * stage, position low, position high)``.
+
+The words are int64 tensors with values in ``[0, 2**32)``: torch has few uint32 operations, and int64 products wrap
+modulo 2**64, which leaves both halves of a 32 x 32 bit product right.
+"""
+
+import math
+from enum import IntEnum
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ddpm_data import checks
+from ddpm_data.types import Stage
+
+MASK = 0xFFFFFFFF  # the low 32 bits
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)  # golden ratio and sqrt(3) - 1, which the key is raised by each round
+_ROUNDS = 10
+STAGES: dict[Stage, int] = {"train": 0, "val": 1, "test": 2, "predict": 3}  # part of the stream: never renumber
+
+Words = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+class Purpose(IntEnum):
+    """What words are drawn for. The numbers are part of the stream: never renumber, only add."""
+
+    TIMESTEP = 0
+    FLIP = 1
+    NOISE = 2
+    TIMESTEP_OFFSET = 3
+    SHUFFLE = 4
+    SPLIT = 5
+
+
+class Key(NamedTuple):
+    """A seed as Philox's two key words."""
+
+    low: int
+    high: int
+
+
+def key_from(seed: int) -> Key:
+    """The key of a seed.
+
+    Args:
+        seed: In ``[0, 2**64)``.
+
+    Raises:
+        TypeError: ``seed`` is no whole number.
+        ValueError: It is out of range.
+    """
+    seed = checks.whole("ForwardDiffusion", "seed", seed, 0)
+    if seed >= 2**64:
+        raise ValueError(f"seed={seed}: Philox's key has 64 bits, so the seed lies in [0, 2**64). Change `seed`.")
+    return Key(seed & MASK, seed >> 32)
+
+
+def philox_4x32(counter: Words, key: Key) -> Words:
+    """Ten rounds of Philox4x32.
+
+    Args:
+        counter: Four words, int64 in ``[0, 2**32)``, of shapes that broadcast.
+        key: Two words.
+
+    Returns:
+        Four random words, int64 in ``[0, 2**32)``, of the broadcast shape.
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(_ROUNDS):
+        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1, c2, c3 = ((p1 >> 32) & MASK) ^ c1 ^ k0, p1 & MASK, ((p0 >> 32) & MASK) ^ c3 ^ k1, p0 & MASK
+        k0, k1 = (k0 + _WEYL[0]) & MASK, (k1 + _WEYL[1]) & MASK
+    return c0, c1, c2, c3
+
+
+def words(key: Key, purpose: Purpose, stage: Stage, position: Tensor, blocks: int = 1) -> Words:
+    """Random words for each example.
+
+    Args:
+        key: From :func:`key_from`.
+        purpose: What they are for.
+        stage: The stream the positions belong to.
+        position: Places in that stream, int64, shape ``(batch,)``.
+        blocks: How many blocks of four words an example needs, at most ``2**32``.
+
+    Returns:
+        Four tensors, int64 in ``[0, 2**32)``, shape ``(batch, blocks)``.
+    """
+    block = torch.arange(blocks, device=position.device)[None, :]
+    n = position[:, None]
+    what = torch.full_like(n, purpose + 256 * STAGES[stage])
+    return philox_4x32((block, what, n & MASK, (n >> 32) & MASK), key)
+
+
+def normals(key: Key, purpose: Purpose, stage: Stage, position: Tensor, numel: int) -> Tensor:
+    """Standard normal numbers for each example, by Box & Muller (1958) in float32.
+
+    Each block of four words gives four numbers; a quarter of the row lies between them, so that a kernel writes four
+    contiguous runs. On one device they are the same bit for bit in any batch.
+
+    Args:
+        key: From :func:`key_from`.
+        purpose: What they are for.
+        stage: The stream the positions belong to.
+        position: Places in that stream, int64, shape ``(batch,)``.
+        numel: How many numbers an example needs.
+
+    Returns:
+        float32, contiguous, shape ``(batch, numel)``; at most 6.8 in magnitude.
+    """
+    blocks = -(-numel // 4)
+    a, b, c, d = words(key, purpose, stage, position, blocks)
+    noise = torch.cat([*_box_muller(a, b), *_box_muller(c, d)], dim=1)
+    return noise if noise.shape[1] == numel else noise[:, :numel].contiguous()
+
+
+def _box_muller(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    radius = torch.sqrt(-2 * torch.log((u.float() + 0.5) * 2.0**-32))
+    angle = v.float() * (2 * math.pi * 2.0**-32)
+    return radius * torch.cos(angle), radius * torch.sin(angle)

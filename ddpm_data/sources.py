@@ -1,0 +1,75 @@
+"""Datasets of our own: a folder of images, and the offline digits of the main job."""
+
+import re
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch.utils.data import Dataset, TensorDataset
+
+
+class ImageFiles(Dataset[Image.Image]):
+    """Every image file under a folder, flat or nested, in natural order (``2.png`` before ``10.png``).
+
+    Labels are not read from folder names; hidden files and folders are left out.
+
+    Args:
+        root: The folder.
+
+    Raises:
+        FileNotFoundError: ``root`` is no folder.
+        ValueError: It holds no file whose ending names an image format PIL reads.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root).expanduser()
+        if not self.root.is_dir():
+            raise FileNotFoundError(f"ImageFiles: there is no folder {self.root.absolute()}. Change `dataset.root`.")
+        endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+        names = (path.relative_to(self.root) for path in self.root.rglob("*") if path.suffix.lower() in endings)
+        self.names = sorted((str(name) for name in names if not _hidden(name)), key=_natural)
+        if not self.names:
+            raise ValueError(
+                f"ImageFiles: {self.root.absolute()} holds no image files (.jpg, .png, .webp, ...), nor do its "
+                "folders. Change `dataset.root`."
+            )
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        path = self.root / self.names[index]
+        try:
+            with Image.open(path) as image:
+                image.load()
+                return image
+        except OSError as error:  # PIL's own message for a truncated file names no file
+            raise OSError(f"{path} cannot be read as an image: {error}") from error
+
+
+def digits() -> TensorDataset:
+    """The 1,797 handwritten digits that ship with scikit-learn (UCI; Alpaydin & Kaynak 1998), 8 x 8 pixels, grey.
+
+    Returns:
+        Items ``(image, label)``: uint8 of shape ``(1, 8, 8)``, the 17 levels spread over ``[0, 255]``; int64 in 0..9.
+
+    Raises:
+        ImportError: scikit-learn is missing.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ImportError("dataset=digits ships with scikit-learn: pip install 'ddpm-data[demo]'") from error
+    bunch = load_digits()
+    images = torch.from_numpy(bunch.images)[:, None]  # float64, whole numbers 0 to 16
+    return TensorDataset((images * (255 / 16)).round().to(torch.uint8), torch.from_numpy(bunch.target).long())
+
+
+def _hidden(name: Path) -> bool:
+    return any(part.startswith(".") for part in name.parts)
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A key that orders runs of digits by their value; the last place settles ``01`` against ``1``."""
+    parts = re.split(r"(\d+)", name)
+    return [(int(part), "") if part.isdecimal() else (0, part.lower()) for part in parts] + [(0, name)]
