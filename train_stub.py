@@ -83,7 +83,8 @@ class DDPM(L.LightningModule):
         super().__init__()
         self.process = ForwardProcess(schedule)
         self.net = UNet(channels, width)
-        self.ema = AveragedModel(self.net, multi_avg_fn=get_ema_multi_avg_fn(ema_decay))
+        average = get_ema_multi_avg_fn(ema_decay)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self.ema = AveragedModel(self.net, multi_avg_fn=average)
         self.learning_rate = learning_rate
 
     def training_step(self, batch: Triple, batch_idx: int) -> Tensor:

@@ -93,6 +93,13 @@ class DDPMDataModule(L.LightningDataModule):
         super().__init__()
         self.batch_size = checks.whole("DDPMDataModule", "loader.batch_size", batch_size, 1)
         self.num_workers = checks.whole("DDPMDataModule", "loader.num_workers", num_workers, 0)
+        if not isinstance(drop_last, bool):
+            raise TypeError(f"DDPMDataModule(drop_last={drop_last!r}): true or false. Change `loader.drop_last`.")
+        if augment is not None and not callable(augment):
+            raise TypeError(
+                f"DDPMDataModule: augment is a {type(augment).__name__}; a module or function is called with each "
+                "training batch. Change `dataset.augment`."
+            )
         self.drop_last = drop_last
         self.transform = ForwardDiffusion(ForwardProcess(schedule), seed=seed, timesteps=timesteps, flip=flip)
         self.augment = augment
@@ -125,8 +132,7 @@ class DDPMDataModule(L.LightningDataModule):
                 self._check_length(name, len(self._splits.open(name)))
             elif stage and name == _STAGES_OF[stage][0]:
                 raise ValueError(
-                    f"there is no {name} set to {stage} on. Give DDPMDataModule({name}=...), "
-                    f"in the configs `dataset.{name}`."
+                    f"no {name} set was given. Give DDPMDataModule({name}=...), in the configs `dataset.{name}`."
                 )
 
     def train_dataloader(self) -> StreamLoader:

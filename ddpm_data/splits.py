@@ -31,7 +31,7 @@ class Splits:
         self.policy = policy
         self.fraction = _fraction(sources["val"])
         self._key = key
-        self._sources = {stage: _source(stage, given) for stage, given in sources.items() if _is_source(given)}
+        self._sources = {stage: _source(stage, given) for stage, given in sources.items() if _is_given(stage, given)}
         self._built: dict[Stage, MapDataset] = {}
         self._images: dict[Stage, Images] = {}
 
@@ -88,7 +88,7 @@ class Splits:
 
 
 def _fraction(val: object) -> float | None:
-    if val is None or _is_source(val):
+    if not isinstance(val, bool | int | float):
         return None
     fraction = checks.number("DDPMDataModule", "dataset.val", val)
     if not 0 < fraction < 1:
@@ -99,8 +99,8 @@ def _fraction(val: object) -> float | None:
     return fraction
 
 
-def _is_source(given: object) -> bool:
-    return given is not None and not isinstance(given, bool | int | float)
+def _is_given(stage: Stage, source: object) -> bool:
+    return source is not None and not (stage == "val" and isinstance(source, bool | int | float))
 
 
 def _source(name: str, source: object) -> Source:

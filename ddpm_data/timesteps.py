@@ -8,7 +8,7 @@ from ddpm_data.types import Stage
 
 # The step of the Weyl sequence, as a fraction of 2**32. Chosen by benchmarks/weyl.py over the golden ratio, whose
 # multiples by 8, 24, 48 or 72 lie so close to whole numbers that every such rank's share would bunch up.
-_WEYL_STEP = 0xC5AD2055
+WEYL_STEP = 0x9D22D7FD
 
 
 class UniformTimesteps:
@@ -45,7 +45,7 @@ class UniformTimesteps:
         """
         if self.low_discrepancy or stage != "train":
             start = words(key, Purpose.TIMESTEP_OFFSET, stage, torch.zeros_like(position[:1]))[0][:, 0]
-            word = (start + (position & MASK) * _WEYL_STEP) & MASK
+            word = (start + (position & MASK) * WEYL_STEP) & MASK
         else:
             word = words(key, Purpose.TIMESTEP, stage, position)[0][:, 0]
         # The high half of a product: exact, where floor(u * T) in float32 can round up to T.

@@ -43,6 +43,11 @@ class ForwardDiffusion(nn.Module):
             raise TypeError(
                 f"ForwardDiffusion: process is a {type(process).__name__}; wrap the betas: ForwardProcess(betas)."
             )
+        if timesteps is not None and not callable(timesteps):
+            raise TypeError(
+                f"ForwardDiffusion: timesteps is a {type(timesteps).__name__}; a callable such as UniformTimesteps() "
+                "draws t. Change `timesteps`."
+            )
         flip = checks.number("ForwardDiffusion", "dataset.flip", flip)
         if not 0 <= flip <= 1:
             raise ValueError(f"ForwardDiffusion(flip={flip}): a probability lies in [0, 1]. Change `dataset.flip`.")

@@ -1,0 +1,83 @@
+"""Philox against Random123's known answers; the words and normals it gives against their distributions."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from ddpm_data.philox import Key, Purpose, Words, key_from, normals, philox_4x32, words
+
+KNOWN_ANSWERS = [  # Random123's kat_vectors, "philox4x32 10": counter, key, result
+    ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+    ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+    ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
+]
+
+
+def parse(text: str) -> list[int]:
+    return [int(word, 16) for word in text.split()]
+
+
+@pytest.mark.parametrize(("counter", "key", "result"), KNOWN_ANSWERS)
+def test_known_answers(counter: str, key: str, result: str) -> None:
+    a, b, c, d = (torch.tensor([word]) for word in parse(counter))
+    assert [int(word) for word in philox_4x32((a, b, c, d), Key(*parse(key)))] == parse(result)
+
+
+def test_words_put_the_seed_in_the_key_and_the_rest_in_the_counter() -> None:
+    seed, n, block = 0x299F31D0A4093822, 0x0370734413198A2E, 2
+    drawn = words(key_from(seed), Purpose.NOISE, "test", torch.tensor([5, n]), blocks=3)
+    counter: Words = tuple(torch.tensor([w]) for w in (block, 2 + 256 * 2, 0x13198A2E, 0x03707344))  # type: ignore[assignment]
+    expected = philox_4x32(counter, Key(0xA4093822, 0x299F31D0))
+    assert [int(w[1, block]) for w in drawn] == [int(w) for w in expected]
+    assert all(w.dtype == torch.int64 and w.shape == (2, 3) for w in drawn)
+
+
+def test_words_are_uniform_bits() -> None:
+    drawn = torch.stack(words(key_from(1), Purpose.NOISE, "train", torch.arange(5000), blocks=5)).numpy()
+    assert drawn.min() >= 0
+    assert drawn.max() < 2**32
+    for shift in (0, 8, 16, 24):  # chi-square of every byte: 4 tests at 1e-4 each, 0.04% false alarms
+        counts = np.bincount((drawn.ravel() >> shift) & 0xFF, minlength=256)
+        assert stats.chisquare(counts).pvalue > 1e-4
+
+
+def test_normals_are_standard_normal() -> None:
+    drawn = normals(key_from(2), Purpose.NOISE, "train", torch.arange(1000), 1000)
+    assert drawn.dtype == torch.float32
+    assert drawn.is_contiguous()
+    values = drawn.double().numpy().ravel()
+    # A million numbers; each check is false with probability below 1e-4.
+    assert stats.kstest(values, "norm").pvalue > 1e-4
+    assert abs(values.mean()) < 4 / 1e3
+    assert abs(values.var() - 1) < 4 * 2**0.5 / 1e3
+    tail = (np.abs(values) > 4).sum()
+    assert stats.binomtest(int(tail), values.size, 2 * stats.norm.sf(4)).pvalue > 1e-4
+
+
+def test_the_four_numbers_of_a_block_and_neighbouring_blocks_are_independent() -> None:
+    drawn = normals(key_from(3), Purpose.NOISE, "train", torch.arange(100_000), 8)
+    correlation = np.corrcoef(drawn.double().numpy().T) - np.eye(8)
+    squares = np.corrcoef(drawn.double().square().numpy().T) - np.eye(8)
+    assert np.abs(correlation).max() < 5 / 100_000**0.5  # 28 pairs at 5 sigma: 1.6e-5 false alarms
+    assert np.abs(squares).max() < 5 / 100_000**0.5
+
+
+def test_extreme_words_give_finite_normals() -> None:
+    from ddpm_data.philox import _box_muller
+
+    extremes = torch.tensor([0, 1, 2**31, 2**32 - 1])
+    for u in extremes:
+        for values in _box_muller(u.expand(4), extremes):
+            assert values.isfinite().all()
+            assert values.abs().max() < 6.8
+
+
+def test_seeds_out_of_range_are_refused() -> None:
+    assert key_from(2**64 - 1) == Key(2**32 - 1, 2**32 - 1)
+    for seed in (-1, 2**64):
+        with pytest.raises(ValueError, match="seed"):
+            key_from(seed)
+    for wrong in (1.0, "1", True, None):
+        with pytest.raises(TypeError, match="seed"):
+            key_from(wrong)  # type: ignore[arg-type]

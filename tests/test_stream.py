@@ -1,0 +1,124 @@
+"""Samplers cut one stream up, whatever the number of ranks: nothing twice, nothing lost, nobody without."""
+
+import pytest
+import torch
+
+from ddpm_data.images import ImagePolicy, Images
+from ddpm_data.philox import Purpose, key_from
+from ddpm_data.stream import EvalSampler, Positioned, Request, StreamLoader, StreamSampler, shuffled, split
+from tests.conftest import uint8_images
+
+KEY = key_from(0)
+SIZES = [(1, 1), (2, 3), (7, 2), (10, 4), (20, 4), (21, 4), (23, 4), (64, 8), (97, 5)]
+
+
+def epoch(length: int, batch: int, world: int, drop_last: bool, number: int = 0) -> list[list[Request]]:
+    """Each rank's requests in one epoch."""
+    ranks = []
+    for rank in range(world):
+        sampler = StreamSampler(length, batch, world, rank, KEY, drop_last)
+        sampler.set_epoch(number)
+        ranks.append(list(sampler))
+        assert len(ranks[-1]) == len(sampler)
+    return ranks
+
+
+def flat(ranks: list[list[Request]]) -> list[tuple[int, int]]:
+    return sorted(pair for requests in ranks for r in requests for pair in zip(r.positions, r.indices, strict=True))
+
+
+@pytest.mark.parametrize(("length", "batch"), SIZES)
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+@pytest.mark.parametrize("number", [0, 3])
+def test_every_example_once_an_epoch_at_its_own_position(length: int, batch: int, world: int, number: int) -> None:
+    if length < world:
+        return
+    ranks = epoch(length, batch, world, drop_last=False, number=number)
+    order = shuffled(KEY, Purpose.SHUFFLE, number, length).tolist()
+    assert flat(ranks) == [(number * length + place, order[place]) for place in range(length)]
+    assert len({len(requests) for requests in ranks}) == 1  # nobody waits for a rank that has no batch
+    assert all(request.positions for requests in ranks for request in requests)
+
+
+@pytest.mark.parametrize(("length", "batch"), SIZES)
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_drop_last_leaves_whole_batches_only(length: int, batch: int, world: int) -> None:
+    ranks = epoch(length, batch, world, drop_last=True)
+    assert {len(requests) for requests in ranks} == {length // (batch * world)}
+    assert all(len(request.positions) == batch for requests in ranks for request in requests)
+    assert [position for position, _ in flat(ranks)] == list(range(length - length % (batch * world)))
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_a_step_sees_the_same_examples_at_any_world_size(drop_last: bool) -> None:
+    one = epoch(54, 12, 1, drop_last)
+    for world, batch in ((2, 6), (3, 4), (4, 3), (6, 2)):
+        many = epoch(54, batch, world, drop_last)
+        for step, request in enumerate(one[0]):
+            together = flat([[requests[step]] for requests in many])
+            assert together == sorted(zip(request.positions, request.indices, strict=True))
+
+
+def test_each_rank_takes_consecutive_positions() -> None:
+    for requests in epoch(40, 4, 3, drop_last=False):
+        for request in requests:
+            assert request.positions == list(range(request.positions[0], request.positions[0] + len(request.positions)))
+
+
+def test_epochs_and_seeds_shuffle_differently_and_reproducibly() -> None:
+    orders = [shuffled(key_from(seed), Purpose.SHUFFLE, number, 100) for seed in (0, 1) for number in (0, 1)]
+    assert len({tuple(order.tolist()) for order in orders}) == 4
+    assert all(order.sort().values.tolist() == list(range(100)) for order in orders)
+    torch.manual_seed(5)
+    assert torch.equal(shuffled(KEY, Purpose.SHUFFLE, 1, 100), orders[1])
+
+
+@pytest.mark.parametrize(("length", "batch"), SIZES)
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+def test_evaluation_sees_every_example_once_in_even_batches(length: int, batch: int, world: int) -> None:
+    if length < world:
+        return
+    ranks = [list(EvalSampler(length, batch, world, rank)) for rank in range(world)]
+    assert flat(ranks) == [(place, place) for place in range(length)]
+    assert len({len(requests) for requests in ranks}) == 1
+    sizes = [len(request.indices) for requests in ranks for request in requests]
+    assert min(sizes) >= 1
+    assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize(("length", "fraction", "held_out"), [(100, 0.1, 10), (9, 0.5, 4), (3, 0.34, 1)])
+def test_a_split_holds_out_a_reproducible_part(length: int, fraction: float, held_out: int) -> None:
+    train, val = split(KEY, length, fraction)
+    assert len(val) == held_out
+    assert sorted([*train.tolist(), *val.tolist()]) == list(range(length))
+    assert torch.equal(split(KEY, length, fraction)[1], val)
+    assert train.tolist() == sorted(train.tolist())
+
+
+def test_seeds_hold_out_different_parts() -> None:
+    assert len({tuple(split(key_from(seed), 100, 0.1)[1].tolist()) for seed in range(5)}) == 5
+
+
+def test_a_batch_carries_its_positions_and_stage() -> None:
+    data = uint8_images(10, 1, 4, 4)
+    batch = Positioned(Images(data, ImagePolicy(), "val"), "val")[Request([7, 3], [9, 1])]
+    assert torch.equal(batch.images, data[[9, 1]])
+    assert batch.position.tolist() == [7, 3]
+    assert batch.stage == "val"
+
+
+def test_mixed_shapes_that_setup_did_not_meet_are_named() -> None:
+    data = [torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(3, 9, 8, dtype=torch.uint8)]
+    with pytest.raises(ValueError, match=r"train\[0\] is \(3, 8, 8\) and train\[1\] is \(3, 9, 8\)"):
+        Positioned(Images(data, ImagePolicy(), "train"), "train")[Request([0, 1], [0, 1])]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_epoch_may_be_set_after_iter(workers: int) -> None:
+    """Lightning calls iter() before set_epoch() when it resumes."""
+    sampler = StreamSampler(12, 4, 1, 0, KEY, drop_last=False)
+    images = Images(uint8_images(12, 1, 4, 4), ImagePolicy(), "train")
+    loader = StreamLoader(Positioned(images, "train"), batch_size=None, sampler=sampler, num_workers=workers)
+    batches = iter(loader)
+    sampler.set_epoch(5)
+    assert torch.cat([batch.position for batch in batches]).tolist() == list(range(60, 72))
