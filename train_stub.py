@@ -4,6 +4,7 @@ Run ``python train_stub.py``; every value of ``conf/`` can be overridden on the 
 """
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +19,13 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from ddpm_data import DDPMDataModule, ForwardProcess, Triple, plots
+from ddpm_data import DDPMDataModule, ForwardProcess, Triple, checks, plots
+
+_NO_NEWS = (
+    "The '.*' does not have many workers",  # none is fastest for data in memory
+    "Experiment logs directory .* exists and is not empty",  # Hydra has just made it
+    "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # lightning 2.6 on torch 2.14
+)
 
 
 class Block(nn.Module):
@@ -53,6 +60,11 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """Predict the noise, shape of ``x``, in images ``(batch, channels, h, w)`` at steps ``t``, ``(batch,)``."""
+        if x.shape[2] % 4 or x.shape[3] % 4:
+            raise ValueError(
+                f"images are {x.shape[2]} x {x.shape[3]} pixels; this U-Net halves them twice and wants sides that are "
+                "multiples of 4. Change `dataset.image_size`."
+            )
         frequency = torch.exp(torch.arange(self.width // 2, device=x.device) * (-2 * math.log(10_000) / self.width))
         angle = t[:, None] * frequency
         embedding = self.embed(torch.cat([angle.sin(), angle.cos()], dim=1).to(x.dtype))
@@ -75,16 +87,27 @@ class DDPM(L.LightningModule):
         schedule: Betas, those of the DataModule, shape ``(num_timesteps,)``.
         channels: Of the images.
         width: Channels at full size, a multiple of 8.
-        learning_rate: Of Adam.
-        ema_decay: Of the averaged weights, a step.
+        learning_rate: Of Adam, above 0.
+        ema_decay: Of the averaged weights, a step, in ``[0, 1)``.
+
+    Raises:
+        TypeError: A size is no whole number, or another argument no number.
+        ValueError: An argument is out of range.
     """
 
     def __init__(self, schedule: Tensor, channels: int, width: int, learning_rate: float, ema_decay: float) -> None:
         super().__init__()
+        checks.whole("DDPM", "model.channels", channels, 1)
+        if checks.whole("DDPM", "model.width", width, 8) % 8:
+            raise ValueError(f"DDPM(width={width}): GroupNorm wants a multiple of 8. Change `model.width`.")
+        if checks.number("DDPM", "model.learning_rate", learning_rate) <= 0:
+            raise ValueError(f"DDPM(learning_rate={learning_rate}): it is above 0. Change `model.learning_rate`.")
+        if not 0 <= checks.number("DDPM", "model.ema_decay", ema_decay) < 1:
+            raise ValueError(f"DDPM(ema_decay={ema_decay}): it lies in [0, 1). Change `model.ema_decay`.")
         self.process = ForwardProcess(schedule)
         self.net = UNet(channels, width)
         average = get_ema_multi_avg_fn(ema_decay)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        self.ema = AveragedModel(self.net, multi_avg_fn=average)
+        self.ema = AveragedModel(self.net, multi_avg_fn=average).requires_grad_(False)
         self.learning_rate = learning_rate
 
     def training_step(self, batch: Triple, batch_idx: int) -> Tensor:
@@ -139,14 +162,33 @@ def draw(model: DDPM, datamodule: DDPMDataModule, folder: Path, samples: int, se
     plots.samples_beside(drawn, real, folder / "samples.png")
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="train")
-def main(cfg: DictConfig) -> float:
-    """Compose, instantiate, fit, draw; returns the last validation loss, for sweepers."""
-    folder = Path(HydraConfig.get().runtime.output_dir)
+def check(cfg: DictConfig) -> None:
+    """Refuse, before anything is built, what would fail late or without the key's name.
+
+    Raises:
+        FileNotFoundError: ``ckpt_path`` is no file.
+        MissingMandatoryValue: A value that the configs leave to the user is missing.
+        TypeError: A count is no whole number.
+        ValueError: A count is too small.
+    """
+    OmegaConf.to_container(cfg, throw_on_missing=True)
     if cfg.ckpt_path is not None and not Path(cfg.ckpt_path).is_file():
         raise FileNotFoundError(f"there is no checkpoint {Path(cfg.ckpt_path).absolute()}. Change `ckpt_path`.")
-    L.seed_everything(cfg.seed, workers=True)
+    checks.whole("train_stub.py", "samples", cfg.samples, 1)
+    checks.whole("Trainer", "trainer.max_epochs", cfg.trainer.max_epochs, -1)
+    for key in ("check_val_every_n_epoch", "accumulate_grad_batches", "log_every_n_steps"):
+        checks.whole("Trainer", f"trainer.{key}", cfg.trainer[key], 1)
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+def main(cfg: DictConfig) -> float:
+    """Compose, instantiate, fit, draw; returns the last validation loss, without a validation set the training loss."""
+    for message in _NO_NEWS:
+        warnings.filterwarnings("ignore", message=message)
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    check(cfg)
     datamodule: DDPMDataModule = instantiate(cfg.datamodule)
+    L.seed_everything(cfg.seed % 2**32, workers=True)  # NumPy's limit; for the network's first weights only
     model: DDPM = instantiate(cfg.model)
     trainer: L.Trainer = instantiate(
         cfg.trainer,
@@ -161,7 +203,8 @@ def main(cfg: DictConfig) -> float:
         for path in sorted(path for path in folder.rglob("*") if path.suffix in (".png", ".csv", ".ckpt", ".yaml")):
             if ".hydra" not in path.parts:
                 print(f"  {path.relative_to(folder)}")
-    return float(trainer.callback_metrics["val_loss"])
+    metrics = trainer.callback_metrics
+    return float(metrics["val_loss"] if "val_loss" in metrics else metrics["train_loss"])
 
 
 if __name__ == "__main__":
