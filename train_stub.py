@@ -177,7 +177,8 @@ def check(cfg: DictConfig) -> None:
     checks.whole("train_stub.py", "samples", cfg.samples, 1)
     checks.whole("Trainer", "trainer.max_epochs", cfg.trainer.max_epochs, -1)
     for key in ("check_val_every_n_epoch", "accumulate_grad_batches", "log_every_n_steps"):
-        checks.whole("Trainer", f"trainer.{key}", cfg.trainer[key], 1)
+        if cfg.trainer.get(key) is not None:
+            checks.whole("Trainer", f"trainer.{key}", cfg.trainer[key], 1)
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")

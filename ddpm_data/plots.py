@@ -58,7 +58,7 @@ def schedule_curves(process: ForwardProcess, path: Path) -> None:
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     for axes, (name, values) in zip(figure.subplots(1, 3), curves.items(), strict=True):
         finite = values.isfinite()  # zero terminal SNR is minus infinity decibels
-        axes.plot(t[finite].cpu(), values[finite].cpu(), color=_INK, linewidth=2)
+        axes.plot(t[finite].cpu().numpy(), values[finite].cpu().numpy(), color=_INK, linewidth=2)
         axes.set_title(name, loc="left", fontsize=11)
         axes.set_xlabel("t, step")
         axes.grid(alpha=0.3)
@@ -74,7 +74,8 @@ def samples_beside(samples: Tensor, real: Tensor, path: Path) -> None:
         real: uint8, shape ``(count, channels, height, width)``.
         path: The PNG file.
     """
-    figure = Figure(figsize=(12, 6.3), layout="constrained")
+    figure = Figure(figsize=(12.4, 6.3), layout="constrained")
+    figure.get_layout_engine().set(wspace=0.06)  # type: ignore[union-attr, call-arg]  # "constrained" has one that takes it
     sides: Sequence[tuple[str, Tensor]] = (("Samples", samples), ("Real images", real.float() / 127.5 - 1))
     for axes, (name, images) in zip(figure.subplots(1, 2), sides, strict=True):
         _show(axes, _mosaic(images.cpu()))
@@ -95,6 +96,6 @@ def _mosaic(images: Tensor) -> Tensor:
 
 
 def _show(axes: Axes, image: Tensor) -> None:
-    pixels = ((image + 1) / 2).clamp(0, 1).permute(1, 2, 0)
+    pixels = ((image + 1) / 2).clamp(0, 1).permute(1, 2, 0).numpy()
     axes.imshow(pixels[..., 0] if pixels.shape[-1] == 1 else pixels, cmap="gray", vmin=0, vmax=1)
     axes.set_axis_off()
