@@ -1,0 +1,179 @@
+"""The main job as a user runs it: real runs, a real sweep, a real resume, and errors that name the key."""
+
+import csv
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+
+from ddpm_data import schedules
+from tests.conftest import ROOT
+from train_stub import DDPM, UNet
+
+PICTURES = ("noising.png", "schedule.png", "samples.png")
+
+
+def job(*overrides: str, cwd: Path | None = None) -> str:
+    """Run the main job in a process of its own; what it printed."""
+    command = [sys.executable, str(ROOT / "train_stub.py"), *overrides]
+    result = subprocess.run(
+        command, cwd=cwd or ROOT, timeout=300, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert result.returncode == 0, result.stdout[-3000:]
+    return result.stdout
+
+
+def metrics(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_main_job_trains_and_leaves_what_it_names(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    printed = job(
+        "trainer=smoke", "trainer.limit_train_batches=12", f"hydra.run.dir={folder}", "samples=9", cwd=tmp_path
+    )
+    assert "train_loss=" in printed
+    assert "val_loss=" in printed
+    assert "images_per_s=" in printed
+    assert "Warning" not in printed
+    last = printed[printed.index("The run is in") :]
+    assert str(folder) in last
+    for name in (*PICTURES, "metrics.csv", "config.yaml", "checkpoints/last.ckpt"):
+        assert name in last
+        assert (folder / name).is_file()
+    for name in PICTURES:
+        with Image.open(folder / name) as picture:
+            assert min(picture.size) > 300
+    rows = metrics(folder)
+    assert {row["epoch"] for row in rows if row["val_loss"]} == {"0", "1"}
+    assert all(float(row["images_per_s"]) > 0 for row in rows if row["images_per_s"])
+    assert os.listdir(tmp_path) == ["run"]
+
+
+def test_a_sweep_gives_four_finished_runs_with_their_resolved_configs(tmp_path: Path) -> None:
+    job(
+        "-m",
+        "schedule=linear,cosine",
+        "schedule.num_timesteps=100,300",
+        "trainer=smoke",
+        "samples=4",
+        f"hydra.sweep.dir={tmp_path}",
+    )
+    swept = []
+    for number in range(4):
+        folder = tmp_path / str(number)
+        assert all((folder / name).is_file() for name in (*PICTURES, "metrics.csv", "checkpoints/last.ckpt"))
+        config = (folder / "config.yaml").read_text()
+        assert "${" not in config
+        schedule = OmegaConf.create(config).datamodule.schedule
+        swept.append((schedule._target_.rpartition(".")[2], schedule.num_timesteps))
+    assert swept == [("linear", 100), ("linear", 300), ("cosine", 100), ("cosine", 300)]
+
+
+def test_resuming_ends_where_the_whole_run_ends(tmp_path: Path) -> None:
+    common = ["trainer=smoke", "samples=1", "schedule.num_timesteps=20", "timesteps=low_discrepancy"]
+    job(*common, "trainer.max_epochs=3", f"hydra.run.dir={tmp_path / 'whole'}")
+    job(*common, "trainer.max_epochs=1", f"hydra.run.dir={tmp_path / 'first'}")
+    checkpoint = tmp_path / "first" / "checkpoints" / "last.ckpt"
+    job(*common, "trainer.max_epochs=3", f"ckpt_path={checkpoint}", f"hydra.run.dir={tmp_path / 'rest'}")
+    whole, rest = metrics(tmp_path / "whole"), metrics(tmp_path / "rest")
+    assert {row["epoch"] for row in rest} == {"1", "2"}
+    expected = [row for row in whole if row["epoch"] != "0"]
+    for a, b in zip(expected, rest, strict=True):
+        for name in ("train_loss", "val_loss"):
+            assert a[name] == b[name]  # bit for bit: the same triples, the same weights
+
+
+def test_two_processes_make_one_run(tmp_path: Path) -> None:
+    common = ["trainer=ddp_cpu", "trainer.max_epochs=1", "trainer.check_val_every_n_epoch=1", "samples=1"]
+    printed = job(*common, "schedule.num_timesteps=20", f"hydra.run.dir={tmp_path}")
+    assert printed.count("The run is in") == 1
+    assert all((tmp_path / name).is_file() for name in (*PICTURES, "metrics.csv", "checkpoints/last.ckpt"))
+
+
+@pytest.mark.parametrize("schedule", ["jsd", "zero_terminal_snr"])
+def test_schedules_that_end_in_no_signal_are_sampled_too(schedule: str) -> None:
+    betas = schedules.jsd(8) if schedule == "jsd" else schedules.zero_terminal_snr(schedules.linear(8))
+    model = DDPM(betas, channels=1, width=8, learning_rate=1e-3, ema_decay=0.9)
+    samples = model.sample((2, 1, 8, 8), seed=0)
+    assert samples.isfinite().all()
+    assert samples.abs().max() <= 1
+    assert torch.equal(samples, model.sample((2, 1, 8, 8), seed=0))
+
+
+def test_sampling_recovers_a_distribution_it_knows() -> None:
+    """With the exact noise predictor of a Gaussian N(0.3, 0.2^2), ancestral sampling gives that Gaussian back."""
+    model = DDPM(schedules.linear(), channels=1, width=8, learning_rate=1e-3, ema_decay=0.9)
+    process, mean, std = model.process, 0.3, 0.2
+
+    class Exact(torch.nn.Module):
+        def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            abar = process.alphas_cumprod[t].view(-1, 1, 1, 1)
+            return (1 - abar).sqrt() * (x - abar.sqrt() * mean) / (abar * std**2 + 1 - abar)
+
+    model.ema = Exact()  # type: ignore[assignment]
+    samples = model.sample((64, 1, 16, 16), seed=0)
+    assert samples.mean().item() == pytest.approx(mean, abs=0.01)
+    assert samples.std().item() == pytest.approx(std, rel=0.05)
+
+
+@pytest.mark.parametrize("side", [4, 8, 28, 32])
+def test_the_network_keeps_shapes_and_hears_t(side: int) -> None:
+    net = UNet(channels=3, width=16)
+    x = torch.zeros(2, 3, side, side)
+    early, late = net(x, torch.tensor([0, 0])), net(x, torch.tensor([0, 900]))
+    assert early.shape == x.shape
+    assert torch.equal(early[0], late[0])
+    assert not torch.allclose(early[1], late[1])
+
+
+WRONG = [
+    ("loader.batch_sise=3", "batch_sise"),
+    ("trainer.max_epoch=3", "max_epoch"),
+    ("schedule=cosin", "cosin"),
+    ("schedule.num_timesteps=0", "schedule.num_timesteps"),
+    ("schedule.num_timesteps=1.5", "schedule.num_timesteps"),
+    ("schedule.end=3", "schedule.end"),
+    ("loader.batch_size=abc", "loader.batch_size"),
+    ("loader.num_workers=-1", "loader.num_workers"),
+    ("loader.batch_size=9999 loader.drop_last=true", "loader.batch_size"),
+    ("dataset.val=2", "dataset.val"),
+    ("dataset.flip=2", "dataset.flip"),
+    ("dataset.channels=null", "model.channels"),
+    ("dataset.image_size=30", "dataset.image_size"),
+    ("dataset=image_folder", "dataset.root"),
+    ("dataset=image_folder dataset.root=/nowhere", "dataset.root"),
+    ("timesteps.low_discrepancy=maybe", "timesteps.low_discrepancy"),
+    ("model.width=12", "model.width"),
+    ("model.learning_rate=-1", "model.learning_rate"),
+    ("model.ema_decay=1", "model.ema_decay"),
+    ("trainer.max_epochs=abc", "trainer.max_epochs"),
+    ("trainer.max_epochs=-3", "max_epochs"),
+    ("trainer.precision=8", "Precision 8"),
+    ("seed=-1", "seed"),
+    ("samples=0", "samples"),
+    ("ckpt_path=nowhere.ckpt", "ckpt_path"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "says"), WRONG)
+def test_wrong_keys_and_values_end_with_an_error_that_names_the_key(
+    overrides: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["train_stub.py", "trainer=smoke", f"hydra.run.dir={tmp_path}", *overrides.split()]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(ROOT / "train_stub.py"), run_name="__main__")
+    assert stopped.value.code == 1
+    lines = capfd.readouterr().err.splitlines()
+    # Hydra repeats the overrides in a line of their own, which would satisfy any test.
+    assert any(says in line for line in lines if not line.startswith("Error executing job"))
+    assert not list(tmp_path.rglob("*.png"))
