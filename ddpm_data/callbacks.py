@@ -12,20 +12,20 @@ class Throughput(L.Callback):
     """Logs ``images_per_s``: training images a second over all processes, loading included, validation left out.
 
     Args:
-        every_n_steps: Batches between two readings; each reading is the mean since the last.
+        every_n_steps: Batches a reading, which is their mean; short epochs share one.
     """
 
     def __init__(self, every_n_steps: int = 10) -> None:
         self.every_n_steps = every_n_steps
-        self._restart()
+        self._images, self._batches, self._seconds, self._since = 0, 0, 0.0, 0.0
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leave out what happened between two epochs."""
-        self._restart()
+        self._since = time.perf_counter()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leave out the time that validation took."""
-        self._restart()
+        self._since = time.perf_counter()
 
     def on_train_batch_end(
         self,
@@ -36,12 +36,11 @@ class Throughput(L.Callback):
         batch_idx: int,
     ) -> None:
         """Count, and log a reading when one is due."""
+        now = time.perf_counter()
         self._images += len(batch.t)
         self._batches += 1
+        self._seconds += now - self._since
+        self._since = now
         if self._batches == self.every_n_steps:
-            rate = self._images * trainer.world_size / (time.perf_counter() - self._since)
-            pl_module.log("images_per_s", rate, prog_bar=True)
-            self._restart()
-
-    def _restart(self) -> None:
-        self._images, self._batches, self._since = 0, 0, time.perf_counter()
+            pl_module.log("images_per_s", self._images * trainer.world_size / self._seconds, prog_bar=True)
+            self._images, self._batches, self._seconds = 0, 0, 0.0
