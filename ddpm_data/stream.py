@@ -12,8 +12,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
 
 from ddpm_data.images import Images, same_shape
-from ddpm_data.philox import Key, Purpose, words
+from ddpm_data.permutation import permute
+from ddpm_data.philox import Key, Purpose
 from ddpm_data.types import Examples, Stage
+
+_BLOCK = (
+    16384  # places shuffled at once: enough to spread the cost of the calls, little enough for a prompt first batch
+)
 
 
 class Request(NamedTuple):
@@ -24,7 +29,7 @@ class Request(NamedTuple):
 
 
 class StreamSampler(DistributedSampler[Request]):
-    """This rank's share of each epoch, shuffled, a whole batch at a time.
+    """This rank's share of each epoch, shuffled, a whole batch at a time; its memory does not grow with the dataset.
 
     Global batches are consecutive runs of ``batch_size * world_size`` positions; each rank takes a consecutive part, so
     that a low-discrepancy draw of ``t`` is even on every rank too. With ``drop_last=False`` what is left at the end is
@@ -35,31 +40,34 @@ class StreamSampler(DistributedSampler[Request]):
 
     def __init__(self, length: int, batch_size: int, world_size: int, rank: int, key: Key, drop_last: bool) -> None:
         self.length = length
-        self.batch_size = batch_size
+        self.global_batch = batch_size * world_size
         self.num_replicas = world_size
         self.rank = rank
         self.key = key
-        self.drop_last = drop_last
         self.epoch = 0
+        whole, rest = divmod(length, self.global_batch)
+        joins = whole and rest < world_size
+        self.batches = whole if drop_last or joins or not rest else whole + 1
+        self._end = whole * self.global_batch if drop_last else length
 
     def __len__(self) -> int:
-        return len(self._bounds())
+        return self.batches
 
     def __iter__(self) -> Iterator[Request]:
-        order = shuffled(self.key, Purpose.SHUFFLE, self.epoch, self.length)
-        for start, stop in self._bounds():
-            own = _share(start, stop, self.rank, self.num_replicas)
-            yield Request([self.epoch * self.length + place for place in own], order[own.start : own.stop].tolist())
+        at_once = max(1, _BLOCK * self.num_replicas // self.global_batch)
+        for first in range(0, self.batches, at_once):
+            own = [self._own(batch) for batch in range(first, min(first + at_once, self.batches))]
+            places = torch.cat([torch.arange(part.start, part.stop) for part in own])
+            indices = permute(places, self.length, self.key, Purpose.SHUFFLE, self.epoch).tolist()
+            for part in own:
+                offset = self.epoch * self.length
+                yield Request([offset + place for place in part], indices[: len(part)])
+                del indices[: len(part)]
 
-    def _bounds(self) -> list[tuple[int, int]]:
-        batch = self.batch_size * self.num_replicas
-        whole, rest = divmod(self.length, batch)
-        bounds = [(i * batch, (i + 1) * batch) for i in range(whole)]
-        if self.drop_last or not rest:
-            return bounds
-        if rest < self.num_replicas and bounds:
-            return [*bounds[:-1], (bounds[-1][0], self.length)]
-        return [*bounds, (self.length - rest, self.length)]
+    def _own(self, batch: int) -> range:
+        start = batch * self.global_batch
+        stop = self._end if batch == self.batches - 1 else start + self.global_batch
+        return _share(start, stop, self.rank, self.num_replicas)
 
 
 class EvalSampler(DistributedSampler[Request]):
@@ -116,17 +124,12 @@ class StreamLoader(DataLoader[Examples]):
         yield from super().__iter__()
 
 
-def shuffled(key: Key, purpose: Purpose, epoch: int, length: int) -> Tensor:
-    """A permutation of ``range(length)``, int64, drawn from the key, the purpose and the epoch alone."""
-    word = words(key, purpose, "train", torch.tensor([epoch]))
-    generator = torch.Generator().manual_seed(int(word[0]) << 31 | int(word[1]) >> 1)
-    return torch.randperm(length, generator=generator)
-
-
 def split(key: Key, length: int, fraction: float) -> tuple[Tensor, Tensor]:
     """Indices of a training and a validation part, each in order, int64; the same for the same key and length."""
     held_out = round(length * fraction)
-    order = shuffled(key, Purpose.SPLIT, 0, length)
+    starts = range(0, length, _BLOCK)
+    blocks = [permute(torch.arange(i, min(i + _BLOCK, length)), length, key, Purpose.SPLIT) for i in starts]
+    order = torch.cat(blocks) if blocks else torch.arange(0)
     return order[held_out:].sort().values, order[:held_out].sort().values
 
 

@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 LAYERS = [
     {"types", "checks"},
     {"schedules", "philox", "items"},
-    {"process", "timesteps", "images", "sources"},
+    {"process", "timesteps", "images", "sources", "permutation"},
     {"transform", "stream"},
     {"splits"},
     {"datamodule"},

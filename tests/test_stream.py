@@ -1,11 +1,14 @@
 """Samplers cut one stream up, whatever the number of ranks: nothing twice, nothing lost, nobody without."""
 
+import tracemalloc
+
 import pytest
 import torch
 
 from ddpm_data.images import ImagePolicy, Images
+from ddpm_data.permutation import permute
 from ddpm_data.philox import Purpose, key_from
-from ddpm_data.stream import EvalSampler, Positioned, Request, StreamLoader, StreamSampler, shuffled, split
+from ddpm_data.stream import EvalSampler, Positioned, Request, StreamLoader, StreamSampler, split
 from tests.conftest import uint8_images
 
 KEY = key_from(0)
@@ -34,7 +37,7 @@ def test_every_example_once_an_epoch_at_its_own_position(length: int, batch: int
     if length < world:
         return
     ranks = epoch(length, batch, world, drop_last=False, number=number)
-    order = shuffled(KEY, Purpose.SHUFFLE, number, length).tolist()
+    order = permute(torch.arange(length), length, KEY, Purpose.SHUFFLE, number).tolist()
     assert flat(ranks) == [(number * length + place, order[place]) for place in range(length)]
     assert len({len(requests) for requests in ranks}) == 1  # nobody waits for a rank that has no batch
     assert all(request.positions for requests in ranks for request in requests)
@@ -66,11 +69,34 @@ def test_each_rank_takes_consecutive_positions() -> None:
 
 
 def test_epochs_and_seeds_shuffle_differently_and_reproducibly() -> None:
-    orders = [shuffled(key_from(seed), Purpose.SHUFFLE, number, 100) for seed in (0, 1) for number in (0, 1)]
-    assert len({tuple(order.tolist()) for order in orders}) == 4
-    assert all(order.sort().values.tolist() == list(range(100)) for order in orders)
-    torch.manual_seed(5)
-    assert torch.equal(shuffled(KEY, Purpose.SHUFFLE, 1, 100), orders[1])
+    orders = []
+    for seed in (0, 1):
+        sampler = StreamSampler(100, 100, 1, 0, key_from(seed), drop_last=False)
+        for number in (0, 1):
+            sampler.set_epoch(number)
+            orders += [tuple(request.indices) for request in sampler]
+            torch.manual_seed(number)
+            assert tuple(next(iter(sampler)).indices) == orders[-1]
+    assert len(set(orders)) == 4
+
+
+def test_epochs_longer_than_a_block_are_whole() -> None:
+    ranks = epoch(40_000, 100, 3, drop_last=False)
+    assert [position for position, _ in flat(ranks)] == list(range(40_000))
+    assert sorted(index for _, index in flat(ranks)) == list(range(40_000))
+
+
+def test_a_billion_examples_cost_what_a_thousand_do() -> None:
+    sampler = StreamSampler(10**9, 64, 2, 1, KEY, drop_last=False)
+    assert len(sampler) == 10**9 // 128
+    sampler.set_epoch(3)
+    tracemalloc.start()
+    first = next(iter(sampler))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert first.positions == list(range(3 * 10**9 + 64, 3 * 10**9 + 128))
+    assert max(first.indices) < 10**9
+    assert peak < 20e6
 
 
 @pytest.mark.parametrize(("length", "batch"), SIZES)
