@@ -55,8 +55,8 @@ def variances(call: str, betas: Tensor) -> Tensor:
     if not isinstance(betas, Tensor) or not betas.is_floating_point():
         what = f"a tensor of {betas.dtype}" if isinstance(betas, Tensor) else f"a {type(betas).__name__}"
         raise TypeError(
-            f"{call}: betas must be a floating-point tensor, not {what}. Let `schedule` be a function of "
-            "ddpm_data.schedules, or one of your own that returns such a tensor."
+            f"{call}: betas must be a floating-point tensor, not {what}. Let `schedule` be what a function returns, "
+            "such as ddpm_data.schedules.cosine(num_timesteps=1000), called."
         )
     betas = betas.detach().to(torch.float64)
     if betas.dim() != 1 or betas.numel() == 0:

@@ -1,22 +1,23 @@
 """The Lightning side: datasets in, training triples out, in every stage."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import cast
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from torch import Tensor, nn
+from torch import Tensor
 
 from ddpm_data import checks
-from ddpm_data.images import ImagePolicy
+from ddpm_data.images import ImagePolicy, Images
 from ddpm_data.items import Key
 from ddpm_data.philox import STAGES, key_from
 from ddpm_data.process import ForwardProcess
+from ddpm_data.resume import Resume
 from ddpm_data.splits import Source, Splits
 from ddpm_data.stream import EvalSampler, Positioned, StreamLoader, StreamSampler
-from ddpm_data.transform import ForwardDiffusion, Timesteps
+from ddpm_data.transform import Augment, ForwardDiffusion, Timesteps
 from ddpm_data.types import Examples, Stage, Triple
 
 _STAGES_OF: dict[str, tuple[Stage, ...]] = {
@@ -56,9 +57,7 @@ class DDPMDataModule(L.LightningDataModule):
         seed: In ``[0, 2**64)``; decides shuffling, flips, ``t`` and noise.
         timesteps: How ``t`` is drawn, see :class:`~ddpm_data.transform.ForwardDiffusion`.
         flip: Probability of mirroring a training image left to right, in ``[0, 1]``.
-        augment: Your own augmentation of training batches, on the device and before noising: a module or function from
-            uint8 to uint8, both of shape ``(batch, channels, height, width)``. What it draws from torch's global
-            generator is beyond the stream's guarantees.
+        augment: Your own augmentation of training batches, on the device and before noising, as there.
         image_key: See :class:`~ddpm_data.images.ImagePolicy`, as for the next three.
         image_size: Pixels, one number or ``(height, width)``.
         value_range: ``(lowest, highest)`` value of float images.
@@ -83,7 +82,7 @@ class DDPMDataModule(L.LightningDataModule):
         seed: int = 0,
         timesteps: Timesteps | None = None,
         flip: float = 0.0,
-        augment: Callable[[Tensor], Tensor] | None = None,
+        augment: Augment | None = None,
         image_key: Key | None = None,
         image_size: int | Sequence[int] | None = None,
         value_range: Sequence[float] | None = None,
@@ -95,14 +94,8 @@ class DDPMDataModule(L.LightningDataModule):
         self.num_workers = checks.whole("DDPMDataModule", "loader.num_workers", num_workers, 0)
         if not isinstance(drop_last, bool):
             raise TypeError(f"DDPMDataModule(drop_last={drop_last!r}): true or false. Change `loader.drop_last`.")
-        if augment is not None and not callable(augment):
-            raise TypeError(
-                f"DDPMDataModule: augment is a {type(augment).__name__}; a module or function is called with each "
-                "training batch. Change `dataset.augment`."
-            )
         self.drop_last = drop_last
-        self.transform = ForwardDiffusion(ForwardProcess(schedule), seed=seed, timesteps=timesteps, flip=flip)
-        self.augment = augment
+        self.transform = ForwardDiffusion(ForwardProcess(schedule), seed, timesteps, flip, augment)
         self._key = key_from(seed)
         self._splits = Splits(
             {"train": train, "val": val, "test": test, "predict": predict},
@@ -123,13 +116,18 @@ class DDPMDataModule(L.LightningDataModule):
 
         Raises:
             TypeError: An item holds no image.
-            ValueError: A set is missing, empty or too small; images cannot be converted or share no shape; the model
-                has an ``on_after_batch_transfer`` of its own.
+            ValueError: There is no such stage; a set is missing, empty or too small; images cannot be converted or
+                share no shape; the model has an ``on_after_batch_transfer`` of its own.
         """
+        if stage not in (None, *_STAGES_OF):
+            raise ValueError(f"setup({stage!r}): the stages are {', '.join(_STAGES_OF)}.")
         self._refuse_clash()
         for name in _STAGES_OF[stage] if stage else STAGES:
             if self._splits.has(name):
-                self._check_length(name, len(self._splits.open(name)))
+                length = len(self._splits.open(name))
+                self._check_length(name, length)
+                if name == "train":
+                    self._begin_stream(length)
             elif stage and name == _STAGES_OF[stage][0]:
                 raise ValueError(
                     f"no {name} set was given. Give DDPMDataModule({name}=...), in the configs `dataset.{name}`."
@@ -137,10 +135,8 @@ class DDPMDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> StreamLoader:
         """Batches of this rank's part of the training stream, uint8."""
-        world_size, rank = self._world()
-        length = len(self._splits.images("train"))
-        sampler = StreamSampler(length, self.batch_size, world_size, rank, self._key, self.drop_last)
-        return self._loader("train", sampler)
+        images = self._splits.images("train")
+        return self._loader(images, "train", self._resume.sampler)
 
     def val_dataloader(self) -> StreamLoader:
         """Batches of this rank's part of the validation set, uint8."""
@@ -158,8 +154,7 @@ class DDPMDataModule(L.LightningDataModule):
         """Make the triple, on the device the batch was moved to.
 
         Raises:
-            TypeError: The batch does not come from this module's loaders, or ``augment`` returned something else than
-                uint8 images.
+            TypeError: The batch does not come from this module's loaders, or ``augment`` returned no uint8 images.
             ValueError: ``augment`` changed the number of images.
         """
         if not isinstance(batch, Examples):
@@ -167,12 +162,34 @@ class DDPMDataModule(L.LightningDataModule):
                 f"DDPMDataModule was handed a batch of {type(batch).__name__}, but makes triples of its own "
                 "loaders' Examples. Pass datasets to DDPMDataModule(train=..., val=...), not loaders to the Trainer."
             )
-        images, position, stage = batch
+        images, (position, stage) = batch
         self._follow(images.device)
-        if self.augment is not None and stage == "train":
-            images = _augmented(self.augment, images)
         dtype = _DTYPES.get(self.trainer.precision) if self.trainer else None
         return cast(Triple, self.transform(images, position, stage, dtype))
+
+    def state_dict(self) -> dict[str, int]:
+        """The place in the training stream, for Lightning to put into a checkpoint: six whole numbers."""
+        return self._resume.save(self.trainer) if self.trainer and self._fitting() else {}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Take the training stream up where a checkpoint left it.
+
+        Raises:
+            ValueError: The checkpoint is of another stream: its seed, training set or number of steps differs.
+        """
+        if self._fitting():
+            self._resume.load(state_dict)
+
+    def _fitting(self) -> bool:
+        return self.trainer is not None and self.trainer.state.fn == "fit"
+
+    def _begin_stream(self, length: int) -> None:
+        world_size, rank = self._world()
+        sampler = StreamSampler(length, self.batch_size, world_size, rank, self._key, self.drop_last)
+        steps = self.transform.process.num_timesteps
+        self._resume = Resume(sampler, {"seed": self.transform.seed, "length": length, "num_timesteps": steps})
+        if self.trainer:
+            self._resume.join(self.trainer)
 
     def _check_length(self, stage: Stage, length: int) -> None:
         world_size, _ = self._world()
@@ -185,12 +202,12 @@ class DDPMDataModule(L.LightningDataModule):
             )
 
     def _eval_loader(self, stage: Stage) -> StreamLoader:
-        world_size, rank = self._world()
-        return self._loader(stage, EvalSampler(len(self._splits.images(stage)), self.batch_size, world_size, rank))
+        images, (world_size, rank) = self._splits.images(stage), self._world()
+        return self._loader(images, stage, EvalSampler(len(images), self.batch_size, world_size, rank))
 
-    def _loader(self, stage: Stage, sampler: StreamSampler | EvalSampler) -> StreamLoader:
+    def _loader(self, images: Images, stage: Stage, sampler: StreamSampler | EvalSampler) -> StreamLoader:
         return StreamLoader(
-            Positioned(self._splits.images(stage), stage),
+            Positioned(images, stage),
             batch_size=None,  # the sampler asks for whole batches
             sampler=sampler,
             num_workers=self.num_workers,
@@ -207,8 +224,6 @@ class DDPMDataModule(L.LightningDataModule):
             return
         with torch.inference_mode(False):  # tables made in validate() would be inference tensors, of no use to fit()
             self.transform.to(device)
-            if isinstance(self.augment, nn.Module):
-                self.augment.to(device)
         self._device = device
 
     def _refuse_clash(self) -> None:
@@ -219,19 +234,3 @@ class DDPMDataModule(L.LightningDataModule):
                 "run the DataModule's and drop the model's. Remove it from the model; to change images on the device "
                 "before they are noised, give DDPMDataModule(augment=...), in the configs `dataset.augment`."
             )
-
-
-def _augmented(augment: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    changed = augment(images)
-    if not isinstance(changed, Tensor) or changed.dtype != torch.uint8 or changed.dim() != 4:
-        shape = f" of shape {tuple(changed.shape)} and {changed.dtype}" if isinstance(changed, Tensor) else ""
-        raise TypeError(
-            f"augment returned a {type(changed).__name__}{shape}, but uint8 images of shape (batch, channels, height, "
-            "width) are noised next. Change `dataset.augment`."
-        )
-    if len(changed) != len(images):
-        raise ValueError(
-            f"augment returned {len(changed)} images for {len(images)}; each has its own place in the stream. "
-            "Change `dataset.augment`."
-        )
-    return changed

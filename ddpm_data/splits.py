@@ -1,6 +1,7 @@
 """The sets a DataModule was given: datasets or factories, or a fraction of the training set, and what they need."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TypeGuard, cast
 
 from torch.utils.data import IterableDataset
@@ -113,7 +114,12 @@ def _is_factory(source: object) -> TypeGuard[Callable[[], MapDataset]]:
 
 def _map_style(name: str, dataset: object) -> MapDataset:
     sized = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
-    if not sized or isinstance(dataset, IterableDataset | str | bytes):
+    if isinstance(dataset, str | Path):
+        raise TypeError(
+            f"{name} is a {type(dataset).__name__}; for the image files in a folder give "
+            f"ddpm_data.sources.ImageFiles({str(dataset)!r}), in the configs dataset=image_folder: `dataset.{name}`."
+        )
+    if not sized or isinstance(dataset, IterableDataset | bytes):
         raise TypeError(
             f"{name} is a {type(dataset).__name__}, not a map-style dataset: the stream asks for items by "
             "number, so __getitem__ and __len__ are needed. Give such a dataset, or a function without arguments "

@@ -5,6 +5,7 @@ decide everything random about an example, so that ranks, batches and workers ar
 """
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_co
 from ddpm_data.images import Images, same_shape
 from ddpm_data.permutation import permute
 from ddpm_data.philox import Key, Purpose
-from ddpm_data.types import Examples, Stage
+from ddpm_data.types import Examples, Place, Stage
 
 _BLOCK = (
     16384  # places shuffled at once: enough to spread the cost of the calls, little enough for a prompt first batch
@@ -28,46 +29,78 @@ class Request(NamedTuple):
     indices: list[int]
 
 
+class Cuts(NamedTuple):
+    """Where an epoch, or what is left of one, is cut into global batches.
+
+    A rest that makes no whole batch is dropped under ``drop_last``; else it is a batch of its own, unless it has fewer
+    examples than there are ranks: then it joins the batch before, so that no rank goes without. Where there is no batch
+    before (a resumed epoch with a handful left), those few are dropped.
+
+    Attributes:
+        start: First place, in ``[0, length]``.
+        length: Of the epoch, examples.
+        batch: Examples a global batch.
+        world_size: Ranks.
+        drop_last: Whether an incomplete batch is dropped.
+    """
+
+    start: int
+    length: int
+    batch: int
+    world_size: int
+    drop_last: bool
+
+    def count_batches(self) -> int:
+        """How many batches there are."""
+        whole, rest = divmod(self.length - self.start, self.batch)
+        return whole + (rest >= self.world_size and not self.drop_last)
+
+    def end(self, batch: int) -> int:
+        """The place after a batch; of batch -1, the start."""
+        whole, rest = divmod(self.length - self.start, self.batch)
+        if batch < 0:
+            return self.start
+        if batch < whole - (0 < rest < self.world_size):
+            return self.start + (batch + 1) * self.batch
+        return self.start + whole * self.batch if self.drop_last else self.length
+
+
 class StreamSampler(DistributedSampler[Request]):
     """This rank's share of each epoch, shuffled, a whole batch at a time; its memory does not grow with the dataset.
 
     Global batches are consecutive runs of ``batch_size * world_size`` positions; each rank takes a consecutive part, so
-    that a low-discrepancy draw of ``t`` is even on every rank too. With ``drop_last=False`` what is left at the end is
-    shared out as evenly as it goes; fewer examples than ranks join the batch before, so that no rank goes without.
+    that a low-discrepancy draw of ``t`` is even on every rank too.
 
     A :class:`DistributedSampler` in name, so that Lightning uses it as it is and calls ``set_epoch``.
     """
 
     def __init__(self, length: int, batch_size: int, world_size: int, rank: int, key: Key, drop_last: bool) -> None:
-        self.length = length
-        self.global_batch = batch_size * world_size
+        self.cuts = Cuts(0, length, batch_size * world_size, world_size, drop_last)
         self.num_replicas = world_size
         self.rank = rank
         self.key = key
         self.epoch = 0
-        whole, rest = divmod(length, self.global_batch)
-        joins = whole and rest < world_size
-        self.batches = whole if drop_last or joins or not rest else whole + 1
-        self._end = whole * self.global_batch if drop_last else length
+        self.resumed = (0, 0)  # an epoch, and the place in it where a checkpoint left off
 
     def __len__(self) -> int:
-        return self.batches
+        """Batches of a whole epoch, also in one that is resumed: Lightning counts those done before as done."""
+        return self.cuts.count_batches()
 
     def __iter__(self) -> Iterator[Request]:
-        at_once = max(1, _BLOCK * self.num_replicas // self.global_batch)
-        for first in range(0, self.batches, at_once):
-            own = [self._own(batch) for batch in range(first, min(first + at_once, self.batches))]
+        cuts = self.cuts_of(self.epoch)
+        count, at_once = cuts.count_batches(), max(1, _BLOCK * self.num_replicas // cuts.batch)
+        offset = self.epoch * cuts.length
+        for first in range(0, count, at_once):
+            batches = range(first, min(first + at_once, count))
+            own = [_share(cuts.end(i - 1), cuts.end(i), self.rank, self.num_replicas) for i in batches]
             places = torch.cat([torch.arange(part.start, part.stop) for part in own])
-            indices = permute(places, self.length, self.key, Purpose.SHUFFLE, self.epoch).tolist()
+            indices = iter(permute(places, cuts.length, self.key, Purpose.SHUFFLE, self.epoch).tolist())
             for part in own:
-                offset = self.epoch * self.length
-                yield Request([offset + place for place in part], indices[: len(part)])
-                del indices[: len(part)]
+                yield Request([offset + place for place in part], list(islice(indices, len(part))))
 
-    def _own(self, batch: int) -> range:
-        start = batch * self.global_batch
-        stop = self._end if batch == self.batches - 1 else start + self.global_batch
-        return _share(start, stop, self.rank, self.num_replicas)
+    def cuts_of(self, epoch: int) -> Cuts:
+        """How an epoch is cut; a resumed one from where it is resumed."""
+        return self.cuts._replace(start=self.resumed[1]) if epoch == self.resumed[0] else self.cuts
 
 
 class EvalSampler(DistributedSampler[Request]):
@@ -111,7 +144,7 @@ class Positioned(Dataset[Examples]):
         images = self.images.__getitems__(request.indices)
         same_shape(self.images.name, request.indices, images)
         # default_collate stacks straight into shared memory when it runs in a worker.
-        return Examples(default_collate(images), torch.tensor(request.positions), self.stage)
+        return Examples(default_collate(images), Place(torch.tensor(request.positions), self.stage))
 
 
 class StreamLoader(DataLoader[Examples]):
@@ -122,6 +155,13 @@ class StreamLoader(DataLoader[Examples]):
 
     def __iter__(self) -> Iterator[Examples]:  # type: ignore[override]  # any iterator will do for every caller
         yield from super().__iter__()
+
+    def state_dict(self) -> dict[str, int]:
+        """Nothing: the DataModule keeps the stream's place. Without this method Lightning warns of a lost place."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Nothing, as there is nothing to load."""
 
 
 def split(key: Key, length: int, fraction: float) -> tuple[Tensor, Tensor]:

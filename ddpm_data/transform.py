@@ -12,6 +12,7 @@ from ddpm_data.timesteps import UniformTimesteps
 from ddpm_data.types import Stage, Triple
 
 Timesteps = Callable[[Tensor, int, Key, Stage], Tensor]
+Augment = Callable[[Tensor], Tensor]
 
 
 class ForwardDiffusion(nn.Module):
@@ -29,6 +30,9 @@ class ForwardDiffusion(nn.Module):
         timesteps: Draws ``t``: a callable ``(position, num_timesteps, key, stage) -> t``. Default
             :class:`~ddpm_data.timesteps.UniformTimesteps`, independent draws.
         flip: Probability of mirroring a training image left to right, in ``[0, 1]``; other stages never flip.
+        augment: Your own augmentation of training batches, before all else: a module (which becomes a submodule) or
+            function from uint8 to uint8, both of shape ``(batch, channels, height, width)``. What it draws from torch's
+            global generator is beyond the promise above.
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -36,7 +40,12 @@ class ForwardDiffusion(nn.Module):
     """
 
     def __init__(
-        self, process: ForwardProcess, seed: int = 0, timesteps: Timesteps | None = None, flip: float = 0.0
+        self,
+        process: ForwardProcess,
+        seed: int = 0,
+        timesteps: Timesteps | None = None,
+        flip: float = 0.0,
+        augment: Augment | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(process, ForwardProcess):
@@ -48,6 +57,11 @@ class ForwardDiffusion(nn.Module):
                 f"ForwardDiffusion: timesteps is a {type(timesteps).__name__}; a callable such as UniformTimesteps() "
                 "draws t. Change `timesteps`."
             )
+        if augment is not None and not callable(augment):
+            raise TypeError(
+                f"ForwardDiffusion: augment is a {type(augment).__name__}; a module or function is called with each "
+                "training batch. Change `dataset.augment`."
+            )
         flip = checks.number("ForwardDiffusion", "dataset.flip", flip)
         if not 0 <= flip <= 1:
             raise ValueError(f"ForwardDiffusion(flip={flip}): a probability lies in [0, 1]. Change `dataset.flip`.")
@@ -55,6 +69,7 @@ class ForwardDiffusion(nn.Module):
         self.seed = seed
         self.timesteps = UniformTimesteps() if timesteps is None else timesteps
         self.flip = flip
+        self.augment = augment
         self._key = key_from(seed)
 
     def forward(
@@ -73,11 +88,14 @@ class ForwardDiffusion(nn.Module):
             ``Triple(x_t, t, noise)``, contiguous in the images' memory format; computed in float32, cast last.
 
         Raises:
-            TypeError: ``images`` or ``position`` is of another dtype.
-            ValueError: Their shapes do not go together, or there is no such stage.
+            TypeError: ``images`` or ``position`` is of another dtype, or ``augment`` returned no uint8 images.
+            ValueError: Their shapes do not go together, ``augment`` changed the number of images, or there is no such
+                stage.
         """
         _check_batch(images, position, stage)
         t = self.timesteps(position, self.process.num_timesteps, self._key, stage)
+        if self.augment is not None and stage == "train":
+            images = _augmented(self.augment, images)
         if self.flip and stage == "train":
             images = self._mirror(images, position)
         layout = _layout(images)
@@ -115,3 +133,19 @@ def _layout(images: Tensor) -> torch.memory_format:
 def _scale(images: Tensor) -> Tensor:
     """Float32 images; uint8 is mapped to [-1, 1], 0 and 255 exactly to the ends."""
     return images.float().div_(127.5).sub_(1) if images.dtype == torch.uint8 else images.float()
+
+
+def _augmented(augment: Augment, images: Tensor) -> Tensor:
+    changed = augment(images)
+    if not isinstance(changed, Tensor) or changed.dtype != torch.uint8 or changed.dim() != 4:
+        shape = f" of shape {tuple(changed.shape)} and {changed.dtype}" if isinstance(changed, Tensor) else ""
+        raise TypeError(
+            f"augment returned a {type(changed).__name__}{shape}, but uint8 images of shape (batch, channels, height, "
+            "width) are noised next. Change `dataset.augment`."
+        )
+    if len(changed) != len(images):
+        raise ValueError(
+            f"augment returned {len(changed)} images for {len(images)}; each has its own place in the stream. "
+            "Change `dataset.augment`."
+        )
+    return changed

@@ -7,18 +7,35 @@ from torch import Tensor
 Stage = Literal["train", "val", "test", "predict"]
 
 
-class Examples(NamedTuple):
-    """A batch as the loader delivers it and as it crosses to the device.
+class Place(NamedTuple):
+    """Where a batch's examples stand.
 
     Attributes:
-        images: uint8 in ``[0, 255]`` (or float in ``[-1, 1]``), shape ``(batch, channels, height, width)``.
         position: Each example's place in its stage's stream, int64, shape ``(batch,)``.
-        stage: The stream it belongs to.
+        stage: The stream.
+    """
+
+    position: Tensor
+    stage: Stage
+
+
+class Examples(NamedTuple):
+    """A batch as the loader delivers it and as it crosses to the device: not yet a training triple.
+
+    Two fields, so that ``x_t, t, noise = batch`` fails at once where the DataModule's hook was not run.
+
+    Attributes:
+        images: uint8 in ``[0, 255]``, shape ``(batch, channels, height, width)``.
+        place: Where they stand in the stream.
     """
 
     images: Tensor
-    position: Tensor
-    stage: Stage
+    place: Place
+
+    @property
+    def position(self) -> Tensor:
+        """The places' positions."""
+        return self.place.position
 
 
 class Triple(NamedTuple):

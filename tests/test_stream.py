@@ -130,7 +130,7 @@ def test_a_batch_carries_its_positions_and_stage() -> None:
     batch = Positioned(Images(data, ImagePolicy(), "val"), "val")[Request([7, 3], [9, 1])]
     assert torch.equal(batch.images, data[[9, 1]])
     assert batch.position.tolist() == [7, 3]
-    assert batch.stage == "val"
+    assert batch.place.stage == "val"
 
 
 def test_mixed_shapes_that_setup_did_not_meet_are_named() -> None:
