@@ -3,6 +3,7 @@
 Run ``python train_stub.py``; every value of ``conf/`` can be overridden on the command line.
 """
 
+import itertools
 import math
 import warnings
 from pathlib import Path
@@ -24,6 +25,7 @@ from ddpm_data import DDPMDataModule, ForwardProcess, Triple, checks, plots
 _NO_NEWS = (
     "The '.*' does not have many workers",  # none is fastest for data in memory
     "Experiment logs directory .* exists and is not empty",  # Hydra has just made it
+    "The dirpath has changed",  # a resumed run has a folder of its own
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # lightning 2.6 on torch 2.14
 )
 
@@ -64,6 +66,11 @@ class UNet(nn.Module):
             raise ValueError(
                 f"images are {x.shape[2]} x {x.shape[3]} pixels; this U-Net halves them twice and wants sides that are "
                 "multiples of 4. Change `dataset.image_size`."
+            )
+        if x.shape[1] != self.enter.in_channels:
+            raise ValueError(
+                f"images have {x.shape[1]} channels, and the network takes {self.enter.in_channels}. Change "
+                "`model.channels` or `dataset.channels`."
             )
         frequency = torch.exp(torch.arange(self.width // 2, device=x.device) * (-2 * math.log(10_000) / self.width))
         angle = t[:, None] * frequency
@@ -117,8 +124,9 @@ class DDPM(L.LightningModule):
         self.log("train_loss", loss, prog_bar=True)
         return loss
 
-    def on_train_batch_end(self, outputs: Any, batch: Triple, batch_idx: int) -> None:  # noqa: ANN401  # Lightning's
-        """Follow the weights with their average."""
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401  # Lightning's
+        """Follow the weights with their average, once a step however many batches it takes."""
+        super().optimizer_step(*args, **kwargs)
         self.ema.update_parameters(self.net)
 
     def validation_step(self, batch: Triple, batch_idx: int) -> None:
@@ -155,7 +163,8 @@ class DDPM(L.LightningModule):
 
 def draw(model: DDPM, datamodule: DDPMDataModule, folder: Path, samples: int, seed: int) -> None:
     """Write the three pictures into the run's folder."""
-    real = next(iter(datamodule.train_dataloader())).images[:samples]
+    batches = itertools.islice(datamodule.train_dataloader(), -(-samples // datamodule.batch_size))
+    real = torch.cat([batch.images for batch in batches])[:samples]
     plots.noising_strip(datamodule.transform.process, real[:8], folder / "noising.png")
     plots.schedule_curves(datamodule.transform.process, folder / "schedule.png")
     drawn = model.sample((samples, *real.shape[1:]), seed)
@@ -172,6 +181,10 @@ def check(cfg: DictConfig) -> None:
         ValueError: A count is too small.
     """
     OmegaConf.to_container(cfg, throw_on_missing=True)
+    if unknown := set(cfg.loader) - {"batch_size", "num_workers", "drop_last"}:
+        raise ValueError(
+            f"loader has no {', '.join(sorted(unknown))}; its keys are batch_size, num_workers, drop_last."
+        )
     if cfg.ckpt_path is not None and not Path(cfg.ckpt_path).is_file():
         raise FileNotFoundError(f"there is no checkpoint {Path(cfg.ckpt_path).absolute()}. Change `ckpt_path`.")
     checks.whole("train_stub.py", "samples", cfg.samples, 1)
@@ -196,15 +209,23 @@ def main(cfg: DictConfig) -> float:
         callbacks=list(instantiate(cfg.callbacks).values()),
         logger=list(instantiate(cfg.logger).values()),
     )
-    trainer.fit(model, datamodule=datamodule, ckpt_path=cfg.ckpt_path)
     if trainer.is_global_zero:
         OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+        print(f"The run's folder is {folder}")
+    trainer.fit(model, datamodule=datamodule, ckpt_path=cfg.ckpt_path)
+    metrics = trainer.callback_metrics
+    if "train_loss" not in metrics:
+        raise ValueError(
+            f"nothing was trained: the run is at epoch {trainer.current_epoch} and trainer.max_epochs="
+            f"{cfg.trainer.max_epochs}. Raise `trainer.max_epochs` (or `trainer.limit_train_batches`)."
+        )
+    if trainer.is_global_zero:
+        model.to(trainer.strategy.root_device)  # fit leaves it on the CPU
         draw(model, datamodule, folder, cfg.samples, cfg.seed)
         print(f"\nThe run is in {folder}")
         for path in sorted(path for path in folder.rglob("*") if path.suffix in (".png", ".csv", ".ckpt", ".yaml")):
             if ".hydra" not in path.parts:
                 print(f"  {path.relative_to(folder)}")
-    metrics = trainer.callback_metrics
     return float(metrics["val_loss"] if "val_loss" in metrics else metrics["train_loss"])
 
 

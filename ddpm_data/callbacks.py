@@ -5,6 +5,7 @@ from typing import Any
 
 import lightning as L
 
+from ddpm_data import checks
 from ddpm_data.types import Triple
 
 
@@ -16,7 +17,7 @@ class Throughput(L.Callback):
     """
 
     def __init__(self, every_n_steps: int = 10) -> None:
-        self.every_n_steps = every_n_steps
+        self.every_n_steps = checks.whole("Throughput", "callbacks.throughput.every_n_steps", every_n_steps, 1)
         self._images, self._batches, self._seconds, self._since = 0, 0, 0.0, 0.0
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ddpm_data import checks
 from ddpm_data.images import ImagePolicy, Images
-from ddpm_data.items import Key
+from ddpm_data.items import ImageKey
 from ddpm_data.philox import STAGES, key_from
 from ddpm_data.process import ForwardProcess
 from ddpm_data.resume import Resume
@@ -83,7 +83,7 @@ class DDPMDataModule(L.LightningDataModule):
         timesteps: Timesteps | None = None,
         flip: float = 0.0,
         augment: Augment | None = None,
-        image_key: Key | None = None,
+        image_key: ImageKey | None = None,
         image_size: int | Sequence[int] | None = None,
         value_range: Sequence[float] | None = None,
         channels: int | None = None,
@@ -102,6 +102,7 @@ class DDPMDataModule(L.LightningDataModule):
             ImagePolicy(image_key, image_size, value_range, channels),
             self._key,
         )
+        self._resume: Resume | None = None
         self._device = torch.device("cpu")
         if val is None and type(self).val_dataloader is DDPMDataModule.val_dataloader:
             # Else Lightning takes our method for a validation set, and warns of every model without validation_step.
@@ -136,6 +137,7 @@ class DDPMDataModule(L.LightningDataModule):
     def train_dataloader(self) -> StreamLoader:
         """Batches of this rank's part of the training stream, uint8."""
         images = self._splits.images("train")
+        assert self._resume is not None
         return self._loader(images, "train", self._resume.sampler)
 
     def val_dataloader(self) -> StreamLoader:
@@ -169,7 +171,7 @@ class DDPMDataModule(L.LightningDataModule):
 
     def state_dict(self) -> dict[str, int]:
         """The place in the training stream, for Lightning to put into a checkpoint: six whole numbers."""
-        return self._resume.save(self.trainer) if self.trainer and self._fitting() else {}
+        return self._resume.save(self.trainer) if self._resume and self.trainer and self._is_fitting() else {}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Take the training stream up where a checkpoint left it.
@@ -177,10 +179,10 @@ class DDPMDataModule(L.LightningDataModule):
         Raises:
             ValueError: The checkpoint is of another stream: its seed, training set or number of steps differs.
         """
-        if self._fitting():
+        if self._resume and self._is_fitting():
             self._resume.load(state_dict)
 
-    def _fitting(self) -> bool:
+    def _is_fitting(self) -> bool:
         return self.trainer is not None and self.trainer.state.fn == "fit"
 
     def _begin_stream(self, length: int) -> None:
@@ -212,6 +214,7 @@ class DDPMDataModule(L.LightningDataModule):
             sampler=sampler,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            generator=torch.Generator().manual_seed(self.transform.seed % 2**63),  # else it draws from the global one
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         )
 
@@ -227,6 +230,11 @@ class DDPMDataModule(L.LightningDataModule):
         self._device = device
 
     def _refuse_clash(self) -> None:
+        if getattr(self.trainer, "overfit_batches", 0):
+            raise ValueError(
+                "overfit_batches would replace the sampler, and with it the stream. To train on a few images, leave it "
+                "out and give a small set: train=torch.utils.data.Subset(dataset, range(k)), `dataset.train`."
+            )
         model = self.trainer.lightning_module if self.trainer else None
         if model is not None and is_overridden("on_after_batch_transfer", model):
             raise ValueError(

@@ -10,7 +10,9 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from ddpm_data import checks
-from ddpm_data.items import Key, find_image, pixels
+from ddpm_data.items import ImageKey, find_image, pixels
+from ddpm_data.permutation import permute
+from ddpm_data.philox import Key, Purpose
 
 T = TypeVar("T")
 
@@ -46,7 +48,7 @@ class ImagePolicy:
 
     def __init__(
         self,
-        image_key: Key | None = None,
+        image_key: ImageKey | None = None,
         image_size: int | Sequence[int] | None = None,
         value_range: Sequence[float] | None = None,
         channels: int | None = None,
@@ -80,7 +82,7 @@ class ImagePolicy:
     def _to_uint8(self, image: Tensor) -> Tensor:
         if image.dtype == torch.bool:
             return image.to(torch.uint8) * 255
-        if image.dtype == torch.uint8 and self.value_range in (None, (0, 255)):
+        if image.dtype == torch.uint8:
             return image
         values = image.double()
         low, high = float(values.min()), float(values.max())
@@ -113,7 +115,7 @@ class ImagePolicy:
             return image
         height, width = image.shape[1:]
         scale = max(self.image_size[0] / height, self.image_size[1] / width)
-        cover = [max(self.image_size[0], round(height * scale)), max(self.image_size[1], round(width * scale))]
+        cover = [max(self.image_size[0], int(height * scale)), max(self.image_size[1], int(width * scale))]
         resized = F.resize(image, cover, interpolation=InterpolationMode.BILINEAR, antialias=True)
         return cast(Tensor, F.center_crop(resized, list(self.image_size)))
 
@@ -145,7 +147,7 @@ class Images(Dataset[Tensor]):
         return [self._read(index, self.policy, item) for index, item in self._items(places)]
 
     def check(self) -> None:
-        """Look at items spread over the dataset (all, if few) and raise what a batch would raise, but now.
+        """Look at up to 128 items (all, if there are no more) and raise what a batch would raise, but now.
 
         Raises:
             TypeError: An item holds no image.
@@ -155,10 +157,10 @@ class Images(Dataset[Tensor]):
             raise ValueError(
                 f"{self.name} is empty: there is nothing to draw a batch from. Check `dataset.{self.name}`."
             )
-        # One size was asked for, so that shapes cannot differ by size and a few looks suffice.
-        count = min(len(self), 64 if self.policy.image_size is None else 8)
-        places = [place * (len(self) - 1) // max(count - 1, 1) for place in range(count)]
-        items = self._items(places)
+        # Where size and channels are both asked for, shapes cannot differ, and a few looks tell type and range.
+        count = min(len(self), 8 if self.policy.image_size and self.policy.channels else 128)
+        shuffled = permute(torch.arange(count), len(self), Key(0, 0), Purpose.CHECK)  # even steps would meet patterns
+        items = self._items(sorted({0, len(self) - 1, *shuffled.tolist()}))
         raw = [self._read(index, self.policy.pixels, item) for index, item in items]
         self._check_range(raw)
         indices = [index for index, _ in items]

@@ -8,12 +8,12 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-Key = int | str
+ImageKey = int | str
 Raw = Image.Image | Tensor | np.ndarray[Any, Any]
 _DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")  # more than 8 bits: PIL's own conversion would clip them
 
 
-def find_image(item: object, key: Key | None) -> Raw:
+def find_image(item: object, key: ImageKey | None) -> Raw:
     """The image in a dataset's item: the item itself, or the value at ``key``, or the only image-like value.
 
     Raises:
@@ -39,9 +39,7 @@ def find_image(item: object, key: Key | None) -> Raw:
         raise ValueError(f"there is no image at {key!r}; the item holds {parts}. Change `dataset.image_key`.")
     found = [value for value in values.values() if _is_image(value)]
     if not found:
-        raise TypeError(
-            f"the item holds no image, but {parts}. Change `dataset`, or name the place: `dataset.image_key`."
-        )
+        raise TypeError(f"the item holds no image, but {parts}. Change `dataset`, so that an item holds one.")
     if len(found) > 1:
         raise ValueError(f"the item holds several images ({parts}). Say which: `dataset.image_key`.")
     return found[0]
@@ -61,10 +59,12 @@ def pixels(image: Raw) -> Tensor:
         values = torch.from_numpy(np.array(_plain(image)))
         return values[None] if values.dim() == 2 else values.permute(2, 0, 1)
     is_array = isinstance(image, np.ndarray)
-    # torch takes neither read-only arrays nor negative strides; np.require copies only those.
-    values = torch.from_numpy(np.require(image, requirements=["W", "C"])) if isinstance(image, np.ndarray) else image
+    if isinstance(image, np.ndarray):
+        # torch takes no read-only arrays, negative strides or foreign byte orders; np.require copies only those.
+        image = torch.from_numpy(np.require(image, image.dtype.newbyteorder("="), ["W", "C"]))
+    values = image.detach()
     if values.numel() == 0 or values.is_complex():
-        raise ValueError(f"an image of shape {tuple(values.shape)} and {values.dtype} has no pixels to show.")
+        raise ValueError(f"an image has pixels, real numbers; this one is {tuple(values.shape)} of {values.dtype}.")
     if values.dim() == 2:
         return values[None]
     return values.permute(2, 0, 1) if _channels_come_last(values.shape, is_array) else values

@@ -36,6 +36,7 @@ class Purpose(IntEnum):
     TIMESTEP_OFFSET = 3
     SHUFFLE = 4
     SPLIT = 5
+    CHECK = 6
 
 
 class Key(NamedTuple):

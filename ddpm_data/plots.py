@@ -74,7 +74,8 @@ def samples_beside(samples: Tensor, real: Tensor, path: Path) -> None:
         real: uint8, shape ``(count, channels, height, width)``.
         path: The PNG file.
     """
-    figure = Figure(figsize=(12.4, 6.3), layout="constrained")
+    height = 6 / _mosaic(real).shape[2] * _mosaic(real).shape[1]
+    figure = Figure(figsize=(12.4, height + 0.5), layout="constrained")
     figure.get_layout_engine().set(wspace=0.06)  # type: ignore[union-attr, call-arg]  # "constrained" has one that takes it
     sides: Sequence[tuple[str, Tensor]] = (("Samples", samples), ("Real images", real.float() / 127.5 - 1))
     for axes, (name, images) in zip(figure.subplots(1, 2), sides, strict=True):

@@ -174,9 +174,7 @@ def _clipped_log(variance: Tensor) -> Tensor:
 def _combine(a: Tensor, x: Tensor, b: Tensor, y: Tensor, t: Tensor) -> Tensor:
     """``a[t] * x + b[t] * y`` in at least float32, in the dtype of ``x``."""
     if y.shape != x.shape:
-        raise ValueError(
-            f"images and noise differ in shape: {tuple(x.shape)} and {tuple(y.shape)}; they would broadcast."
-        )
+        raise ValueError(f"two tensors of one shape are needed, not {tuple(x.shape)} and {tuple(y.shape)}.")
     return (_column(a, t, x) * _wide(x) + _column(b, t, y) * _wide(y)).to(x.dtype)
 
 

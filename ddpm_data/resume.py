@@ -12,8 +12,6 @@ import lightning as L
 
 from ddpm_data.stream import StreamSampler
 
-Progress = dict[str, dict[str, int]]
-
 
 class Resume(L.Callback):
     """Says where a run stands in the training stream, and takes another run up from there.
@@ -79,16 +77,14 @@ class Resume(L.Callback):
         progress = counters["epoch_progress"]
         begun = progress["current"]["ready"] != progress["current"]["processed"]
         done, left = self._batches(trainer, place) if begun else (0, 1)
-        self.sampler.resumed = (epoch, place if left else self.sampler.cuts.length)
+        self.sampler.resumed = (epoch, place)
         self._done_before = (epoch, done)
         self._mend_step = True
-        if begun:
-            _mark_epoch_as_begun(progress)
-            if window == 0:
-                _mark_validation_as_due(counters)
-        else:
+        if not begun:
             for part in progress.values():
                 part |= dict.fromkeys(part, part["processed"])
+        elif window == 0:
+            _mark_validation_as_due(counters)
         _count_batches(counters, done, window, last=not left)
 
     def on_train_batch_start(
@@ -112,13 +108,6 @@ class Resume(L.Callback):
         if count < whole:  # the epoch ends early, at a place of its own
             left = min(left, max(0, -(-(cuts.end(count - 1) - place) // cuts.batch)))
         return count - left, left
-
-
-def _mark_epoch_as_begun(progress: Progress) -> None:
-    for part in progress.values():
-        if part["started"] == part["ready"]:  # else the epoch's own start hook has still to run
-            now = part["processed"]
-            part |= {"ready": now + 1, "started": now + 1, "processed": now, "completed": now}
 
 
 def _mark_validation_as_due(counters: dict[str, Any]) -> None:

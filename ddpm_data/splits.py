@@ -1,6 +1,7 @@
 """The sets a DataModule was given: datasets or factories, or a fraction of the training set, and what they need."""
 
 from collections.abc import Callable, Mapping
+from numbers import Real
 from pathlib import Path
 from typing import TypeGuard, cast
 
@@ -32,6 +33,11 @@ class Splits:
         self.policy = policy
         self.fraction = _fraction(sources["val"])
         self._key = key
+        if self.fraction and sources["train"] is None:
+            raise ValueError(
+                f"DDPMDataModule(train=None, val={self.fraction}): a fraction is held out of train. Give "
+                "`dataset.train`, or a validation set."
+            )
         self._sources = {stage: _source(stage, given) for stage, given in sources.items() if _is_given(stage, given)}
         self._built: dict[Stage, MapDataset] = {}
         self._images: dict[Stage, Images] = {}
@@ -89,7 +95,7 @@ class Splits:
 
 
 def _fraction(val: object) -> float | None:
-    if not isinstance(val, bool | int | float):
+    if not isinstance(val, Real):
         return None
     fraction = checks.number("DDPMDataModule", "dataset.val", val)
     if not 0 < fraction < 1:
@@ -101,7 +107,7 @@ def _fraction(val: object) -> float | None:
 
 
 def _is_given(stage: Stage, source: object) -> bool:
-    return source is not None and not (stage == "val" and isinstance(source, bool | int | float))
+    return source is not None and not (stage == "val" and isinstance(source, Real))
 
 
 def _source(name: str, source: object) -> Source:
@@ -119,6 +125,9 @@ def _map_style(name: str, dataset: object) -> MapDataset:
             f"{name} is a {type(dataset).__name__}; for the image files in a folder give "
             f"ddpm_data.sources.ImageFiles({str(dataset)!r}), in the configs dataset=image_folder: `dataset.{name}`."
         )
+    if isinstance(dataset, Mapping):
+        keys = ", ".join(map(repr, dataset))
+        raise TypeError(f"{name} is a {type(dataset).__name__} of {keys}: give one of its datasets, `dataset.{name}`.")
     if not sized or isinstance(dataset, IterableDataset | bytes):
         raise TypeError(
             f"{name} is a {type(dataset).__name__}, not a map-style dataset: the stream asks for items by "

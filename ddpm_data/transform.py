@@ -52,7 +52,7 @@ class ForwardDiffusion(nn.Module):
             raise TypeError(
                 f"ForwardDiffusion: process is a {type(process).__name__}; wrap the betas: ForwardProcess(betas)."
             )
-        if timesteps is not None and not callable(timesteps):
+        if isinstance(timesteps, type) or (timesteps is not None and not callable(timesteps)):
             raise TypeError(
                 f"ForwardDiffusion: timesteps is a {type(timesteps).__name__}; a callable such as UniformTimesteps() "
                 "draws t. Change `timesteps`."

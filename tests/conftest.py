@@ -37,6 +37,7 @@ class Recorder(L.LightningModule):
 
     def validation_step(self, batch: Triple, batch_idx: int) -> None:
         self.keep("val", batch)
+        self.log("val_loss", batch.noise.float().square().mean(), sync_dist=True)
 
     def test_step(self, batch: Triple, batch_idx: int) -> None:
         self.keep("test", batch)

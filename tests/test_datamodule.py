@@ -15,7 +15,7 @@ from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset, Te
 from torchvision.datasets import FakeData, ImageFolder
 from torchvision.transforms import v2
 
-from ddpm_data import DDPMDataModule, Examples, ForwardDiffusion, ForwardProcess, Triple, schedules
+from ddpm_data import DDPMDataModule, Examples, ForwardDiffusion, ForwardProcess, Triple, UniformTimesteps, schedules
 from ddpm_data.sources import ImageFiles, digits
 from tests.conftest import Recorder, trainer, uint8_images
 
@@ -315,6 +315,33 @@ def test_usable_without_a_trainer() -> None:
     assert torch.equal(x_t, dm.transform.process.q_sample(batch.images.float() / 127.5 - 1, t, noise))
 
 
+def test_a_loaders_batch_is_not_taken_for_a_triple() -> None:
+    dm = module(TensorDataset(COLOURS))
+    dm.setup()
+    with pytest.raises(ValueError, match="unpack"):
+        _x_t, _t, _noise = next(iter(dm.train_dataloader()))  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_loading_leaves_the_global_generator_alone(workers: int) -> None:
+    dm = module(TensorDataset(COLOURS), num_workers=workers)
+    dm.setup()
+    state = torch.get_rng_state()
+    for batch in dm.train_dataloader():
+        dm.on_after_batch_transfer(batch, 0)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_overfit_batches_is_refused_with_what_to_do_instead(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Subset"):
+        trainer(tmp_path, overfit_batches=2).fit(Recorder(), datamodule=module(TensorDataset(COLOURS)))
+
+
+def test_an_unknown_stage_is_refused() -> None:
+    with pytest.raises(ValueError, match="fit, validate, test, predict"):
+        module(TensorDataset(COLOURS)).setup("train")
+
+
 class Stream(IterableDataset[Tensor]):
     """A dataset that cannot be asked by number."""
 
@@ -322,7 +349,18 @@ class Stream(IterableDataset[Tensor]):
         return iter(COLOURS)
 
 
+class Greyish(Items):
+    """A thousand photographs, every twentieth grey, as folders of JPEGs are."""
+
+    def __init__(self) -> None:
+        super().__init__([Image.new("L" if index % 20 == 7 else "RGB", (12, 9)) for index in range(1000)])
+
+
 SETUP = [
+    (dict(train=Greyish(), image_size=8), ValueError, r"`dataset\.channels`"),
+    (dict(train=[COLOURS[0], COLOURS[1, :, :4]] * 63 + [COLOURS[0]]), ValueError, "image_size"),
+    (dict(train={"train": COLOURS}), TypeError, r"train is a dict of 'train': give one.*`dataset\.train`"),
+    (dict(train=None, val=0.2), ValueError, r"held out of train.*`dataset\.train`"),
     (dict(train=[]), ValueError, r"train is empty.*`dataset\.train`"),
     (dict(train=TensorDataset(COLOURS), val=[]), ValueError, r"val is empty"),
     (
@@ -385,6 +423,9 @@ CONSTRUCTION = [
     (dict(channels=4), ValueError, r"dataset\.channels"),
     (dict(value_range=(1, 1)), ValueError, r"dataset\.value_range"),
     (dict(timesteps="uniform"), TypeError, "timesteps"),
+    (dict(timesteps=UniformTimesteps), TypeError, "timesteps"),
+    (dict(val=np.float32(1.5)), ValueError, r"dataset\.val"),
+    (dict(train="images"), TypeError, r"ImageFiles\('images'\)"),
     (dict(augment="flip"), TypeError, r"dataset\.augment"),
 ]
 

@@ -101,6 +101,9 @@ def test_an_item_without_an_image_is_named(item: object) -> None:
         (COLOUR.numpy().astype(np.uint16) * 257, (0, 65535)),
         (COLOUR.numpy().astype(np.int32), [0, 255]),
         (COLOUR, (0, 255)),
+        (COLOUR, (0, 1)),  # uint8 is uint8, whatever the floats of other items mean
+        (COLOUR.numpy().astype(">u2"), (0, 255)),
+        ((COLOUR.float() / 255).requires_grad_(), (0, 1)),
     ],
 )
 def test_a_declared_range_brings_8_bit_sources_back_exactly(values: object, value_range: tuple[float, float]) -> None:
@@ -174,6 +177,16 @@ def test_channels_are_a_policy() -> None:
 @pytest.mark.parametrize("source", [(30, 50), (50, 30), (16, 16), (5, 200)])
 def test_sizes_cover_and_crop(size: int, shape: tuple[int, int], source: tuple[int, int]) -> None:
     assert image(uint8_images(1, 3, *source)[0], image_size=size).shape == (3, *shape)
+
+
+@pytest.mark.parametrize("size", [8, 13])
+def test_resizing_is_torchvisions_resize_and_centre_crop(size: int) -> None:
+    """The sizes of a shorter side and the crop's place, over every shape of 5 to 25 pixels a side."""
+    for height in range(5, 26):
+        for width in range(5, 26):
+            item = uint8_images(1, 3, height, width)[0]
+            expected = F.center_crop(F.resize(item, [size], antialias=True), [size, size])
+            assert torch.equal(image(item, image_size=size), expected), (height, width)
 
 
 def test_resizing_is_pils_antialiased_resizing_of_the_centre() -> None:

@@ -12,7 +12,8 @@ from tests.conftest import ROOT
 LAYERS = [
     {"types", "checks"},
     {"schedules", "philox", "items"},
-    {"process", "timesteps", "images", "sources", "permutation"},
+    {"process", "timesteps", "permutation", "sources"},
+    {"images"},
     {"transform", "stream"},
     {"splits", "resume"},
     {"datamodule"},

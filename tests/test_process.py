@@ -238,7 +238,7 @@ REFUSED = [
     (dict(t=torch.tensor([0.0, 1.0])), TypeError, "int64"),
     (dict(t=torch.tensor([0])), ValueError, "one step an image"),
     (dict(t=torch.tensor(0)), ValueError, "one step an image"),
-    (dict(noise=torch.zeros(2, 1, 4)), ValueError, "differ in shape"),
+    (dict(noise=torch.zeros(2, 1, 4)), ValueError, "one shape are needed"),
     (dict(x_0=torch.zeros(2, 3, 4, dtype=torch.uint8)), TypeError, "ForwardDiffusion scales"),
 ]
 

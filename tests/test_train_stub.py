@@ -12,8 +12,8 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from ddpm_data import schedules
-from tests.conftest import ROOT
+from ddpm_data import DDPMDataModule, schedules
+from tests.conftest import ROOT, trainer, uint8_images
 from train_stub import DDPM, UNet
 
 PICTURES = ("noising.png", "schedule.png", "samples.png")
@@ -98,6 +98,15 @@ def test_two_processes_make_one_run(tmp_path: Path) -> None:
     assert all((tmp_path / name).is_file() for name in (*PICTURES, "metrics.csv", "checkpoints/last.ckpt"))
 
 
+def test_the_average_follows_optimizer_steps_not_batches(tmp_path: Path) -> None:
+    model = DDPM(schedules.linear(10), channels=1, width=8, learning_rate=1e-3, ema_decay=0.9)
+    dm = DDPMDataModule(uint8_images(24, 1, 4, 4), schedule=schedules.linear(10), batch_size=4)
+    run = trainer(tmp_path, accumulate_grad_batches=2)
+    run.fit(model, datamodule=dm)
+    assert run.global_step == 3
+    assert int(model.ema.n_averaged) == 3
+
+
 @pytest.mark.parametrize("schedule", ["jsd", "zero_terminal_snr"])
 def test_schedules_that_end_in_no_signal_are_sampled_too(schedule: str) -> None:
     betas = schedules.jsd(8) if schedule == "jsd" else schedules.zero_terminal_snr(schedules.linear(8))
@@ -147,6 +156,11 @@ WRONG = [
     ("dataset.val=2", "dataset.val"),
     ("dataset.flip=2", "dataset.flip"),
     ("dataset.channels=null", "model.channels"),
+    ("model.channels=3", "model.channels"),
+    ("+loader.batchsize=4", "batchsize"),
+    ("schedule.rescale=maybe", "schedule.rescale"),
+    ("callbacks.throughput.every_n_steps=0", "every_n_steps"),
+    ("trainer.max_epochs=0", "trainer.max_epochs"),
     ("dataset.image_size=30", "dataset.image_size"),
     ("dataset=image_folder", "dataset.root"),
     ("dataset=image_folder dataset.root=/nowhere", "dataset.root"),
