@@ -5,6 +5,7 @@ Run ``python train_stub.py``; every value of ``conf/`` can be overridden on the 
 
 import itertools
 import math
+import time
 import warnings
 from pathlib import Path
 from typing import Any, cast
@@ -199,7 +200,7 @@ def main(cfg: DictConfig) -> float:
     """Compose, instantiate, fit, draw; returns the last validation loss, without a validation set the training loss."""
     for message in _NO_NEWS:
         warnings.filterwarnings("ignore", message=message)
-    folder = Path(HydraConfig.get().runtime.output_dir)
+    began, folder = time.monotonic(), Path(HydraConfig.get().runtime.output_dir)
     check(cfg)
     datamodule: DDPMDataModule = instantiate(cfg.datamodule)
     L.seed_everything(cfg.seed % 2**32, workers=True)  # NumPy's limit; for the network's first weights only
@@ -222,7 +223,7 @@ def main(cfg: DictConfig) -> float:
     if trainer.is_global_zero:
         model.to(trainer.strategy.root_device)  # fit leaves it on the CPU
         draw(model, datamodule, folder, cfg.samples, cfg.seed)
-        print(f"\nThe run is in {folder}")
+        print(f"\nThe run took {time.monotonic() - began:.0f} s; it is in {folder}")
         for path in sorted(path for path in folder.rglob("*") if path.suffix in (".png", ".csv", ".ckpt", ".yaml")):
             if ".hydra" not in path.parts:
                 print(f"  {path.relative_to(folder)}")

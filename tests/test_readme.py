@@ -21,10 +21,10 @@ def test_the_two_set_up_commands_stand_verbatim() -> None:
     assert COMMANDS.count("pip install -e '.[demo]' && python train_stub.py") == 1
     assert COMMANDS.count("pip install -e '.[test]' && pytest") == 1
     assert len(JOBS) == 7
-    assert len(PYTHON) == 2
+    assert len(PYTHON) == 3
 
 
-@pytest.mark.parametrize("block", PYTHON, ids=["lightning", "plain"])
+@pytest.mark.parametrize("block", PYTHON, ids=["lightning", "by hand", "plain"])
 def test_python_blocks_run_from_anywhere(block: str, tmp_path: Path) -> None:
     script = tmp_path / "block.py"
     script.write_text(block)

@@ -43,7 +43,7 @@ def test_the_main_job_trains_and_leaves_what_it_names(tmp_path: Path) -> None:
     assert "val_loss=" in printed
     assert "images_per_s=" in printed
     assert "Warning" not in printed
-    last = printed[printed.index("The run is in") :]
+    last = printed[printed.index("The run took") :]
     assert str(folder) in last
     for name in (*PICTURES, "metrics.csv", "config.yaml", "checkpoints/last.ckpt"):
         assert name in last
@@ -94,7 +94,7 @@ def test_resuming_ends_where_the_whole_run_ends(tmp_path: Path) -> None:
 def test_two_processes_make_one_run(tmp_path: Path) -> None:
     common = ["trainer=ddp_cpu", "trainer.max_epochs=1", "trainer.check_val_every_n_epoch=1", "samples=1"]
     printed = job(*common, "schedule.num_timesteps=20", f"hydra.run.dir={tmp_path}")
-    assert printed.count("The run is in") == 1
+    assert printed.count("The run took") == 1
     assert all((tmp_path / name).is_file() for name in (*PICTURES, "metrics.csv", "checkpoints/last.ckpt"))
 
 
