@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torchmetrics import MeanMetric
 from tqdm import tqdm
 
 from ddpm_data import DDPMDataModule, ForwardProcess, Triple, checks, plots
@@ -117,6 +118,8 @@ class DDPM(L.LightningModule):
         average = get_ema_multi_avg_fn(ema_decay)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self.ema = AveragedModel(self.net, multi_avg_fn=average).requires_grad_(False)
         self.learning_rate = learning_rate
+        # Lightning's own mean over processes truncates their mean number of examples to a whole number.
+        self.val_loss = MeanMetric()
 
     def training_step(self, batch: Triple, batch_idx: int) -> Tensor:
         """The loss of a training triple."""
@@ -133,7 +136,8 @@ class DDPM(L.LightningModule):
     def validation_step(self, batch: Triple, batch_idx: int) -> None:
         """The loss of a validation triple, which is the same triple every epoch."""
         x_t, t, noise = batch
-        self.log("val_loss", F.mse_loss(self.ema(x_t, t), noise), prog_bar=True, sync_dist=True)
+        self.val_loss.update(F.mse_loss(self.ema(x_t, t), noise), len(t))
+        self.log("val_loss", self.val_loss, prog_bar=True)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam, at one rate."""
