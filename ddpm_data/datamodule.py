@@ -208,13 +208,15 @@ class DDPMDataModule(L.LightningDataModule):
         return self._loader(images, stage, EvalSampler(len(images), self.batch_size, world_size, rank))
 
     def _loader(self, images: Images, stage: Stage, sampler: StreamSampler | EvalSampler) -> StreamLoader:
+        # Seeds the workers, apart on every rank; without it the loader draws from the global generator.
+        generator = torch.Generator().manual_seed((self.transform.seed + sampler.rank) % 2**63)
         return StreamLoader(
             Positioned(images, stage),
             batch_size=None,  # the sampler asks for whole batches
             sampler=sampler,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            generator=torch.Generator().manual_seed(self.transform.seed % 2**63),  # else it draws from the global one
+            generator=generator,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         )
 

@@ -108,6 +108,7 @@ class EvalSampler(DistributedSampler[Request]):
 
     The set is cut into ``k * world_size`` consecutive parts that differ by one in length at most, with the smallest
     ``k`` that keeps them within ``batch_size`` (or one item each): every rank has ``k`` batches, and none is empty.
+    Batch ``b`` of rank ``r`` is part ``b * world_size + r``, so that the ranks' batches, in turn, are in order.
     """
 
     def __init__(self, length: int, batch_size: int, world_size: int, rank: int) -> None:

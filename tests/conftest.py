@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import TensorDataset
-from torchmetrics import MeanMetric
 
 from ddpm_data import Triple
 
@@ -25,7 +24,6 @@ class Recorder(L.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(1))
-        self.val_loss = MeanMetric()  # self.log's own mean is wrong where ranks hold unequal numbers of examples
         self.seen: dict[str, list[Triple]] = {"train": [], "val": [], "test": [], "predict": []}
 
     def keep(self, stage: str, batch: Triple) -> Tensor:
@@ -39,8 +37,6 @@ class Recorder(L.LightningModule):
 
     def validation_step(self, batch: Triple, batch_idx: int) -> None:
         self.keep("val", batch)
-        self.val_loss.update(batch.noise.float().square().mean(), len(batch.t))
-        self.log("val_loss", self.val_loss)
 
     def test_step(self, batch: Triple, batch_idx: int) -> None:
         self.keep("test", batch)
