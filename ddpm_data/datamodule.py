@@ -106,7 +106,8 @@ class DDPMDataModule(L.LightningDataModule):
         self._device = torch.device("cpu")
         if val is None and type(self).val_dataloader is DDPMDataModule.val_dataloader:
             # Else Lightning takes our method for a validation set, and warns of every model without validation_step.
-            self.val_dataloader = partial(L.LightningDataModule.val_dataloader, self)  # type: ignore[method-assign]
+            absent = partial(L.LightningDataModule.val_dataloader, self)
+            self.val_dataloader = absent  # type: ignore[method-assign]  # Lightning asks the instance what it overrides
 
     def prepare_data(self) -> None:
         """Build what factories build, on one process a node, so that whatever they download is there for the rest."""

@@ -107,7 +107,7 @@ class EvalSampler(DistributedSampler[Request]):
     """This rank's share of a validation, test or prediction set: every item once, in order, none padded.
 
     The set is cut into ``k * world_size`` consecutive parts that differ by one in length at most, with the smallest
-    ``k`` that keeps them within ``batch_size`` (or one item each): every rank has ``k`` batches, and none is empty.
+    ``k`` that keeps them within ``batch_size``, as far as no part is empty then: every rank has ``k`` batches.
     Batch ``b`` of rank ``r`` is part ``b * world_size + r``, so that the ranks' batches, in turn, are in order.
     """
 
