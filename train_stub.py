@@ -3,6 +3,7 @@
 Run ``python train_stub.py``; every value of ``conf/`` can be overridden on the command line.
 """
 
+import inspect
 import itertools
 import math
 import time
@@ -23,6 +24,7 @@ from torchmetrics import MeanMetric
 from tqdm import tqdm
 
 from ddpm_data import DDPMDataModule, ForwardProcess, Triple, checks, plots
+from ddpm_data.loading import Loading
 
 _NO_NEWS = (
     "The '.*' does not have many workers",  # none is fastest for data in memory
@@ -186,10 +188,9 @@ def check(cfg: DictConfig) -> None:
         ValueError: A count is too small.
     """
     OmegaConf.to_container(cfg, throw_on_missing=True)
-    if unknown := set(cfg.loader) - {"batch_size", "num_workers", "drop_last"}:
-        raise ValueError(
-            f"loader has no {', '.join(sorted(unknown))}; its keys are batch_size, num_workers, drop_last."
-        )
+    if unknown := set(cfg.loader) - set(inspect.signature(Loading).parameters):
+        keys = ", ".join(inspect.signature(Loading).parameters)
+        raise ValueError(f"loader has no {', '.join(sorted(unknown))}; its keys are {keys}.")
     if cfg.ckpt_path is not None and not Path(cfg.ckpt_path).is_file():
         raise FileNotFoundError(f"there is no checkpoint {Path(cfg.ckpt_path).absolute()}. Change `ckpt_path`.")
     checks.whole("train_stub.py", "samples", cfg.samples, 1)

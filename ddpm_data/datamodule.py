@@ -9,14 +9,15 @@ import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
-from ddpm_data import checks
 from ddpm_data.images import ImagePolicy, Images
 from ddpm_data.items import ImageKey
+from ddpm_data.iterables import Arrivals, IterableImages
+from ddpm_data.loading import Loading, StreamLoader
 from ddpm_data.philox import STAGES, key_from
 from ddpm_data.process import ForwardProcess
 from ddpm_data.resume import Resume
 from ddpm_data.splits import Source, Splits
-from ddpm_data.stream import EvalSampler, Positioned, StreamLoader, StreamSampler
+from ddpm_data.stream import EvalSampler, StreamSampler
 from ddpm_data.transform import Augment, ForwardDiffusion, Timesteps
 from ddpm_data.types import Examples, Stage, Triple
 
@@ -62,7 +63,10 @@ class DDPMDataModule(L.LightningDataModule):
         image_size: Pixels, one number or ``(height, width)``.
         value_range: ``(lowest, highest)`` value of float images.
         channels: 1, 3 or ``None``.
-        drop_last: Leave out an epoch's last global batch where it is incomplete.
+        drop_last: See :class:`~ddpm_data.loading.Loading`, as for the next three.
+        prefetch_factor: Batches each worker has ready.
+        persistent_workers: Keep workers from one epoch to the next.
+        multiprocessing_context: How workers start.
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -88,13 +92,14 @@ class DDPMDataModule(L.LightningDataModule):
         value_range: Sequence[float] | None = None,
         channels: int | None = None,
         drop_last: bool = False,
+        prefetch_factor: int | None = None,
+        persistent_workers: bool = True,
+        multiprocessing_context: str | None = None,
     ) -> None:
         super().__init__()
-        self.batch_size = checks.whole("DDPMDataModule", "loader.batch_size", batch_size, 1)
-        self.num_workers = checks.whole("DDPMDataModule", "loader.num_workers", num_workers, 0)
-        if not isinstance(drop_last, bool):
-            raise TypeError(f"DDPMDataModule(drop_last={drop_last!r}): true or false. Change `loader.drop_last`.")
-        self.drop_last = drop_last
+        self.loading = Loading(
+            batch_size, num_workers, prefetch_factor, persistent_workers, multiprocessing_context, drop_last
+        )
         self.transform = ForwardDiffusion(ForwardProcess(schedule), seed, timesteps, flip, augment)
         self._key = key_from(seed)
         self._splits = Splits(
@@ -102,12 +107,18 @@ class DDPMDataModule(L.LightningDataModule):
             ImagePolicy(image_key, image_size, value_range, channels),
             self._key,
         )
+        self._order: StreamSampler | Arrivals | None = None
         self._resume: Resume | None = None
         self._device = torch.device("cpu")
         if val is None and type(self).val_dataloader is DDPMDataModule.val_dataloader:
             # Else Lightning takes our method for a validation set, and warns of every model without validation_step.
             absent = partial(L.LightningDataModule.val_dataloader, self)
             self.val_dataloader = absent  # type: ignore[method-assign]  # Lightning asks the instance what it overrides
+
+    @property
+    def batch_size(self) -> int:
+        """Images a process and batch."""
+        return self.loading.batch_size
 
     def prepare_data(self) -> None:
         """Build what factories build, on one process a node, so that whatever they download is there for the rest."""
@@ -126,10 +137,11 @@ class DDPMDataModule(L.LightningDataModule):
         self._refuse_clash()
         for name in _STAGES_OF[stage] if stage else STAGES:
             if self._splits.has(name):
-                length = len(self._splits.open(name))
-                self._check_length(name, length)
+                images = self._splits.open(name)
+                if isinstance(images, Images):
+                    self.loading.check_length(name, len(images), self._world()[0])
                 if name == "train":
-                    self._begin_stream(length)
+                    self._begin_stream(images)
             elif stage and name == _STAGES_OF[stage][0]:
                 raise ValueError(
                     f"no {name} set was given. Give DDPMDataModule({name}=...), in the configs `dataset.{name}`."
@@ -137,21 +149,19 @@ class DDPMDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> StreamLoader:
         """Batches of this rank's part of the training stream, uint8."""
-        images = self._splits.images("train")
-        assert self._resume is not None
-        return self._loader(images, "train", self._resume.sampler)
+        return self._loader("train")
 
     def val_dataloader(self) -> StreamLoader:
         """Batches of this rank's part of the validation set, uint8."""
-        return self._eval_loader("val")
+        return self._loader("val")
 
     def test_dataloader(self) -> StreamLoader:
         """Batches of this rank's part of the test set, uint8."""
-        return self._eval_loader("test")
+        return self._loader("test")
 
     def predict_dataloader(self) -> StreamLoader:
         """Batches of this rank's part of the prediction set, uint8."""
-        return self._eval_loader("predict")
+        return self._loader("predict")
 
     def on_after_batch_transfer(self, batch: Examples, dataloader_idx: int) -> Triple:
         """Make the triple, on the device the batch was moved to.
@@ -186,40 +196,29 @@ class DDPMDataModule(L.LightningDataModule):
     def _is_fitting(self) -> bool:
         return self.trainer is not None and self.trainer.state.fn == "fit"
 
-    def _begin_stream(self, length: int) -> None:
-        world_size, rank = self._world()
-        sampler = StreamSampler(length, self.batch_size, world_size, rank, self._key, self.drop_last)
-        steps = self.transform.process.num_timesteps
-        self._resume = Resume(sampler, {"seed": self.transform.seed, "length": length, "num_timesteps": steps})
+    def _begin_stream(self, images: Images | IterableImages) -> None:
+        (world_size, rank), size, drop_last = self._world(), self.batch_size, self.loading.drop_last
+        stream = {"seed": self.transform.seed, "num_timesteps": self.transform.process.num_timesteps}
+        if isinstance(images, Images):
+            self._order = StreamSampler(len(images), size, world_size, rank, self._key, drop_last)
+            stream |= {"length": len(images)}
+        else:
+            self._order = Arrivals(lambda: self.trainer.current_epoch if self.trainer else 0)
+            stream |= {"world_size": world_size, "batch_size": size, "num_workers": self.loading.num_workers}
+        self._resume = Resume(self._order.epochs, stream)
         if self.trainer:
             self._resume.join(self.trainer)
 
-    def _check_length(self, stage: Stage, length: int) -> None:
-        world_size, _ = self._world()
-        needed = world_size * self.batch_size if stage == "train" and self.drop_last else world_size
-        if length < needed:
-            raise ValueError(
-                f"{stage} has {length} images, but {world_size} process(es) with batch_size={self.batch_size} and "
-                f"drop_last={self.drop_last} need {needed} for a first batch. Lower `loader.batch_size`, set "
-                "`loader.drop_last=false`, or use fewer devices."
-            )
-
-    def _eval_loader(self, stage: Stage) -> StreamLoader:
+    def _loader(self, stage: Stage) -> StreamLoader:
         images, (world_size, rank) = self._splits.images(stage), self._world()
-        return self._loader(images, stage, EvalSampler(len(images), self.batch_size, world_size, rank))
-
-    def _loader(self, images: Images, stage: Stage, sampler: StreamSampler | EvalSampler) -> StreamLoader:
-        # Seeds the workers, apart on every rank; without it the loader draws from the global generator.
-        generator = torch.Generator().manual_seed((self.transform.seed + sampler.rank) % 2**63)
-        return StreamLoader(
-            Positioned(images, stage),
-            batch_size=None,  # the sampler asks for whole batches
-            sampler=sampler,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            generator=generator,
-            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
-        )
+        order: StreamSampler | EvalSampler | Arrivals | None = self._order
+        if stage != "train" and isinstance(images, Images):
+            order = EvalSampler(len(images), self.batch_size, world_size, rank)
+        elif stage != "train":
+            order = Arrivals(lambda: 0)
+        assert order is not None
+        pin_memory = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return self.loading.loader(images, stage, order, (world_size, rank), self.transform.seed, pin_memory)
 
     def _world(self) -> tuple[int, int]:
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)

@@ -144,7 +144,7 @@ class Images(Dataset[Tensor]):
 
     def __getitems__(self, places: Sequence[int]) -> list[Tensor]:
         """Images of several items, each uint8, shape ``(channels, height, width)``."""
-        return [self._read(index, self.policy, item) for index, item in self._items(places)]
+        return [read(f"{self.name}[{index}]", self.policy, item) for index, item in self._items(places)]
 
     def check(self) -> None:
         """Look at up to 128 items (all, if there are no more) and raise what a batch would raise, but now.
@@ -161,10 +161,11 @@ class Images(Dataset[Tensor]):
         count = min(len(self), 8 if self.policy.image_size and self.policy.channels else 128)
         shuffled = permute(torch.arange(count), len(self), Key(0, 0), Purpose.CHECK)  # even steps would meet patterns
         items = self._items(sorted({0, len(self) - 1, *shuffled.tolist()}))
-        raw = [self._read(index, self.policy.pixels, item) for index, item in items]
+        raw = [read(f"{self.name}[{index}]", self.policy.pixels, item) for index, item in items]
         self._check_range(raw)
         indices = [index for index, _ in items]
-        images = [self._read(index, self.policy.fit, image) for index, image in zip(indices, raw, strict=True)]
+        named = zip(indices, raw, strict=True)
+        images = [read(f"{self.name}[{index}]", self.policy.fit, image) for index, image in named]
         same_shape(self.name, indices, images)
 
     def _check_range(self, raw: list[Tensor]) -> None:
@@ -181,13 +182,19 @@ class Images(Dataset[Tensor]):
         items = fetch(indices) if callable(fetch) else [self.dataset[index] for index in indices]
         return list(zip(indices, items, strict=True))
 
-    def _read(self, index: int, convert: Callable[[T], Tensor], value: T) -> Tensor:
-        try:
-            return convert(value)
-        except (TypeError, ValueError, OSError) as error:
-            # Not type(error): the constructors of some subclasses want more than a message.
-            kind = next(kind for kind in (TypeError, ValueError, OSError) if isinstance(error, kind))
-            raise kind(f"{self.name}[{index}]: {error}") from error
+
+def read(where: str, convert: Callable[[T], Tensor], value: T) -> Tensor:
+    """Convert a value to an image, or say where the one that cannot be comes from.
+
+    Raises:
+        OSError, TypeError, ValueError: What ``convert`` raised, with ``where`` before its message.
+    """
+    try:
+        return convert(value)
+    except (TypeError, ValueError, OSError) as error:
+        # Not type(error): the constructors of some subclasses want more than a message.
+        kind = next(kind for kind in (TypeError, ValueError, OSError) if isinstance(error, kind))
+        raise kind(f"{where}: {error}") from error
 
 
 def same_shape(name: str, indices: Sequence[int], images: Sequence[Tensor]) -> None:

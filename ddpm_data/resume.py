@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning as L
 
-from ddpm_data.stream import StreamSampler
+from ddpm_data.stream import ENDLESS, Epochs
 
 
 class Resume(L.Callback):
@@ -20,12 +20,12 @@ class Resume(L.Callback):
     restores its loops, if it stands first in the list.
 
     Args:
-        sampler: The training sampler, which is told where to begin.
+        epochs: How the training sampler cuts them, which is told where to begin.
         stream: What makes it this stream and no other (seed, length, steps): a checkpoint must agree.
     """
 
-    def __init__(self, sampler: StreamSampler, stream: dict[str, int]) -> None:
-        self.sampler = sampler
+    def __init__(self, epochs: Epochs, stream: dict[str, int]) -> None:
+        self.epochs = epochs
         self.stream = stream
         self._loaded: dict[str, int] | None = None
         self._done_before = (0, 0)  # an epoch, and how many of its batches, of today's size, were done before
@@ -41,18 +41,19 @@ class Resume(L.Callback):
 
         Returns:
             ``epoch``; ``place``, the first example of it that no finished step has seen; ``window``, batches delivered
-            since that step (in flight not counted), which a resumed run repeats; and the stream's own values.
+            since that step (in flight not counted), which a resumed run repeats; ``ended``, 1 if all of the epoch's
+            batches were; and the stream's own values.
         """
         batches: Any = trainer.fit_loop.epoch_loop.batch_progress  # Lightning types its trackers as their base class
         epoch, done = trainer.current_epoch, batches.current.processed
         if trainer.fit_loop.epoch_progress.current.ready == epoch:  # between two epochs
-            return {"epoch": epoch, "place": 0, "window": 0} | self.stream
+            return {"epoch": epoch, "place": 0, "window": 0, "ended": 0} | self.stream
         in_flight = batches.current.ready != done
         last = not in_flight and (batches.is_last_batch or done == trainer.num_training_batches)
         window = 0 if last else done % trainer.accumulate_grad_batches
         before = self._done_before[1] if epoch == self._done_before[0] else 0
-        place = self.sampler.cuts_of(epoch).end(done - window - before - 1)
-        return {"epoch": epoch, "place": place, "window": window} | self.stream
+        place = self.epochs.of(epoch).end(done - window - before - 1)
+        return {"epoch": epoch, "place": place, "window": window, "ended": int(last)} | self.stream
 
     def load(self, saved: dict[str, int]) -> None:
         """Remember what :meth:`save` said, until Lightning's part of the checkpoint is at hand.
@@ -72,12 +73,13 @@ class Resume(L.Callback):
         """Point the sampler to the place, and rewrite the counters that Lightning will load."""
         if self._loaded is None or trainer.state.fn != "fit":
             return
-        epoch, place, window = (self._loaded[key] for key in ("epoch", "place", "window"))
+        epoch, place, window, ended = (self._loaded[key] for key in ("epoch", "place", "window", "ended"))
         counters = checkpoint["loops"]["fit_loop"]
         progress = counters["epoch_progress"]
         begun = progress["current"]["ready"] != progress["current"]["processed"]
         done, left = self._batches(trainer, place) if begun else (0, 1)
-        self.sampler.resumed = (epoch, place)
+        left = 0 if ended and self.epochs.cuts.length == ENDLESS else left  # how long it was is not in the cuts
+        self.epochs.resumed = (epoch, place)
         self._done_before = (epoch, done)
         self._mend_step = True
         if not begun:
@@ -101,7 +103,7 @@ class Resume(L.Callback):
 
     def _batches(self, trainer: L.Trainer, place: int) -> tuple[int, int]:
         """How many of the epoch's batches, of today's size, are done at a place and how many are left."""
-        cuts, limit = self.sampler.cuts, trainer.limit_train_batches
+        cuts, limit = self.epochs.cuts, trainer.limit_train_batches
         whole = cuts.count_batches()
         count = min(whole, limit) if isinstance(limit, int) else int(whole * limit)
         left = cuts._replace(start=place).count_batches()

@@ -1,19 +1,21 @@
 """The sets a DataModule was given: datasets or factories, or a fraction of the training set, and what they need."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from numbers import Real
 from pathlib import Path
 from typing import TypeGuard, cast
 
-from torch.utils.data import IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 
 from ddpm_data import checks
 from ddpm_data.images import ImagePolicy, Images, MapDataset
+from ddpm_data.iterables import IterableImages
 from ddpm_data.philox import Key
 from ddpm_data.stream import split
 from ddpm_data.types import Stage
 
-Source = MapDataset | Callable[[], MapDataset]
+SomeDataset = MapDataset | Iterable[object]
+Source = SomeDataset | Callable[[], SomeDataset]
 
 
 class Splits:
@@ -25,7 +27,7 @@ class Splits:
         key: The seed's, which picks the held-out images.
 
     Raises:
-        TypeError: A source is neither a map-style dataset nor a factory.
+        TypeError: A source is neither a dataset nor a factory.
         ValueError: The fraction is not in ``(0, 1)``.
     """
 
@@ -39,8 +41,8 @@ class Splits:
                 "`dataset.train`, or a validation set."
             )
         self._sources = {stage: _source(stage, given) for stage, given in sources.items() if _is_given(stage, given)}
-        self._built: dict[Stage, MapDataset] = {}
-        self._images: dict[Stage, Images] = {}
+        self._built: dict[Stage, SomeDataset] = {}
+        self._images: dict[Stage, Images | IterableImages] = {}
 
     def build_all(self) -> None:
         """Call every factory, for what it downloads; the datasets are kept for :meth:`open`."""
@@ -51,22 +53,24 @@ class Splits:
         """Whether there is a set for this stage."""
         return stage in self._sources or (stage == "val" and self.fraction is not None)
 
-    def open(self, stage: Stage) -> Images:
-        """Build one stage's images and look at some of them.
+    def open(self, stage: Stage) -> Images | IterableImages:
+        """Build one stage's images and look at some of them, which an iterable source does not allow.
 
         Raises:
-            TypeError: A factory returned no map-style dataset, or an item holds no image.
+            TypeError: A factory returned no dataset, or an item holds no image.
             ValueError: The set is empty, or images cannot be converted or share no shape.
         """
-        if self.fraction is None or stage not in ("train", "val"):
-            images = Images(self._dataset(stage), self.policy, stage)
+        dataset = self._dataset("train" if self._is_part(stage) else stage)
+        images: Images | IterableImages
+        if not _is_map_style(dataset):
+            images = self._iterable(stage, dataset)
         else:
-            images = self._part(stage, self.fraction)
-        images.check()
+            images = self._part(stage, dataset) if self._is_part(stage) else Images(dataset, self.policy, stage)
+            images.check()
         self._images[stage] = images
         return images
 
-    def images(self, stage: Stage) -> Images:
+    def images(self, stage: Stage) -> Images | IterableImages:
         """What :meth:`open` has built.
 
         Raises:
@@ -76,18 +80,28 @@ class Splits:
             raise RuntimeError(f"the {stage} set is not open: call setup() before asking for its loader.")
         return self._images[stage]
 
-    def _dataset(self, stage: Stage) -> MapDataset:
+    def _dataset(self, stage: Stage) -> SomeDataset:
         if stage not in self._built:
             source = self._sources[stage]
-            self._built[stage] = _map_style(stage, source() if _is_factory(source) else source)
+            self._built[stage] = _checked(stage, source() if _is_factory(source) else source)
         return self._built[stage]
 
-    def _part(self, stage: Stage, fraction: float) -> Images:
-        dataset = self._dataset("train")
-        train, val = split(self._key, len(dataset), fraction)
+    def _is_part(self, stage: Stage) -> bool:
+        return self.fraction is not None and stage in ("train", "val")
+
+    def _iterable(self, stage: Stage, dataset: SomeDataset) -> IterableImages:
+        if self._is_part(stage):
+            raise ValueError(
+                f"val={self.fraction}: a {type(dataset).__name__} gives its items in an order of its own, so none can "
+                "be held out of train. Give a validation set, `dataset.val`."
+            )
+        return IterableImages(cast(Iterable[object], dataset), self.policy, stage)
+
+    def _part(self, stage: Stage, dataset: MapDataset) -> Images:
+        train, val = split(self._key, len(dataset), self.fraction or 0.0)
         if len(dataset) and not (len(train) and len(val)):
             raise ValueError(
-                f"val={fraction} of {len(dataset)} training images leaves {len(train)} to train and {len(val)} to "
+                f"val={self.fraction} of {len(dataset)} training images leaves {len(train)} to train and {len(val)} to "
                 "validate on. Change `dataset.val`, or give a validation set."
             )
         # Both are named train: an index in an error is one of the dataset that was given as train.
@@ -111,27 +125,38 @@ def _is_given(stage: Stage, source: object) -> bool:
 
 
 def _source(name: str, source: object) -> Source:
-    return cast(Source, source) if _is_factory(source) else _map_style(name, source)
+    return cast(Source, source) if _is_factory(source) else _checked(name, source)
 
 
-def _is_factory(source: object) -> TypeGuard[Callable[[], MapDataset]]:
+def _is_factory(source: object) -> TypeGuard[Callable[[], SomeDataset]]:
     return callable(source) and (isinstance(source, type) or not hasattr(source, "__getitem__"))
 
 
-def _map_style(name: str, dataset: object) -> MapDataset:
+def _is_map_style(dataset: object) -> TypeGuard[MapDataset]:
     sized = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
+    return sized and not isinstance(dataset, IterableDataset)
+
+
+def _checked(name: str, dataset: object) -> SomeDataset:
+    kind = type(dataset).__name__
     if isinstance(dataset, str | Path):
         raise TypeError(
-            f"{name} is a {type(dataset).__name__}; for the image files in a folder give "
-            f"ddpm_data.sources.ImageFiles({str(dataset)!r}), in the configs dataset=image_folder: `dataset.{name}`."
+            f"{name} is a {kind}; for the image files in a folder give ddpm_data.sources.ImageFiles({str(dataset)!r}), "
+            f"in the configs dataset=image_folder: `dataset.{name}`."
         )
     if isinstance(dataset, Mapping):
         keys = ", ".join(map(repr, dataset))
-        raise TypeError(f"{name} is a {type(dataset).__name__} of {keys}: give one of its datasets, `dataset.{name}`.")
-    if not sized or isinstance(dataset, IterableDataset | bytes):
+        raise TypeError(f"{name} is a {kind} of {keys}: give one of its datasets, `dataset.{name}`.")
+    if isinstance(dataset, DataLoader):
+        raise TypeError(f"{name} is a {kind}, but DDPMDataModule makes its own: give its dataset, `dataset.{name}`.")
+    if isinstance(dataset, Iterator):
         raise TypeError(
-            f"{name} is a {type(dataset).__name__}, not a map-style dataset: the stream asks for items by "
-            "number, so __getitem__ and __len__ are needed. Give such a dataset, or a function without arguments "
-            f"that returns one: `dataset.{name}`."
+            f"{name} is a {kind}, which can be gone through once: there would be no second epoch. Give an "
+            f"IterableDataset, or another object whose __iter__ begins anew: `dataset.{name}`."
         )
-    return cast(MapDataset, dataset)
+    if isinstance(dataset, bytes) or not (_is_map_style(dataset) or isinstance(dataset, Iterable)):
+        raise TypeError(
+            f"{name} is a {kind}, not a dataset: __getitem__ and __len__ are needed, or at least __iter__. Give "
+            f"such an object, or a function without arguments that returns one: `dataset.{name}`."
+        )
+    return cast(SomeDataset, dataset)

@@ -10,16 +10,14 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
+from torch.utils.data import DistributedSampler
 
-from ddpm_data.images import Images, same_shape
 from ddpm_data.permutation import permute
 from ddpm_data.philox import Key, Purpose
-from ddpm_data.types import Examples, Place, Stage
 
-_BLOCK = (
-    16384  # places shuffled at once: enough to spread the cost of the calls, little enough for a prompt first batch
-)
+ENDLESS = 2**62  # the length of an epoch whose end is not known before it is met
+# Places shuffled at once: enough to spread the cost of the calls, little enough for a prompt first batch.
+_BLOCK = 16384
 
 
 class Request(NamedTuple):
@@ -65,6 +63,22 @@ class Cuts(NamedTuple):
         return self.start + whole * self.batch if self.drop_last else self.length
 
 
+class Epochs:
+    """How each epoch is cut: all alike, but for one that is resumed from inside it.
+
+    Args:
+        cuts: Of a whole epoch.
+    """
+
+    def __init__(self, cuts: Cuts) -> None:
+        self.cuts = cuts
+        self.resumed = (0, 0)  # an epoch, and the place in it where a checkpoint left off
+
+    def of(self, epoch: int) -> Cuts:
+        """How one epoch is cut."""
+        return self.cuts._replace(start=self.resumed[1]) if epoch == self.resumed[0] else self.cuts
+
+
 class StreamSampler(DistributedSampler[Request]):
     """This rank's share of each epoch, shuffled, a whole batch at a time; its memory does not grow with the dataset.
 
@@ -75,19 +89,18 @@ class StreamSampler(DistributedSampler[Request]):
     """
 
     def __init__(self, length: int, batch_size: int, world_size: int, rank: int, key: Key, drop_last: bool) -> None:
-        self.cuts = Cuts(0, length, batch_size * world_size, world_size, drop_last)
+        self.epochs = Epochs(Cuts(0, length, batch_size * world_size, world_size, drop_last))
         self.num_replicas = world_size
         self.rank = rank
         self.key = key
         self.epoch = 0
-        self.resumed = (0, 0)  # an epoch, and the place in it where a checkpoint left off
 
     def __len__(self) -> int:
         """Batches of a whole epoch, also in one that is resumed: Lightning counts those done before as done."""
-        return self.cuts.count_batches()
+        return self.epochs.cuts.count_batches()
 
     def __iter__(self) -> Iterator[Request]:
-        cuts = self.cuts_of(self.epoch)
+        cuts = self.epochs.of(self.epoch)
         count, at_once = cuts.count_batches(), max(1, _BLOCK * self.num_replicas // cuts.batch)
         offset = self.epoch * cuts.length
         for first in range(0, count, at_once):
@@ -97,10 +110,6 @@ class StreamSampler(DistributedSampler[Request]):
             indices = iter(permute(places, cuts.length, self.key, Purpose.SHUFFLE, self.epoch).tolist())
             for part in own:
                 yield Request([offset + place for place in part], list(islice(indices, len(part))))
-
-    def cuts_of(self, epoch: int) -> Cuts:
-        """How an epoch is cut; a resumed one from where it is resumed."""
-        return self.cuts._replace(start=self.resumed[1]) if epoch == self.resumed[0] else self.cuts
 
 
 class EvalSampler(DistributedSampler[Request]):
@@ -127,42 +136,6 @@ class EvalSampler(DistributedSampler[Request]):
 
     def set_epoch(self, epoch: int) -> None:
         """Evaluation is the same every epoch."""
-
-
-class Positioned(Dataset[Examples]):
-    """Batches of images with their positions: ``dataset[request]``.
-
-    Args:
-        images: The images.
-        stage: The stream they are served to.
-    """
-
-    def __init__(self, images: Images, stage: Stage) -> None:
-        self.images = images
-        self.stage = stage
-
-    def __getitem__(self, request: Request) -> Examples:
-        images = self.images.__getitems__(request.indices)
-        same_shape(self.images.name, request.indices, images)
-        # default_collate stacks straight into shared memory when it runs in a worker.
-        return Examples(default_collate(images), Place(torch.tensor(request.positions), self.stage))
-
-
-class StreamLoader(DataLoader[Examples]):
-    """A DataLoader that starts its workers at the first batch instead of at ``iter()``.
-
-    Lightning calls ``iter()`` before ``set_epoch()``; a resumed run would get the positions of an earlier epoch.
-    """
-
-    def __iter__(self) -> Iterator[Examples]:  # type: ignore[override]  # any iterator will do for every caller
-        yield from super().__iter__()
-
-    def state_dict(self) -> dict[str, int]:
-        """Nothing: the DataModule keeps the stream's place. Without this method Lightning warns of a lost place."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Nothing, as there is nothing to load."""
 
 
 def split(key: Key, length: int, fraction: float) -> tuple[Tensor, Tensor]:

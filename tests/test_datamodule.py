@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset, TensorDataset, random_split
+from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset, random_split
 from torchvision.datasets import FakeData, ImageFolder
 from torchvision.transforms import v2
 
@@ -68,8 +68,20 @@ def test_the_stream_is_what_the_transform_makes_of_its_positions(dataset: Tensor
                 assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("options", [dict(num_workers=2), dict(batch_size=5), dict(batch_size=20)])
-def test_workers_and_batch_size_change_nothing(dataset: TensorDataset, tmp_path: Path, options: dict[str, int]) -> None:
+GEOMETRIES: list[dict[str, Any]] = [
+    dict(batch_size=5),
+    dict(batch_size=20),
+    dict(num_workers=1),
+    dict(num_workers=2, prefetch_factor=1),
+    dict(num_workers=2, prefetch_factor=4, persistent_workers=False),
+    dict(num_workers=2, multiprocessing_context="fork"),
+    dict(num_workers=1, multiprocessing_context="spawn", batch_size=3),
+    dict(num_workers=1, multiprocessing_context="forkserver", persistent_workers=False),
+]
+
+
+@pytest.mark.parametrize("options", GEOMETRIES, ids=str)
+def test_workers_and_batch_size_change_nothing(dataset: TensorDataset, tmp_path: Path, options: dict[str, Any]) -> None:
     plain, other = Recorder(), Recorder()
     trainer(tmp_path, max_epochs=2).fit(plain, datamodule=module(dataset))
     trainer(tmp_path, max_epochs=2).fit(other, datamodule=module(dataset, **options))
@@ -342,13 +354,6 @@ def test_an_unknown_stage_is_refused() -> None:
         module(TensorDataset(COLOURS)).setup("train")
 
 
-class Stream(IterableDataset[Tensor]):
-    """A dataset that cannot be asked by number."""
-
-    def __iter__(self) -> Any:  # noqa: ANN401  # an iterator
-        return iter(COLOURS)
-
-
 class Greyish(Items):
     """A thousand photographs, every twentieth grey, as folders of JPEGs are."""
 
@@ -381,7 +386,7 @@ SETUP = [
     (dict(train=[COLOURS[0], COLOURS[1, :, :4]]), ValueError, r"\(3, 8, 8\) and train\[1\] is \(3, 4, 8\).*image_size"),
     (dict(train=[COLOURS[0], COLOURS[1, :1]]), ValueError, r"\(3, 8, 8\) and train\[1\] is \(1, 8, 8\).*channels"),
     (dict(train=COLOURS[:2], val=0.1), ValueError, r"val=0\.1 of 2 training images leaves 2 to train and 0"),
-    (dict(train=lambda: Stream()), TypeError, r"train is a Stream, not a map-style dataset"),
+    (dict(train=lambda: 7), TypeError, r"train is a int, not a dataset.*`dataset\.train`"),
     (dict(train=None), ValueError, r"no train set was given.*`dataset\.train`"),
 ]
 
@@ -409,13 +414,17 @@ CONSTRUCTION = [
     (dict(batch_size=8.0), TypeError, r"loader\.batch_size"),
     (dict(num_workers=-1), ValueError, r"loader\.num_workers"),
     (dict(drop_last="no"), TypeError, r"loader\.drop_last"),
+    (dict(persistent_workers=1), TypeError, r"loader\.persistent_workers"),
+    (dict(prefetch_factor=0, num_workers=1), ValueError, r"loader\.prefetch_factor"),
+    (dict(prefetch_factor=2), ValueError, r"no workers.*loader\.prefetch_factor"),
+    (dict(multiprocessing_context="fork"), ValueError, r"no workers.*loader\.multiprocessing_context"),
+    (dict(multiprocessing_context="thread", num_workers=1), ValueError, r"fork, .*loader\.multiprocessing_context"),
     (dict(seed=-1), ValueError, "seed"),
     (dict(flip=2), ValueError, r"dataset\.flip"),
     (dict(val=1.0), ValueError, r"dataset\.val"),
     (dict(val=0), ValueError, r"dataset\.val"),
     (dict(val=True), TypeError, r"dataset\.val"),
     (dict(val="data/val"), TypeError, r"val is a str.*dataset\.val"),
-    (dict(train=Stream()), TypeError, r"train is a Stream.*dataset\.train"),
     (dict(train=7), TypeError, r"train is a int.*dataset\.train"),
     (dict(schedule=[0.1]), TypeError, "schedule"),
     (dict(schedule=None), TypeError, "schedule"),

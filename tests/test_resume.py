@@ -4,6 +4,7 @@ Each case trains once, writing a checkpoint in several hooks of every batch, and
 a new Trainer with a new DataModule.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
-from torch.utils.data import TensorDataset
+from torch.utils.data import IterableDataset, TensorDataset, get_worker_info
 
 from ddpm_data import DDPMDataModule, Triple, schedules
 from tests.conftest import trainer, uint8_images
@@ -97,17 +98,31 @@ class Model(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
+class Source(IterableDataset[Tensor]):
+    """Gives images in an order of its own, shared out among workers; as its length is not known, nor is the last."""
+
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+
+    def __iter__(self) -> Iterator[Tensor]:
+        info = get_worker_info()
+        return iter(self.images[info.id :: info.num_workers] if info else self.images)
+
+
 def run(
     tmp_path: Path,
     folder: Path | None = None,
     ckpt: Path | None = None,
     data: dict[str, Any] | None = None,
     touch: bool = False,
+    iterable: bool = False,
     **options: Any,  # noqa: ANN401  # Trainer's own
 ) -> Model:
     """Train; the model that did."""
     model = Model(folder)
     train, val = TensorDataset(uint8_images(21, 1, 2, 2)), TensorDataset(uint8_images(3, 1, 2, 2))
+    if iterable:
+        train, val = Source(train.tensors[0]), Source(val.tensors[0])  # type: ignore[assignment]
     dm = DDPMDataModule(train, val, **(dict(schedule=BETAS, batch_size=4) | (data or {})))  # type: ignore[arg-type]
     logger = Steps()
     fit = trainer(tmp_path, **(dict(max_epochs=EPOCHS, logger=logger, log_every_n_steps=1) | options))
@@ -145,6 +160,13 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "no validation": ({}, dict(limit_val_batches=0)),
     "limited": ({}, dict(limit_train_batches=4)),
     "a worker": (dict(num_workers=1), {}),
+    "iterable": ({}, dict(iterable=True)),
+    "iterable, accumulated": ({}, dict(iterable=True, accumulate_grad_batches=2)),
+    "iterable, validated every two batches": ({}, dict(iterable=True, val_check_interval=2)),
+    "iterable, limited": (dict(drop_last=True), dict(iterable=True, limit_train_batches=4)),
+    "iterable, two workers": (dict(num_workers=2), dict(iterable=True)),
+    "reloaded": ({}, dict(reload_dataloaders_every_n_epochs=1)),
+    "reloaded, two workers": (dict(num_workers=2, persistent_workers=False), dict(reload_dataloaders_every_n_epochs=1)),
 }
 
 
@@ -156,7 +178,7 @@ def test_from_any_checkpoint_the_rest_is_the_same(case: str, tmp_path: Path) -> 
     per_epoch = len(whole.seen) // EPOCHS
     checkpoints = sorted(saved.glob("*.ckpt"))
     assert len(checkpoints) > 2 * len(whole.seen)
-    if case == "a worker":
+    if "worker" in case:
         checkpoints = checkpoints[2::9]
     for checkpoint in checkpoints:
         before = seen_before(checkpoint, options.get("accumulate_grad_batches", 1), per_epoch)
@@ -242,7 +264,7 @@ def test_another_stream_is_refused(change: dict[str, Any], says: str, tmp_path: 
 def test_a_checkpoint_holds_a_handful_of_integers(tmp_path: Path) -> None:
     run(tmp_path, tmp_path / "saved", data=dict(seed=2**64 - 1))
     saved = torch.load(tmp_path / "saved" / "003-on_train_batch_end.ckpt", weights_only=True)["DDPMDataModule"]
-    place = dict(epoch=0, place=12, window=0)
+    place = dict(epoch=0, place=12, window=0, ended=0)
     assert saved == place | dict(seed=2**64 - 1, length=21, num_timesteps=50)
 
 

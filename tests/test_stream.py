@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from ddpm_data.images import ImagePolicy, Images
+from ddpm_data.loading import Positioned, StreamLoader
 from ddpm_data.permutation import permute
 from ddpm_data.philox import Purpose, key_from
-from ddpm_data.stream import EvalSampler, Positioned, Request, StreamLoader, StreamSampler, split
+from ddpm_data.stream import EvalSampler, Request, StreamSampler, split
 from tests.conftest import uint8_images
 
 KEY = key_from(0)

@@ -1,0 +1,117 @@
+"""Sources that give their items in an order of their own: images, places of their own, and taking them up again.
+
+Such a source (an ``IterableDataset``, a streamed or sharded set) splits itself over processes and workers and decides
+which image comes when; the stream decides the rest. An item's position is ``epoch * EPOCH + (c * R + r) * W + w``, for
+the c-th item of worker w of W on process r of R: no two items share one, but it depends on R and W.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from hashlib import blake2b
+
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset, default_collate, get_worker_info
+from tqdm import tqdm
+
+from ddpm_data.images import ImagePolicy, read, same_shape
+from ddpm_data.stream import ENDLESS, Cuts, Epochs
+from ddpm_data.types import Examples, Place, Stage
+
+EPOCH = 2**40 + 15  # a prime: more places than any epoch has, and epochs that differ in low-discrepancy t
+
+
+class IterableImages:
+    """A source's items seen as uint8 CHW images, in the source's order.
+
+    Args:
+        source: Gives items each time it is iterated over, in a worker its share of them.
+        policy: How an item becomes an image.
+        name: What to call it in errors.
+    """
+
+    def __init__(self, source: Iterable[object], policy: ImagePolicy, name: str) -> None:
+        self.source = source
+        self.policy = policy
+        self.name = name
+
+    def __iter__(self) -> Iterator[Tensor]:
+        info = get_worker_info()
+        where = f"{self.name}, worker {info.id}, item" if info else f"{self.name}, item"
+        for count, item in enumerate(self.source):
+            yield read(f"{where} {count}", self.policy, item)
+
+
+class PositionedItems(IterableDataset[Examples]):
+    """Batches of a source's images with their places, as one process or one of its workers sees them.
+
+    Args:
+        images: The source.
+        stage: The stream they are served to.
+        batch_size: Images a batch.
+        drop_last: Whether an incomplete batch, which each worker may end with, is dropped.
+        world_size: Processes.
+        rank: This one.
+    """
+
+    def __init__(
+        self, images: IterableImages, stage: Stage, batch_size: int, drop_last: bool, world_size: int, rank: int
+    ) -> None:
+        self.images = images
+        self.stage = stage
+        self.batch_size = batch_size
+        self.drop_last = drop_last
+        self.world_size = world_size
+        self.rank = rank
+
+    def __iter__(self) -> Iterator[Examples]:
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        first, step = self.rank * workers + worker, self.world_size * workers
+        images = iter(self.images)
+        for start in itertools.count(0, self.batch_size):
+            batch = list(itertools.islice(images, self.batch_size))
+            if not batch or (self.drop_last and len(batch) < self.batch_size):
+                return
+            counts = range(start, start + len(batch))
+            same_shape(self.images.name, counts, batch)
+            yield Examples(default_collate(batch), Place(torch.tensor(counts) * step + first, self.stage))
+
+
+class Arrivals:
+    """Batches of a source with an order of its own, as they arrive: moved to their epoch, those seen before left out.
+
+    Args:
+        epoch: Says which one it is.
+    """
+
+    def __init__(self, epoch: Callable[[], int]) -> None:
+        self.epochs = Epochs(Cuts(0, ENDLESS, 1, 1, drop_last=False))  # counts batches: each is a place of its own
+        self.epoch = epoch
+
+    def placed(self, batches: Iterator[Examples], workers: int) -> Iterator[Examples]:
+        """The epoch's batches, after a checkpoint those it had not seen: the source is read up to there.
+
+        Raises:
+            ValueError: Two workers begin with the same images.
+        """
+        epoch = self.epoch()
+        batches = _told_apart(batches, workers)
+        for _ in tqdm(range(seen := self.epochs.of(epoch).start), "Reading up to the checkpoint", disable=not seen):
+            next(batches, None)
+        for images, (position, stage) in batches:
+            yield Examples(images, Place(position + epoch * EPOCH, stage))
+
+
+def _told_apart(batches: Iterator[Examples], workers: int) -> Iterator[Examples]:
+    first: dict[bytes, int] = {}
+    for number, batch in enumerate(batches):
+        if number < workers > 1 and batch.images.min() < batch.images.max():  # blank ones may well be alike
+            other = first.setdefault(blake2b(batch.images.numpy().tobytes()).digest(), number)
+            if other != number:
+                raise ValueError(
+                    f"workers {other} and {number} begin with the same images: the source does not split itself, and "
+                    "every worker would serve all of it. Set `loader.num_workers` to 0 or 1, or split it by "
+                    "torch.utils.data.get_worker_info() in its __iter__."
+                )
+        yield batch
