@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from tests.conftest import ROOT
+from tests.ddp_scenarios import SCENARIOS
+from tests.ddp_scenarios import run as scenario
 
 Rank = dict[str, Any]
 
@@ -127,6 +129,43 @@ def test_two_nodes_launched_by_torchrun_see_the_same(one: Rank, tmp_path: Path) 
     for step, batch in enumerate(one["seen"]["train"]):
         together = [torch.cat(parts) for parts in zip(*(rank["seen"]["train"][step] for rank in many), strict=True)]
         assert all(torch.equal(a, b) for a, b in zip(batch, together, strict=True))
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> list[Rank]:
+    """What two processes saw in every scenario; -k, since a hung process may not heed a plain timeout."""
+    folder = tmp_path_factory.mktemp("scenarios")
+    command = ["timeout", "-k", "10", "300", sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+    command += [f"--master_port={free_port()}", "-m", "tests.ddp_scenarios", str(folder)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return load(folder, 2)
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_the_cut_changes_nothing_in_any_optimizer_step(name: str, together: list[Rank], tmp_path: Path) -> None:
+    alone = scenario(tmp_path, 1, **SCENARIOS[name][0])["steps"]
+    first, second = (rank[name]["steps"] for rank in together)
+    assert len(alone) == len(first) == len(second) > 0
+    for one_step, two_steps in zip(alone, zip(first, second, strict=True), strict=True):
+        assert sorted(one_step) == sorted(two_steps[0] + two_steps[1])
+        assert all(two_steps)
+
+
+def test_a_rest_smaller_than_the_world_joins_the_batch_before(together: list[Rank]) -> None:
+    steps = zip(*(rank["a rest of one"]["steps"] for rank in together), strict=True)
+    assert [(len(first), len(second)) for first, second in steps] == [(4, 5)] * 2
+
+
+@pytest.mark.parametrize(("name", "says"), [("1 image", "need 2 for"), ("7 images, drop_last", "need 8 for")])
+def test_a_set_too_small_for_the_world_is_refused_on_every_rank(name: str, says: str, together: list[Rank]) -> None:
+    assert all(says in rank[name]["error"] for rank in together)
+
+
+@pytest.mark.parametrize("name", ["iterable", "iterable, workers"])
+def test_ranks_of_an_iterable_source_share_no_noise(name: str, together: list[Rank]) -> None:
+    rows = [row for rank in together for step in rank[name]["steps"] for row in step]
+    assert len(rows) == len(set(rows)) == 2 * 24
 
 
 def free_port() -> int:

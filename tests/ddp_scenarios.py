@@ -1,0 +1,108 @@
+"""Fits that one process, and two under torchrun, run one after the other; test_ddp.py compares what they saw.
+
+Each leaves ``{name: what happened}`` in a file of its rank: the rows of every optimizer step, or an error's words.
+"""
+
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+from torch.utils.data import IterableDataset, TensorDataset, get_worker_info
+
+from ddpm_data import DDPMDataModule, Triple, schedules
+from tests.conftest import Recorder, trainer, uint8_images
+
+
+class Sharded(IterableDataset[Tensor]):
+    """Splits itself over processes and workers."""
+
+    def __iter__(self) -> Iterator[Tensor]:
+        info = get_worker_info()
+        world = (distributed.get_world_size(), distributed.get_rank()) if distributed.is_initialized() else (1, 0)
+        workers, worker = (info.num_workers, info.id) if info else (1, 0)
+        return iter(uint8_images(24, 1, 4, 4)[world[1] * workers + worker :: world[0] * workers])
+
+
+# What one process is told, and what two are: per-device batch size and the rest.
+SCENARIOS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "2 x 4": (dict(batch_size=8), dict(batch_size=4)),
+    "2 x 2, accumulated": (dict(batch_size=8), dict(batch_size=2, accumulate_grad_batches=2)),
+    "4, accumulated": (dict(batch_size=4, accumulate_grad_batches=2), dict(batch_size=4)),
+    "workers": (dict(batch_size=8), dict(batch_size=4, num_workers=2, prefetch_factor=1)),
+    "workers anew": (dict(batch_size=8), dict(batch_size=4, num_workers=1, persistent_workers=False)),
+    "own sampler": (dict(batch_size=8), dict(batch_size=4, use_distributed_sampler=False)),
+    "reloaded": (dict(batch_size=8), dict(batch_size=4, reload_dataloaders_every_n_epochs=1)),
+    "limited": (dict(batch_size=8, limit_train_batches=3), dict(batch_size=4, limit_train_batches=3)),
+    "limited share": (dict(batch_size=8, limit_train_batches=0.5), dict(batch_size=4, limit_train_batches=0.5)),
+} | {
+    f"{length} images{', drop_last' * drop_last}": (
+        dict(batch_size=8, length=length, drop_last=drop_last),
+        dict(batch_size=4, length=length, drop_last=drop_last),
+    )
+    for length in (10, 11, 23, 31)
+    for drop_last in (False, True)
+}
+ALONE: dict[str, dict[str, Any]] = {
+    "a rest of one": dict(batch_size=4, length=9),
+    "1 image": dict(batch_size=4, length=1),
+    "7 images, drop_last": dict(batch_size=4, length=7, drop_last=True),
+    "iterable": dict(batch_size=4, iterable=True),
+    "iterable, workers": dict(batch_size=4, iterable=True, num_workers=2),
+}
+
+
+class Steps(Recorder):
+    """Also notes the optimizer step of every batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.step_of: list[int] = []
+
+    def training_step(self, batch: Triple, batch_idx: int) -> Tensor:
+        self.step_of.append(self.global_step)
+        return super().training_step(batch, batch_idx)
+
+
+def run(
+    folder: Path,
+    devices: int,
+    batch_size: int,
+    length: int = 26,
+    iterable: bool = False,
+    num_workers: int = 0,
+    **options: Any,  # noqa: ANN401  # the DataModule's or the Trainer's
+) -> dict[str, Any]:
+    loading = {
+        name: options.pop(name) for name in ("drop_last", "prefetch_factor", "persistent_workers") if name in options
+    }
+    train = Sharded() if iterable else TensorDataset(uint8_images(length, 1, 4, 4))
+    dm = DDPMDataModule(
+        train, schedule=schedules.linear(100), batch_size=batch_size, num_workers=num_workers, flip=0.5, **loading
+    )
+    fit = trainer(folder, devices=devices, strategy="ddp" if devices > 1 else "auto", max_epochs=2, **options)
+    model = Steps()
+    try:
+        fit.fit(model, datamodule=dm)
+    except ValueError as error:
+        return {"error": str(error)}
+    steps: list[list[bytes]] = [[] for _ in range(fit.global_step)]
+    for step, (x_t, _, noise) in zip(model.step_of, model.seen["train"], strict=True):
+        steps[step] += [(a.numpy().tobytes() + b.numpy().tobytes()) for a, b in zip(x_t, noise, strict=True)]
+    return {"steps": steps}
+
+
+def main(folder: Path) -> None:
+    warnings.simplefilter("ignore")
+    distributed.init_process_group("gloo")
+    seen = {name: run(folder, 2, **two) for name, (_, two) in SCENARIOS.items()}
+    seen |= {name: run(folder, 2, **options) for name, options in ALONE.items()}
+    torch.save(seen, folder / f"rank{distributed.get_rank()}.pt")
+    distributed.barrier()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
