@@ -200,7 +200,7 @@ class DDPMDataModule(L.LightningDataModule):
         (world_size, rank), size, drop_last = self._world(), self.batch_size, self.loading.drop_last
         stream = {"seed": self.transform.seed, "num_timesteps": self.transform.process.num_timesteps}
         if isinstance(images, Images):
-            self._order = StreamSampler(len(images), size, world_size, rank, self._key, drop_last)
+            self._order = StreamSampler(len(images), size, world_size, rank, self._key, drop_last, images.part)
             stream |= {"length": len(images)}
         else:
             self._order = Arrivals(lambda: self.trainer.current_epoch if self.trainer else 0)
@@ -213,7 +213,7 @@ class DDPMDataModule(L.LightningDataModule):
         images, (world_size, rank) = self._splits.images(stage), self._world()
         order: StreamSampler | EvalSampler | Arrivals | None = self._order
         if stage != "train" and isinstance(images, Images):
-            order = EvalSampler(len(images), self.batch_size, world_size, rank)
+            order = EvalSampler(len(images), self.batch_size, world_size, rank, images.part)
         elif stage != "train":
             order = Arrivals(lambda: 0)
         assert order is not None

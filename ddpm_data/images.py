@@ -11,7 +11,7 @@ from torchvision.transforms.v2 import functional as F
 
 from ddpm_data import checks
 from ddpm_data.items import ImageKey, find_image, pixels
-from ddpm_data.permutation import permute
+from ddpm_data.permutation import Part, permute
 from ddpm_data.philox import Key, Purpose
 
 T = TypeVar("T")
@@ -127,24 +127,24 @@ class Images(Dataset[Tensor]):
         dataset: Anything with ``__getitem__`` and ``__len__``; its ``__getitems__``, if any, fetches whole batches.
         policy: How an item becomes an image.
         name: What to call it in errors.
-        indices: Which items, int64, shape ``(length,)``; ``None`` is all.
+        part: Which items belong to the set; ``None`` is all. Indices are the dataset's all the same.
     """
 
-    def __init__(self, dataset: MapDataset, policy: ImagePolicy, name: str, indices: Tensor | None = None) -> None:
+    def __init__(self, dataset: MapDataset, policy: ImagePolicy, name: str, part: Part | None = None) -> None:
         self.dataset = dataset
         self.policy = policy
         self.name = name
-        self.indices = indices  # a tensor: a list would be copied page by page into every worker
+        self.part = part
 
     def __len__(self) -> int:
-        return len(self.dataset) if self.indices is None else len(self.indices)
+        return len(self.dataset) if self.part is None else len(self.part)
 
     def __getitem__(self, index: int) -> Tensor:
         return self.__getitems__([index])[0]
 
-    def __getitems__(self, places: Sequence[int]) -> list[Tensor]:
-        """Images of several items, each uint8, shape ``(channels, height, width)``."""
-        return [read(f"{self.name}[{index}]", self.policy, item) for index, item in self._items(places)]
+    def __getitems__(self, indices: Sequence[int]) -> list[Tensor]:
+        """Images of several of the dataset's items, each uint8, shape ``(channels, height, width)``."""
+        return [read(f"{self.name}[{index}]", self.policy, item) for index, item in self._items(indices)]
 
     def check(self) -> None:
         """Look at up to 128 items (all, if there are no more) and raise what a batch would raise, but now.
@@ -160,7 +160,8 @@ class Images(Dataset[Tensor]):
         # Where size and channels are both asked for, shapes cannot differ, and a few looks tell type and range.
         count = min(len(self), 8 if self.policy.image_size and self.policy.channels else 128)
         shuffled = permute(torch.arange(count), len(self), Key(0, 0), Purpose.CHECK)  # even steps would meet patterns
-        items = self._items(sorted({0, len(self) - 1, *shuffled.tolist()}))
+        places = torch.tensor(sorted({0, len(self) - 1, *shuffled.tolist()}))
+        items = self._items((places if self.part is None else self.part.indices(places)).tolist())
         raw = [read(f"{self.name}[{index}]", self.policy.pixels, item) for index, item in items]
         self._check_range(raw)
         indices = [index for index, _ in items]
@@ -176,10 +177,9 @@ class Images(Dataset[Tensor]):
         seen = f"{self.name} holds {raw[0].dtype} images, and the {len(raw)} looked at span"
         raise ValueError(_no_range(seen, low, high))
 
-    def _items(self, places: Sequence[int]) -> list[tuple[int, object]]:
-        indices = list(places) if self.indices is None else self.indices[list(places)].tolist()
+    def _items(self, indices: Sequence[int]) -> list[tuple[int, object]]:
         fetch = getattr(self.dataset, "__getitems__", None)
-        items = fetch(indices) if callable(fetch) else [self.dataset[index] for index in indices]
+        items = fetch(list(indices)) if callable(fetch) else [self.dataset[index] for index in indices]
         return list(zip(indices, items, strict=True))
 
 

@@ -37,6 +37,30 @@ def permute(places: Tensor, length: int, key: Key, purpose: Purpose, epoch: int 
     return result
 
 
+class Part:
+    """A random part of a set, picked by the key: what places ``start`` to ``stop`` of a keyed order lead to.
+
+    Args:
+        key: From :func:`~ddpm_data.philox.key_from`.
+        length: Of the set.
+        start: First place, in ``[0, length]``.
+        stop: The place after the last.
+    """
+
+    def __init__(self, key: Key, length: int, start: int, stop: int) -> None:
+        self.key = key
+        self.length = length
+        self.start = start
+        self.stop = stop
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def indices(self, numbers: Tensor) -> Tensor:
+        """The set's indices of some of the part's items: int64 in ``[0, length)``, shape of ``numbers``."""
+        return permute(numbers + self.start, self.length, self.key, Purpose.SPLIT)
+
+
 def _shuffle(values: Tensor, height: int, width: int, key: Key, purpose: Purpose, epoch: int) -> Tensor:
     left, right = values // width, values % width
     for number in range(0, _ROUNDS_OF_SMALL if height * width < _SMALL else _ROUNDS, 2):

@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader, IterableDataset
 from ddpm_data import checks
 from ddpm_data.images import ImagePolicy, Images, MapDataset
 from ddpm_data.iterables import IterableImages
+from ddpm_data.permutation import Part
 from ddpm_data.philox import Key
-from ddpm_data.stream import split
 from ddpm_data.types import Stage
 
 SomeDataset = MapDataset | Iterable[object]
@@ -98,14 +98,16 @@ class Splits:
         return IterableImages(cast(Iterable[object], dataset), self.policy, stage)
 
     def _part(self, stage: Stage, dataset: MapDataset) -> Images:
-        train, val = split(self._key, len(dataset), self.fraction or 0.0)
-        if len(dataset) and not (len(train) and len(val)):
+        length = len(dataset)
+        held_out = round(length * (self.fraction or 0.0))
+        if length and not 0 < held_out < length:
             raise ValueError(
-                f"val={self.fraction} of {len(dataset)} training images leaves {len(train)} to train and {len(val)} to "
-                "validate on. Change `dataset.val`, or give a validation set."
+                f"val={self.fraction} of {length} training images leaves {length - held_out} to train and {held_out} "
+                "to validate on. Change `dataset.val`, or give a validation set."
             )
+        start, stop = (held_out, length) if stage == "train" else (0, held_out)
         # Both are named train: an index in an error is one of the dataset that was given as train.
-        return Images(dataset, self.policy, "train", indices=train if stage == "train" else val)
+        return Images(dataset, self.policy, "train", Part(self._key, length, start, stop))
 
 
 def _fraction(val: object) -> float | None:

@@ -4,7 +4,7 @@ A training example's position is ``n = epoch * len(dataset) + place``; an evalua
 decide everything random about an example, so that ranks, batches and workers are only ways to cut one stream up.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DistributedSampler
 
-from ddpm_data.permutation import permute
+from ddpm_data.permutation import Part, permute
 from ddpm_data.philox import Key, Purpose
 
 ENDLESS = 2**62  # the length of an epoch whose end is not known before it is met
@@ -88,11 +88,21 @@ class StreamSampler(DistributedSampler[Request]):
     A :class:`DistributedSampler` in name, so that Lightning uses it as it is and calls ``set_epoch``.
     """
 
-    def __init__(self, length: int, batch_size: int, world_size: int, rank: int, key: Key, drop_last: bool) -> None:
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        world_size: int,
+        rank: int,
+        key: Key,
+        drop_last: bool,
+        part: Part | None = None,
+    ) -> None:
         self.epochs = Epochs(Cuts(0, length, batch_size * world_size, world_size, drop_last))
         self.num_replicas = world_size
         self.rank = rank
         self.key = key
+        self.part = part
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -100,16 +110,16 @@ class StreamSampler(DistributedSampler[Request]):
         return self.epochs.cuts.count_batches()
 
     def __iter__(self) -> Iterator[Request]:
-        cuts = self.epochs.of(self.epoch)
-        count, at_once = cuts.count_batches(), max(1, _BLOCK * self.num_replicas // cuts.batch)
-        offset = self.epoch * cuts.length
-        for first in range(0, count, at_once):
-            batches = range(first, min(first + at_once, count))
-            own = [_share(cuts.end(i - 1), cuts.end(i), self.rank, self.num_replicas) for i in batches]
-            places = torch.cat([torch.arange(part.start, part.stop) for part in own])
-            indices = iter(permute(places, cuts.length, self.key, Purpose.SHUFFLE, self.epoch).tolist())
-            for part in own:
-                yield Request([offset + place for place in part], list(islice(indices, len(part))))
+        epoch = self.epoch
+        cuts = self.epochs.of(epoch)
+
+        def shuffled(places: Tensor) -> Tensor:
+            indices = permute(places, cuts.length, self.key, Purpose.SHUFFLE, epoch)
+            return indices if self.part is None else self.part.indices(indices)
+
+        ends = ((cuts.end(i - 1), cuts.end(i)) for i in range(cuts.count_batches()))
+        shares = (_share(*end, self.rank, self.num_replicas) for end in ends)
+        return _requests(shares, epoch * cuts.length, shuffled)
 
 
 class EvalSampler(DistributedSampler[Request]):
@@ -120,8 +130,9 @@ class EvalSampler(DistributedSampler[Request]):
     Batch ``b`` of rank ``r`` is part ``b * world_size + r``, so that the ranks' batches, in turn, are in order.
     """
 
-    def __init__(self, length: int, batch_size: int, world_size: int, rank: int) -> None:
+    def __init__(self, length: int, batch_size: int, world_size: int, rank: int, part: Part | None = None) -> None:
         self.length = length
+        self.part = part
         self.num_replicas = world_size
         self.rank = rank
         self.batches = min(-(-length // (batch_size * world_size)), length // world_size)
@@ -130,23 +141,24 @@ class EvalSampler(DistributedSampler[Request]):
         return self.batches
 
     def __iter__(self) -> Iterator[Request]:
-        for batch in range(self.batches):
-            own = _share(0, self.length, batch * self.num_replicas + self.rank, self.batches * self.num_replicas)
-            yield Request(list(own), list(own))
+        parts = range(self.rank, self.batches * self.num_replicas, self.num_replicas)
+        shares = (_share(0, self.length, part, self.batches * self.num_replicas) for part in parts)
+        return _requests(shares, 0, self.part.indices if self.part is not None else lambda places: places)
 
     def set_epoch(self, epoch: int) -> None:
         """Evaluation is the same every epoch."""
 
 
-def split(key: Key, length: int, fraction: float) -> tuple[Tensor, Tensor]:
-    """Indices of a training and a validation part, each in order, int64; the same for the same key and length."""
-    held_out = round(length * fraction)
-    starts = range(0, length, _BLOCK)
-    blocks = [permute(torch.arange(i, min(i + _BLOCK, length)), length, key, Purpose.SPLIT) for i in starts]
-    order = torch.cat(blocks) if blocks else torch.arange(0)
-    return order[held_out:].sort().values, order[:held_out].sort().values
-
-
 def _share(start: int, stop: int, part: int, parts: int) -> range:
     length = stop - start
     return range(start + part * length // parts, start + (part + 1) * length // parts)
+
+
+def _requests(shares: Iterator[range], offset: int, indices_of: Callable[[Tensor], Tensor]) -> Iterator[Request]:
+    """Requests for ranges of places; the indices of many are computed at once."""
+    for first in shares:
+        block = [first, *islice(shares, _BLOCK // len(first))]
+        places = torch.cat([torch.arange(share.start, share.stop) for share in block])
+        indices = iter(indices_of(places).tolist())
+        for share in block:
+            yield Request([offset + place for place in share], list(islice(indices, len(share))))

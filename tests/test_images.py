@@ -12,6 +12,8 @@ from torchvision.transforms.v2 import functional as F
 
 from ddpm_data.images import ImagePolicy, Images
 from ddpm_data.items import find_image, pixels
+from ddpm_data.permutation import Part
+from ddpm_data.philox import key_from
 from ddpm_data.sources import ImageFiles, digits
 from tests.conftest import uint8_images
 
@@ -230,11 +232,24 @@ class Batched(list[Any]):
 
 def test_whole_batches_are_fetched_where_the_dataset_can() -> None:
     data = Batched(uint8_images(10, 1, 4, 4))
-    view = Images(data, ImagePolicy(), "train", indices=torch.tensor([3, 5, 9]))
-    assert len(view) == 3
-    assert torch.equal(torch.stack(view.__getitems__([2, 0])), torch.stack([data[9], data[3]]))
+    view = Images(data, ImagePolicy(), "train")
+    assert torch.equal(torch.stack(view.__getitems__([9, 3])), torch.stack([data[9], data[3]]))
     assert data.asked == [[9, 3]]
-    assert torch.equal(view[1], data[5])
+    assert torch.equal(view[5], data[5])
+
+
+def test_a_part_looks_at_its_own_items_only() -> None:
+    part = Part(key_from(0), 40, 0, 10)
+    indices = part.indices(torch.arange(10)).tolist()
+    images: list[Any] = ["no image"] * 40
+    for index in indices:
+        images[index] = COLOUR
+    view = Images(images, ImagePolicy(), "train", part)
+    assert len(view) == 10
+    view.check()
+    images[indices[3]] = "no image"
+    with pytest.raises(TypeError, match=rf"train\[{indices[3]}\]"):
+        view.check()
 
 
 def test_an_error_names_the_item_it_came_from() -> None:

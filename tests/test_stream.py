@@ -9,7 +9,7 @@ from ddpm_data.images import ImagePolicy, Images
 from ddpm_data.loading import Positioned, StreamLoader
 from ddpm_data.permutation import permute
 from ddpm_data.philox import Purpose, key_from
-from ddpm_data.stream import EvalSampler, Request, StreamSampler, split
+from ddpm_data.stream import EvalSampler, Request, StreamSampler
 from tests.conftest import uint8_images
 
 KEY = key_from(0)
@@ -111,19 +111,6 @@ def test_evaluation_sees_every_example_once_in_even_batches(length: int, batch: 
     sizes = [len(request.indices) for requests in ranks for request in requests]
     assert min(sizes) >= 1
     assert max(sizes) - min(sizes) <= 1
-
-
-@pytest.mark.parametrize(("length", "fraction", "held_out"), [(100, 0.1, 10), (9, 0.5, 4), (3, 0.34, 1)])
-def test_a_split_holds_out_a_reproducible_part(length: int, fraction: float, held_out: int) -> None:
-    train, val = split(KEY, length, fraction)
-    assert len(val) == held_out
-    assert sorted([*train.tolist(), *val.tolist()]) == list(range(length))
-    assert torch.equal(split(KEY, length, fraction)[1], val)
-    assert train.tolist() == sorted(train.tolist())
-
-
-def test_seeds_hold_out_different_parts() -> None:
-    assert len({tuple(split(key_from(seed), 100, 0.1)[1].tolist()) for seed in range(5)}) == 5
 
 
 def test_a_batch_carries_its_positions_and_stage() -> None:
