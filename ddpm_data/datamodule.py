@@ -102,7 +102,7 @@ class DDPMDataModule(L.LightningDataModule):
         )
         self.transform = ForwardDiffusion(ForwardProcess(schedule), seed, timesteps, flip, augment)
         self._key = key_from(seed)
-        self._splits = Splits(
+        self.splits = Splits(
             {"train": train, "val": val, "test": test, "predict": predict},
             ImagePolicy(image_key, image_size, value_range, channels),
             self._key,
@@ -122,7 +122,7 @@ class DDPMDataModule(L.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Build what factories build, on one process a node, so that whatever they download is there for the rest."""
-        self._splits.build_all()
+        self.splits.build_all()
 
     def setup(self, stage: str | None = None) -> None:
         """Build the stage's datasets and refuse, now, what would fail in the middle of an epoch.
@@ -136,8 +136,8 @@ class DDPMDataModule(L.LightningDataModule):
             raise ValueError(f"setup({stage!r}): the stages are {', '.join(_STAGES_OF)}.")
         self._refuse_clash()
         for name in _STAGES_OF[stage] if stage else STAGES:
-            if self._splits.has(name):
-                images = self._splits.open(name)
+            if self.splits.has(name):
+                images = self.splits.open(name)
                 if isinstance(images, Images):
                     self.loading.check_length(name, len(images), self._world()[0])
                 if name == "train":
@@ -210,7 +210,7 @@ class DDPMDataModule(L.LightningDataModule):
             self._resume.join(self.trainer)
 
     def _loader(self, stage: Stage) -> StreamLoader:
-        images, (world_size, rank) = self._splits.images(stage), self._world()
+        images, (world_size, rank) = self.splits.images(stage), self._world()
         order: StreamSampler | EvalSampler | Arrivals | None = self._order
         if stage != "train" and isinstance(images, Images):
             order = EvalSampler(len(images), self.batch_size, world_size, rank, images.part)
