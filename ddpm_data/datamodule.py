@@ -43,9 +43,10 @@ class DDPMDataModule(L.LightningDataModule):
     :class:`~ddpm_data.transform.ForwardDiffusion` makes the triple. Training triples depend on the seed and on each
     example's position in the stream alone; validation, test and prediction triples are the same every time.
 
-    A dataset has ``__getitem__`` and ``__len__``; its items are PIL images, tensors or arrays (CHW or HWC), or tuples
-    or dicts that hold one. Wherever a dataset is asked for, a function without arguments that returns one will do: it
-    is called in ``prepare_data``, on one process a node first, so that a download happens once.
+    A dataset has ``__getitem__`` and ``__len__``, or at least ``__iter__`` (docs/stream.md has the difference); its
+    items are PIL images, tensors or arrays (CHW or HWC), or tuples or dicts that hold one. Wherever a dataset is asked
+    for, a function without arguments that returns one will do: it is called in ``prepare_data``, on one process a node
+    first, so that a download happens once.
 
     Args:
         train: Training dataset or factory.

@@ -96,9 +96,11 @@ class Resume(L.Callback):
         batch: Any,  # noqa: ANN401  # Lightning's
         batch_idx: int,
     ) -> None:
-        """Keep the loggers' step at the optimizer's, which Lightning counts once more when it restarts."""
-        if self._mend_step and pl_module.automatic_optimization:
-            trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+        """Keep the loggers' step at the optimizer's, in manual optimisation at the batch's, when restarting."""
+        loop: Any = trainer.fit_loop.epoch_loop
+        if self._mend_step:
+            batches = loop.batch_progress.total.processed
+            loop._batches_that_stepped = trainer.global_step if pl_module.automatic_optimization else batches
         self._mend_step = False
 
     def _batches(self, trainer: L.Trainer, place: int) -> tuple[int, int]:
