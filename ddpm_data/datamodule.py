@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
+from ddpm_data.fused import Timesteps
 from ddpm_data.images import ImagePolicy, Images
 from ddpm_data.items import ImageKey
 from ddpm_data.iterables import Arrivals, IterableImages
@@ -18,7 +19,7 @@ from ddpm_data.process import ForwardProcess
 from ddpm_data.resume import Resume
 from ddpm_data.splits import Source, Splits
 from ddpm_data.stream import EvalSampler, StreamSampler
-from ddpm_data.transform import Augment, ForwardDiffusion, Timesteps
+from ddpm_data.transform import Augment, ForwardDiffusion
 from ddpm_data.types import Examples, Stage, Triple
 
 _STAGES_OF: dict[str, tuple[Stage, ...]] = {
@@ -68,6 +69,7 @@ class DDPMDataModule(L.LightningDataModule):
         prefetch_factor: Batches each worker has ready.
         persistent_workers: Keep workers from one epoch to the next.
         multiprocessing_context: How workers start.
+        compile: Compile the batch transform, see :class:`~ddpm_data.transform.ForwardDiffusion`.
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -96,12 +98,13 @@ class DDPMDataModule(L.LightningDataModule):
         prefetch_factor: int | None = None,
         persistent_workers: bool = True,
         multiprocessing_context: str | None = None,
+        compile: bool = True,
     ) -> None:
         super().__init__()
         self.loading = Loading(
             batch_size, num_workers, prefetch_factor, persistent_workers, multiprocessing_context, drop_last
         )
-        self.transform = ForwardDiffusion(ForwardProcess(schedule), seed, timesteps, flip, augment)
+        self.transform = ForwardDiffusion(ForwardProcess(schedule), seed, timesteps, flip, augment, compile)
         self._key = key_from(seed)
         self.splits = Splits(
             {"train": train, "val": val, "test": test, "predict": predict},

@@ -40,10 +40,10 @@ class Purpose(IntEnum):
 
 
 class Key(NamedTuple):
-    """A seed as Philox's two key words."""
+    """A seed as Philox's two key words; as tensors without dimensions where one compiled graph is to serve any seed."""
 
-    low: int
-    high: int
+    low: int | Tensor
+    high: int | Tensor
 
 
 def key_from(seed: int) -> Key:
@@ -75,10 +75,11 @@ def philox_4x32(counter: Words, key: Key) -> Words:
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(_ROUNDS):
+        # c1 and c3 keep the high halves of the products until they are mixed in: one mask then cuts all of them off.
         p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c1, c2, c3 = ((p1 >> 32) & MASK) ^ c1 ^ k0, p1 & MASK, ((p0 >> 32) & MASK) ^ c3 ^ k1, p0 & MASK
-        k0, k1 = (k0 + _WEYL[0]) & MASK, (k1 + _WEYL[1]) & MASK
-    return c0, c1, c2, c3
+        c0, c1, c2, c3 = ((p1 >> 32) ^ c1 ^ k0) & MASK, p1, ((p0 >> 32) ^ c3 ^ k1) & MASK, p0
+        k0, k1 = k0 + _WEYL[0], k1 + _WEYL[1]
+    return c0, c1 & MASK, c2, c3 & MASK
 
 
 def words(key: Key, purpose: Purpose, stage: Stage, position: Tensor, blocks: int = 1) -> Words:
@@ -103,8 +104,7 @@ def words(key: Key, purpose: Purpose, stage: Stage, position: Tensor, blocks: in
 def normals(key: Key, purpose: Purpose, stage: Stage, position: Tensor, numel: int) -> Tensor:
     """Standard normal numbers for each example, by Box & Muller (1958) in float32.
 
-    Each block of four words gives four numbers; a quarter of the row lies between them, so that a kernel writes four
-    contiguous runs. On one device they are the same bit for bit in any batch.
+    Uncompiled, they are the same bit for bit in any batch on one device.
 
     Args:
         key: From :func:`key_from`.
@@ -116,10 +116,14 @@ def normals(key: Key, purpose: Purpose, stage: Stage, position: Tensor, numel: i
     Returns:
         float32, contiguous, shape ``(batch, numel)``; at most 6.8 in magnitude.
     """
-    blocks = -(-numel // 4)
-    a, b, c, d = words(key, purpose, stage, position, blocks)
-    noise = torch.cat([*_box_muller(a, b), *_box_muller(c, d)], dim=1)
+    noise = torch.cat(normal_quarters(key, purpose, stage, position, -(-numel // 4)), dim=1)
     return noise if noise.shape[1] == numel else noise[:, :numel].contiguous()
+
+
+def normal_quarters(key: Key, purpose: Purpose, stage: Stage, position: Tensor, quarter: int) -> list[Tensor]:
+    """:func:`normals` as the four quarters of each row, ``(batch, quarter)``: a block of words has one in each."""
+    a, b, c, d = words(key, purpose, stage, position, quarter)
+    return [*_box_muller(a, b), *_box_muller(c, d)]
 
 
 def _box_muller(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

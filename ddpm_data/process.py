@@ -64,6 +64,15 @@ class ForwardProcess(nn.Module):
         self._has_no_signal = bool((self.alphas_cumprod == 0).any())
         self._has_no_noise = bool((self.sqrt_one_minus_alphas_cumprod == 0).any())
 
+    def check_steps(self, t: Tensor) -> None:
+        """Refuse steps that are none of this process's.
+
+        Raises:
+            TypeError: ``t`` is not int64.
+            ValueError: On the CPU: a step lies outside ``[0, num_timesteps)``.
+        """
+        _check_steps(t, self.num_timesteps)
+
     def q_sample(self, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Jump from clean images straight to step ``t``: sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise (DDPM, Eq. 4)."""
         return _combine(self.sqrt_alphas_cumprod, x_0, self.sqrt_one_minus_alphas_cumprod, noise, t)
@@ -202,11 +211,15 @@ def _column(table: Tensor, t: Tensor, x: Tensor) -> Tensor:
 
 
 def _at(table: Tensor, t: Tensor) -> Tensor:
+    _check_steps(t, len(table))
+    return table[t]
+
+
+def _check_steps(t: Tensor, num_timesteps: int) -> None:
     if t.dtype != torch.int64:
         raise TypeError(f"t must be int64, not {t.dtype}: steps are whole and index the tables.")
     # On the CPU only: elsewhere the look would stop the device, which refuses t >= num_timesteps itself.
     if t.device.type == "cpu" and not torch.compiler.is_compiling() and t.numel():
         low, high = t.aminmax()
-        if low < 0 or high >= len(table):
-            raise ValueError(f"t spans {int(low)} to {int(high)}; steps are zero-based, in [0, {len(table)}).")
-    return table[t]
+        if low < 0 or high >= num_timesteps:
+            raise ValueError(f"t spans {int(low)} to {int(high)}; steps are zero-based, in [0, {num_timesteps}).")

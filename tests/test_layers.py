@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 LAYERS = [
     {"types", "checks"},
     {"schedules", "philox", "items"},
-    {"process", "timesteps", "permutation", "sources"},
+    {"process", "timesteps", "permutation", "sources", "fused"},
     {"images"},
     {"transform", "stream"},
     {"iterables", "resume"},

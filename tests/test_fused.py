@@ -1,0 +1,139 @@
+"""The compiled transform: the same triples as the eager one, few compilations, and a way on where none is possible."""
+
+import pickle
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.utils import counters
+
+from ddpm_data import ForwardDiffusion, ForwardProcess, UniformTimesteps, schedules
+from ddpm_data.fused import Compiler, mirror
+from ddpm_data.types import Stage
+from tests.conftest import ROOT, uint8_images
+
+PROCESS = ForwardProcess(schedules.linear(1000))
+
+
+def make(compile: bool = True, **options: object) -> ForwardDiffusion:
+    return ForwardDiffusion(PROCESS, seed=3, compile=compile, **(dict(flip=0.5) | options))  # type: ignore[arg-type]
+
+
+def batch(*shape: int, dtype: torch.dtype = torch.uint8) -> tuple[Tensor, Tensor]:
+    images = uint8_images(*shape)
+    return images if dtype == torch.uint8 else (images.float() / 127.5 - 1).to(dtype), torch.arange(shape[0]) * 1001
+
+
+@pytest.fixture(autouse=True)
+def _afresh() -> None:
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("shape", [(16, 3, 16, 16), (9, 1, 23, 25), (1, 3, 16, 16)], ids=str)
+@pytest.mark.parametrize("stage", ["train", "val"])
+def test_compiled_and_eager_agree(shape: tuple[int, ...], stage: Stage) -> None:
+    images, position = batch(*shape)
+    for low_discrepancy in (False, True):
+        timesteps = UniformTimesteps(low_discrepancy)
+        compiled = make(timesteps=timesteps)(images, position, stage)
+        eager = make(False, timesteps=timesteps)(images, position, stage)
+        assert torch.equal(compiled.t, eager.t)
+        torch.testing.assert_close(compiled.noise, eager.noise, rtol=0, atol=1e-5)
+        torch.testing.assert_close(compiled.x_t, eager.x_t, rtol=1e-5, atol=1e-5)  # flips would show as 2
+    assert counters["stats"]["unique_graphs"] > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("given", [torch.uint8, torch.float32])
+def test_precisions_and_memory_formats_agree(dtype: torch.dtype, given: torch.dtype) -> None:
+    images, position = batch(8, 3, 16, 16, dtype=given)
+    images = images.to(memory_format=torch.channels_last)
+    compiled = make()(images, position, "train", dtype)
+    eager = make(False)(images, position, "train", dtype)
+    assert compiled.x_t.dtype == compiled.noise.dtype == dtype
+    assert compiled.x_t.is_contiguous(memory_format=torch.channels_last)
+    for a, b in ((compiled.x_t, eager.x_t), (compiled.noise, eager.noise)):
+        torch.testing.assert_close(a.double(), b.double(), rtol=torch.finfo(dtype).eps, atol=1e-5)
+
+
+def test_a_run_with_short_last_batches_compiles_once_a_stage() -> None:
+    """Two functions (draws, noising); one graph of each serves every batch size above one, any seed and any T."""
+    for stage in ("train", "val"):
+        counters.clear()
+        for seed, steps in ((0, 1000), (1, 300)):
+            transform = ForwardDiffusion(ForwardProcess(schedules.cosine(steps)), seed=seed)
+            for size in (16, 16, 7, 16, 3):
+                transform(*batch(size, 3, 16, 16), stage)  # type: ignore[arg-type]
+        assert counters["stats"]["unique_graphs"] <= 2 * 2, counters["stats"]
+        assert not counters["graph_break"]
+
+
+def test_a_custom_draw_of_t_stays_outside_the_compiler() -> None:
+    def timesteps(position: Tensor, num_timesteps: int, *_: object) -> Tensor:
+        return torch.tensor([int(n) % num_timesteps for n in position])  # .item() would break a graph
+
+    _, t, _ = make(timesteps=timesteps)(*batch(4, 3, 16, 16))
+    assert t.tolist() == [0, 1, 2, 3]
+    with pytest.raises(ValueError, match="t spans 0 to 5000"):
+        make(timesteps=lambda position, *_: position * 5000 // 3003)(*batch(4, 3, 16, 16))
+
+
+def test_small_images_are_not_worth_it() -> None:
+    counters.clear()
+    make()(*batch(64, 3, 8, 8))
+    assert not counters["stats"]
+
+
+@pytest.mark.parametrize("shape", [(9, 3, 7, 5), (4, 1, 1, 1)])
+def test_mirroring_is_flipping_the_chosen(shape: tuple[int, ...]) -> None:
+    images, chosen = uint8_images(*shape), torch.arange(shape[0]) % 3 == 1
+    before = images.clone()
+    expected = torch.stack([image.flip(-1) if flip else image for image, flip in zip(images, chosen, strict=True)])
+    assert torch.equal(mirror(images, chosen), expected)
+    assert torch.equal(mirror(images.float(), chosen), expected.float())
+    assert torch.equal(images, before)
+
+
+def test_without_a_compiler_it_runs_eagerly_with_one_warning(tmp_path: Path) -> None:
+    code = """
+import torch, warnings
+from ddpm_data import ForwardDiffusion, ForwardProcess, schedules
+images, position = torch.zeros(4, 3, 16, 16, dtype=torch.uint8), torch.arange(4)
+make = lambda **options: ForwardDiffusion(ForwardProcess(schedules.linear()), **options)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    transform = make(flip=0.5)
+    first, second = transform(images, position), transform(images, position)
+ours = [str(warning.message) for warning in caught if "torch.compile failed" in str(warning.message)]
+assert len(ours) == 1, ours
+print(ours[0])
+eager = make(flip=0.5, compile=False)(images, position)
+assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(eager, first, second))
+"""
+    without = {"PATH": str(tmp_path), "CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    result = subprocess.run([sys.executable, "-c", code], env=without, capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "`compile=false`" in result.stdout
+
+
+def test_a_mistake_in_the_arguments_is_not_blamed_on_the_compiler() -> None:
+    def add(a: Tensor, b: Tensor) -> Tensor:
+        return a + b
+
+    compiler = Compiler()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(RuntimeError, match="size of tensor"):
+            compiler(True, add, add, torch.zeros(2), torch.zeros(3))
+        assert compiler(True, add, add, torch.ones(2), torch.ones(2)).tolist() == [2, 2]
+
+
+def test_a_compiled_transform_can_be_sent_to_another_process() -> None:
+    transform = make()
+    first = transform(*batch(4, 3, 16, 16))
+    again = pickle.loads(pickle.dumps(transform))(*batch(4, 3, 16, 16))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
