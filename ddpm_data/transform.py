@@ -1,11 +1,13 @@
 """The batch transform: images and their positions in, the training triple out, on whatever device they are on."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from ddpm_data import checks, fused
+from ddpm_data.compiling import Compiler
 from ddpm_data.fused import Timesteps
 from ddpm_data.philox import STAGES, key_from
 from ddpm_data.process import ForwardProcess
@@ -13,6 +15,9 @@ from ddpm_data.timesteps import UniformTimesteps
 from ddpm_data.types import Stage, Triple
 
 Augment = Callable[[Tensor], Tensor]
+# Values an image has at least for compiling to pay: below, a batch takes less than a millisecond either way. By the
+# image alone, since the same example must not be drawn by two kinds of code in batches of two sizes.
+_WORTH_COMPILING = 512
 _COMPILERS = ("cpu", "cuda")  # where compiled code was measured, or read, to be one pass
 
 
@@ -81,7 +86,7 @@ class ForwardDiffusion(nn.Module):
         self.augment = augment
         self._compiles = compile
         self.register_buffer("_key_words", torch.tensor(key_from(seed)), persistent=False)
-        self._compiler = fused.Compiler()
+        self._compiler = Compiler()
 
     def forward(
         self, images: Tensor, position: Tensor, stage: Stage = "train", dtype: torch.dtype | None = None
@@ -108,29 +113,51 @@ class ForwardDiffusion(nn.Module):
         dtype = dtype or (images.dtype if images.dtype in (torch.bfloat16, torch.float16) else torch.float32)
         process = self.process
         tables = fused.Tables(process.sqrt_alphas_cumprod, process.sqrt_one_minus_alphas_cumprod, self._key_words)
-        compiles = (
-            self._compiles and images.device.type in _COMPILERS and images.shape[1:].numel() >= fused.WORTH_COMPILING
-        )
         with torch.no_grad():
-            t, mirrored = self._draw(tables, position, stage, compiles)
             if self.augment is not None and stage == "train":
                 images = _augmented(self.augment, images)
-            if mirrored is not None and images.device.type == "cpu":
-                # Compiled into the pass, reading backwards would cost the CPU's vector units more than a pass of bytes.
-                images, mirrored = fused.mirror(images, mirrored), None
-            ways, given = (fused.noised, fused.noised_in_blocks), (tables, _any_batch(images), position, t, mirrored)
-            x_t, noise = self._compiler(compiles, *ways, *given, stage, dtype)
+            flip = self.flip if stage == "train" else 0.0
+            work = self._compiled if self._is_worth_compiling(images) else fused.triple_in_blocks
+            x_t, t, noise = work(tables, images, position, self._steps(position, stage), flip, stage, dtype)
         return Triple(x_t.contiguous(memory_format=layout), t, noise.contiguous(memory_format=layout))
 
-    def _draw(
-        self, tables: fused.Tables, position: Tensor, stage: Stage, compiles: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        known = isinstance(self.timesteps, UniformTimesteps)
-        given = (tables, _any_batch(position), self.timesteps, self.flip, stage)
-        t, mirrored = self._compiler(compiles and known, fused.draw, fused.draw, *given)  # a user's may not compile
-        if not known:
-            self.process.check_steps(t)
-        return t, mirrored
+    def _is_worth_compiling(self, images: Tensor) -> bool:
+        enough = len(images) > 0 and images.shape[1:].numel() >= _WORTH_COMPILING
+        return self._compiles and enough and images.device.type in _COMPILERS
+
+    def _compiled(
+        self,
+        tables: fused.Tables,
+        images: Tensor,
+        position: Tensor,
+        steps: Timesteps | Tensor,
+        flip: float,
+        stage: Stage,
+        dtype: torch.dtype,
+    ) -> Triple:
+        eagerly = partial(fused.triple_in_blocks, tables, images, position, steps, flip, stage, dtype)
+        position = position.contiguous()
+        if flip and images.device.type == "cpu":
+            # Within the pass, reading backwards would cost the CPU's vector units more than a pass of bytes does.
+            found = self._compiler(fused.Choosing(flip), tables, [position])
+            if found is None:
+                return eagerly()
+            images, flip = fused.mirror(images, found[0]), 0.0
+        batch = [images.contiguous(), position]
+        if isinstance(steps, UniformTimesteps):
+            making = fused.Making(steps.low_discrepancy, flip, stage, dtype)
+        else:
+            assert isinstance(steps, Tensor)
+            making, batch = fused.Making(None, flip, stage, dtype), [*batch, steps]
+        made = self._compiler(making, tables, batch)
+        return eagerly() if made is None else Triple(*made)
+
+    def _steps(self, position: Tensor, stage: Stage) -> Timesteps | Tensor:
+        if isinstance(self.timesteps, UniformTimesteps):
+            return self.timesteps
+        t = self.timesteps(position, self.process.num_timesteps, key_from(self.seed), stage)  # may not compile
+        self.process.check_steps(t)
+        return t
 
 
 def _check_batch(images: Tensor, position: Tensor, stage: str) -> None:
@@ -150,12 +177,6 @@ def _check_batch(images: Tensor, position: Tensor, stage: str) -> None:
 def _layout(images: Tensor) -> torch.memory_format:
     channels_last = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
     return torch.channels_last if channels_last else torch.contiguous_format
-
-
-def _any_batch(tensor: Tensor) -> Tensor:
-    """The tensor, marked for the compiler: its code is to serve every batch size, the epoch's last one too."""
-    torch._dynamo.maybe_mark_dynamic(tensor, 0)
-    return tensor
 
 
 def _augmented(augment: Augment, images: Tensor) -> Tensor:

@@ -436,6 +436,7 @@ CONSTRUCTION = [
     (dict(val=np.float32(1.5)), ValueError, r"dataset\.val"),
     (dict(train="images"), TypeError, r"ImageFiles\('images'\)"),
     (dict(augment="flip"), TypeError, r"dataset\.augment"),
+    (dict(compile="yes"), TypeError, r"`compile`"),
 ]
 
 

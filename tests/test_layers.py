@@ -12,8 +12,8 @@ from tests.conftest import ROOT
 LAYERS = [
     {"types", "checks"},
     {"schedules", "philox", "items"},
-    {"process", "timesteps", "permutation", "sources", "fused"},
-    {"images"},
+    {"process", "timesteps", "permutation", "sources"},
+    {"images", "fused", "compiling"},
     {"transform", "stream"},
     {"iterables", "resume"},
     {"loading", "splits"},

@@ -1,0 +1,125 @@
+"""How fast is the batch transform beside what people use? ``python -m benchmarks.transform`` (three minutes).
+
+uint8 images to ``x_t``, ``t`` and noise, on the CPU: ours, compiled and not, beside the tutorial form (gather from
+tables), diffusers' ``add_noise`` and denoising-diffusion-pytorch's ``q_sample`` (``pip install -e '.[bench]'``), those
+with their scaling, ``randint`` and ``randn``. All take turns; each has its better number of threads of 1 and 2; medians
+of nanoseconds a number (a batch's images times channels times pixels), and how many times the fastest other takes ours.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import harness
+from ddpm_data import ForwardDiffusion, ForwardProcess, schedules
+
+SHAPES = [(128, 3, 32, 32), (64, 3, 64, 64), (32, 3, 256, 256), (256, 1, 28, 28), (63, 3, 64, 64)]
+STEPS = 1000
+
+
+def main() -> None:
+    """Time every shape, then the first batch."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=41, help="runs of each way at each number of threads")
+    parser.add_argument("--quick", action="store_true", help="one small shape, few rounds: does it run?")
+    parser.add_argument("--first", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, help="folder for transform.json and transform.png")
+    args = parser.parse_args()
+    if args.first:
+        print(_first_batch())
+        return
+    shapes, rounds = ([(8, 3, 16, 16)], 3) if args.quick else (SHAPES, args.rounds)
+    rows = [_row(shape, rounds) for shape in shapes]
+    harness.report("transform", rows, args.out)
+    if args.out:
+        times = [{name: value for name, value in row.items() if "faster" not in name} for row in rows]
+        harness.bars("Batch transform on the CPU", times, "nanoseconds a number", args.out / "transform.png")
+    if not args.quick:
+        with tempfile.TemporaryDirectory() as cache:
+            for what in ("cold", "warm"):
+                command = [sys.executable, "-m", "benchmarks.transform", "--first"]
+                env = os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache}
+                seconds = subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+                print(f"first batch of a process, {what} on-disk cache: {seconds} s")
+
+
+def _row(shape: tuple[int, ...], rounds: int) -> harness.Row:
+    images, position = _batch(shape)
+    process = ForwardProcess(schedules.linear(STEPS))
+    ours, mirrored = ForwardDiffusion(process), ForwardDiffusion(process, flip=0.5)
+    eager = ForwardDiffusion(process, compile=False)
+    peers = {name: _call(peer, images) for name, peer in _peers(shape).items()}
+    own: dict[str, Callable[[], object]] = {
+        "ddpm_data": lambda: ours(images, position),
+        "ddpm_data, flips": lambda: mirrored(images, position),
+    }
+    seconds = harness.interleaved(own | peers, rounds, (1, 2))
+    seconds |= harness.interleaved({"ddpm_data, eager": lambda: eager(images, position)}, max(3, rounds // 4), (1, 2))
+    each: harness.Row = {name: 1e9 * value / images.numel() for name, value in seconds.items()}
+    fastest = min(float(each[name]) for name in peers)
+    return {"batch": str(shape)} | each | {"times faster": fastest / float(each["ddpm_data"])}
+
+
+def _call(peer: Callable[[Tensor], object], images: Tensor) -> Callable[[], object]:
+    return lambda: peer(images)
+
+
+def _batch(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator), torch.arange(shape[0])
+
+
+def _peers(shape: tuple[int, ...]) -> dict[str, Callable[[Tensor], object]]:
+    from denoising_diffusion_pytorch import GaussianDiffusion, Unet
+    from diffusers import DDPMScheduler as Scheduler
+
+    process = ForwardProcess(schedules.linear(STEPS))
+    signal, spread = process.sqrt_alphas_cumprod, process.sqrt_one_minus_alphas_cumprod
+
+    def tutorial(images: Tensor) -> object:
+        x_0 = images.float() / 127.5 - 1
+        t = torch.randint(0, STEPS, (len(x_0),))
+        noise = torch.randn_like(x_0)
+        a, b = (table.gather(0, t).view(-1, 1, 1, 1) for table in (signal, spread))
+        return a * x_0 + b * noise, t, noise
+
+    scheduler: Any = Scheduler(num_train_timesteps=STEPS)  # type: ignore[no-untyped-call]  # diffusers' own
+
+    def diffusers(images: Tensor) -> object:
+        x_0 = images.float() / 127.5 - 1
+        t = torch.randint(0, STEPS, (len(x_0),))
+        noise = torch.randn_like(x_0)
+        return scheduler.add_noise(x_0, noise, t), t, noise
+
+    network = Unet(8, dim_mults=(1,), channels=shape[1], flash_attn=False)
+    diffusion = GaussianDiffusion(network, image_size=shape[2], timesteps=STEPS)
+
+    def denoising_diffusion(images: Tensor) -> object:
+        x_0 = diffusion.normalize(images.float() / 255)
+        t = torch.randint(0, STEPS, (len(x_0),))
+        noise = torch.randn_like(x_0)
+        return diffusion.q_sample(x_0, t, noise), t, noise
+
+    return {"tutorial": tutorial, "diffusers": diffusers, "denoising-diffusion-pytorch": denoising_diffusion}
+
+
+def _first_batch() -> str:
+    images, position = _batch((64, 3, 64, 64))
+    transform = ForwardDiffusion(ForwardProcess(schedules.linear(STEPS)), flip=0.5)
+    began = time.perf_counter()
+    transform(images, position)
+    return f"{time.perf_counter() - began:.1f}"
+
+
+if __name__ == "__main__":
+    with torch.no_grad():
+        main()

@@ -1,0 +1,103 @@
+"""Functions of a batch, compiled for the batch sizes that come: no graph is ever traced twice for a short last batch.
+
+``torch.compile`` looks, at every call, for what may have changed since it traced a function; beside a training step,
+which leaves no cache warm, that took longer than making the triples of a small batch (``benchmarks/transform.md``).
+Here all that can change is in the key: so a function is traced once (``make_fx``), compiled by inductor, and called.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, Protocol
+
+import torch
+import torch._inductor
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+Compiled = Callable[..., tuple[Tensor, ...]]
+Signature = tuple[tuple[torch.Size, torch.dtype, torch.device], ...]
+
+
+class Work(Protocol):
+    """A function of tensors alone, equal to another where all else that it depends on is equal."""
+
+    def __hash__(self) -> int:
+        """As equality."""
+        ...
+
+    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Tensors whose rows belong to those of the batch."""
+        ...
+
+
+class Compiler:
+    """Calls functions compiled; once that has failed, as they are, with one warning.
+
+    Batches of a size that was not compiled for are filled up, or cut into pieces, to fit one that was, unless they are
+    at least twice as large as any: every example's result is its own.
+    """
+
+    def __init__(self) -> None:
+        self._sizes: dict[Any, list[int]] = {}
+        self._failed = False
+
+    def __call__(self, work: Work, shared: Sequence[Tensor], batch: Sequence[Tensor]) -> tuple[Tensor, ...] | None:
+        """Call a function.
+
+        Args:
+            work: The function.
+            shared: Its first tensors, which do not depend on the batch.
+            batch: Its other tensors, with a row for each example, contiguous.
+
+        Returns:
+            What the function returns; ``None`` if the compiler failed, now or before.
+        """
+        if self._failed:
+            return None
+        rows, count = _signature(batch, rows=True), len(batch[0])
+        sizes = self._sizes.setdefault((work, rows), [])
+        size = _size_for(count, sizes)
+        try:
+            compiled = _compile(work, _signature(shared), rows, size)
+            if size not in sizes:
+                sizes.append(size)
+            if size == count:
+                return compiled(*shared, *batch)
+            pieces = [[tensor[i : i + size] for tensor in batch] for i in range(0, count, size)]
+            results = [compiled(*shared, *(_filled(tensor, size) for tensor in piece)) for piece in pieces]
+        except Exception as error:  # the compiler's own errors have no common type
+            self._failed = True
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            warnings.warn(
+                f"the batch transform could not be compiled ({reason}), so it runs uncompiled: the same triples (noise "
+                "within 1e-5), several times slower. Install a C++ compiler (g++), or silence this: `compile=false`.",
+                stacklevel=2,
+            )
+            return None
+        return tuple(torch.cat(parts)[:count] for parts in zip(*results, strict=True))
+
+
+def _signature(tensors: Sequence[Tensor], rows: bool = False) -> Signature:
+    return tuple((tensor.shape[1:] if rows else tensor.shape, tensor.dtype, tensor.device) for tensor in tensors)
+
+
+def _size_for(count: int, sizes: list[int]) -> int:
+    if larger := [size for size in sizes if size >= count]:
+        return min(larger)
+    return max(sizes) if sizes and count < 2 * max(sizes) else count
+
+
+def _filled(tensor: Tensor, size: int) -> Tensor:
+    missing = size - len(tensor)
+    return tensor if not missing else torch.cat([tensor, tensor.new_zeros((missing, *tensor.shape[1:]))])
+
+
+@lru_cache(maxsize=256)
+def _compile(work: Work, shared: Signature, rows: Signature, size: int) -> Compiled:
+    """One process needs the code once, however many transforms there are."""
+    batch = [(torch.Size((size, *shape)), dtype, device) for shape, dtype, device in rows]
+    with torch.inference_mode(False), torch.no_grad():  # what is traced in inference mode would run in no other
+        examples: list[Any] = [torch.zeros(s, dtype=dtype, device=d) for s, dtype, d in (*shared, *batch)]
+        compiled: Compiled = torch._inductor.compile(make_fx(work.__call__)(*examples), examples)
+    return compiled
