@@ -39,7 +39,8 @@ class Compiler:
     """
 
     def __init__(self) -> None:
-        self._sizes: dict[Any, list[int]] = {}
+        self._ready: dict[tuple[object, ...], Compiled] = {}  # for batches of exactly these shapes
+        self._sizes: dict[tuple[object, ...], list[int]] = {}
         self._failed = False
 
     def __call__(self, work: Work, shared: Sequence[Tensor], batch: Sequence[Tensor]) -> tuple[Tensor, ...] | None:
@@ -47,7 +48,8 @@ class Compiler:
 
         Args:
             work: The function.
-            shared: Its first tensors, which do not depend on the batch.
+            shared: Its first tensors, which do not depend on the batch; of one dtype and, but for the first's length,
+                shape from call to call.
             batch: Its other tensors, with a row for each example, contiguous.
 
         Returns:
@@ -55,14 +57,20 @@ class Compiler:
         """
         if self._failed:
             return None
-        rows, count = _signature(batch, rows=True), len(batch[0])
-        sizes = self._sizes.setdefault((work, rows), [])
-        size = _size_for(count, sizes)
+        key = (work, *[(tensor.shape, tensor.dtype, tensor.device) for tensor in batch], len(shared[0]))
         try:
-            compiled = _compile(work, _signature(shared), rows, size)
+            if ready := self._ready.get(key):
+                return ready(*shared, *batch)
+            count, rows = len(batch[0]), tuple((tensor.shape[1:], tensor.dtype, tensor.device) for tensor in batch)
+            sizes = self._sizes.setdefault((work, rows, len(shared[0])), [])
+            size = _size_for(count, sizes)
+            compiled = _compile(
+                work, tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in shared), rows, size
+            )
             if size not in sizes:
                 sizes.append(size)
             if size == count:
+                self._ready[key] = compiled
                 return compiled(*shared, *batch)
             pieces = [[tensor[i : i + size] for tensor in batch] for i in range(0, count, size)]
             results = [compiled(*shared, *(_filled(tensor, size) for tensor in piece)) for piece in pieces]
@@ -77,9 +85,9 @@ class Compiler:
             return None
         return tuple(torch.cat(parts)[:count] for parts in zip(*results, strict=True))
 
-
-def _signature(tensors: Sequence[Tensor], rows: bool = False) -> Signature:
-    return tuple((tensor.shape[1:] if rows else tensor.shape, tensor.dtype, tensor.device) for tensor in tensors)
+    def __getstate__(self) -> dict[str, object]:
+        """Compiled code cannot be sent to another process, which compiles its own."""
+        return {"_ready": {}, "_sizes": {}, "_failed": self._failed}
 
 
 def _size_for(count: int, sizes: list[int]) -> int:

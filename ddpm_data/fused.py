@@ -117,7 +117,7 @@ class Making(NamedTuple):
 
 def scale(images: Tensor) -> Tensor:
     """Float32 images; uint8 is mapped to [-1, 1], 0 and 255 exactly to the ends."""
-    return (images.float() - 127.5) * (1 / 127.5) if images.dtype == torch.uint8 else images.float()
+    return images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images.float()
 
 
 def _joined(quarters: list[Tensor], shape: torch.Size, dtype: torch.dtype) -> Tensor:

@@ -57,6 +57,13 @@ def test_compiled_and_eager_agree(shape: tuple[int, ...], stage: Stage, compilat
     assert len(compilations) == (3 if stage == "train" else 2)  # training: mirrored, and t drawn in two ways
 
 
+@pytest.mark.parametrize("shape", [(16, 3, 16, 16), (9, 1, 23, 25)], ids=str)
+def test_x_t_is_the_forward_process_to_the_last_bit(shape: tuple[int, ...]) -> None:
+    images, position = batch(*shape)
+    x_t, t, noise = make(flip=0.0)(images, position)
+    assert torch.equal(x_t, PROCESS.q_sample(images.float() / 127.5 - 1, t, noise))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("given", [torch.uint8, torch.float32])
 def test_precisions_and_memory_formats_agree(dtype: torch.dtype, given: torch.dtype) -> None:
