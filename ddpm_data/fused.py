@@ -41,7 +41,7 @@ def chosen(tables: Tables, position: Tensor, probability: float) -> Tensor:
 def mirror(images: Tensor, mirrored: Tensor) -> Tensor:
     """The images, some of them mirrored left to right."""
     chosen = mirrored.view(-1, *[1] * (images.dim() - 1))
-    if images.dtype != torch.uint8 or torch.compiler.is_compiling():
+    if images.dtype != torch.uint8:
         return torch.where(chosen, images.flip(-1), images)
     # torch.where takes six times as long on bytes: it does not vectorise.
     return images.flip(-1).bitwise_xor_(images).bitwise_and_(chosen.to(torch.uint8) * 255).bitwise_xor_(images)

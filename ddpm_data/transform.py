@@ -18,7 +18,7 @@ Augment = Callable[[Tensor], Tensor]
 # Values an image has at least for compiling to pay: below, a batch takes less than a millisecond either way. By the
 # image alone, since the same example must not be drawn by two kinds of code in batches of two sizes.
 _WORTH_COMPILING = 512
-_COMPILERS = ("cpu", "cuda")  # where compiled code was measured, or read, to be one pass
+_COMPILERS = ("cpu", "cuda")  # inductor's own; measured on CPUs, not yet run on a CUDA device
 
 
 class ForwardDiffusion(nn.Module):
@@ -148,7 +148,7 @@ class ForwardDiffusion(nn.Module):
             making = fused.Making(steps.low_discrepancy, flip, stage, dtype)
         else:
             assert isinstance(steps, Tensor)
-            making, batch = fused.Making(None, flip, stage, dtype), [*batch, steps]
+            making, batch = fused.Making(None, flip, stage, dtype), [*batch, steps.contiguous()]
         made = self._compiler(making, tables, batch)
         return eagerly() if made is None else Triple(*made)
 

@@ -79,6 +79,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _report(what: str, first: list[Row], second: list[Row]) -> bool:
     """Compare as many examples as both runs saw: an epoch's last few may be cut otherwise."""
+    if bool(first) != bool(second):
+        print(f"DIFFERS {what}: {len(first)} examples against {len(second)}")
+        return False
     both = list(zip(first, second, strict=False))
     for number, (a, b) in enumerate(both):
         parts = [name for name, x, y in zip(_PARTS, a, b, strict=True) if x != y]

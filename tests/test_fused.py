@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ddpm_data import ForwardDiffusion, ForwardProcess, UniformTimesteps, schedules
-from ddpm_data.compiling import _compile
-from ddpm_data.fused import mirror
+from ddpm_data.compiling import Compiler, _compile
+from ddpm_data.fused import Making, Tables, mirror
 from ddpm_data.types import Stage
 from tests.conftest import ROOT, uint8_images
 
@@ -107,12 +107,26 @@ def test_another_schedule_seed_and_device_state_need_no_other_code(compilations:
 
 def test_a_custom_draw_of_t_stays_outside_the_compiler() -> None:
     def timesteps(position: Tensor, num_timesteps: int, *_: object) -> Tensor:
-        return torch.tensor([int(n) % num_timesteps for n in position])  # .item() would break a graph
+        steps = [int(n) % num_timesteps for n in position]  # .item() would break a graph
+        return torch.tensor(steps).repeat_interleave(2)[::2]  # not contiguous
 
     _, t, _ = make(timesteps=timesteps)(*batch(4, 3, 16, 16))
     assert t.tolist() == [0, 1, 2, 3]
     with pytest.raises(ValueError, match="t spans 0 to 5000"):
         make(timesteps=lambda position, *_: position * 5000 // 3003)(*batch(4, 3, 16, 16))
+
+
+def test_the_graph_that_mirrors_within_the_pass_is_right() -> None:
+    """The one that CUDA devices run, on the CPU: there images are mirrored before it."""
+    images, position = batch(16, 3, 16, 16)
+    transform = make(False)
+    tables = Tables(PROCESS.sqrt_alphas_cumprod, PROCESS.sqrt_one_minus_alphas_cumprod, transform._key_words)
+    made = Compiler()(Making(False, 0.5, "train", torch.float32), tables, [images, position])
+    assert made is not None
+    eager = transform(images, position)
+    assert torch.equal(made[1], eager.t)
+    torch.testing.assert_close(made[0], eager.x_t, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(made[0], make(False, flip=0.0)(images, position).x_t, atol=1e-3)
 
 
 def test_small_images_are_not_worth_it(compilations: list[Any]) -> None:

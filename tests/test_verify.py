@@ -9,7 +9,7 @@ import pytest
 from torch import Tensor, distributed
 from torch.utils.data import IterableDataset
 
-from ddpm_data.verify import main
+from ddpm_data.verify import _report, main
 from tests.conftest import ROOT, uint8_images
 
 
@@ -79,6 +79,12 @@ def test_what_it_cannot_run_is_said(words: list[str], says: str, monkeypatch: py
     monkeypatch.chdir(ROOT)
     with pytest.raises(SystemExit, match=says):
         main(words)
+
+
+def test_a_run_that_saw_nothing_does_not_pass_for_one_that_agrees() -> None:
+    assert not _report("training", [("a", "b", "c")], [])
+    assert not _report("training", [], [("a", "b", "c")])
+    assert _report("validation", [], [])
 
 
 def test_one_process_cannot_be_compared_with_itself(capsys: pytest.CaptureFixture[str]) -> None:
