@@ -6,19 +6,20 @@ from typing import cast
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from ddpm_data.fused import Timesteps
-from ddpm_data.images import ImagePolicy, Images
+from ddpm_data.images import Images
 from ddpm_data.items import ImageKey
 from ddpm_data.iterables import Arrivals, IterableImages
 from ddpm_data.loading import Loading, StreamLoader
 from ddpm_data.philox import STAGES, key_from
+from ddpm_data.policy import ImagePolicy
 from ddpm_data.process import ForwardProcess
 from ddpm_data.resume import Resume
 from ddpm_data.splits import Source, Splits
 from ddpm_data.stream import EvalSampler, StreamSampler
+from ddpm_data.trainers import dtype_of, refuse_clashes, world_of
 from ddpm_data.transform import Augment, ForwardDiffusion
 from ddpm_data.types import Examples, Stage, Triple
 
@@ -27,13 +28,6 @@ _STAGES_OF: dict[str, tuple[Stage, ...]] = {
     "validate": ("val",),
     "test": ("test",),
     "predict": ("predict",),
-}
-_DTYPES = {
-    "bf16-true": torch.bfloat16,
-    "16-true": torch.float16,
-    "64-true": torch.float64,
-    "transformer-engine": torch.bfloat16,
-    "transformer-engine-float16": torch.float16,
 }
 
 
@@ -61,7 +55,7 @@ class DDPMDataModule(L.LightningDataModule):
         timesteps: How ``t`` is drawn, see :class:`~ddpm_data.transform.ForwardDiffusion`.
         flip: Probability of mirroring a training image left to right, in ``[0, 1]``.
         augment: Your own augmentation of training batches, on the device and before noising, as there.
-        image_key: See :class:`~ddpm_data.images.ImagePolicy`, as for the next three.
+        image_key: See :class:`~ddpm_data.policy.ImagePolicy`, as for the next three.
         image_size: Pixels, one number or ``(height, width)``.
         value_range: ``(lowest, highest)`` value of float images.
         channels: 1, 3 or ``None``.
@@ -138,12 +132,12 @@ class DDPMDataModule(L.LightningDataModule):
         """
         if stage not in (None, *_STAGES_OF):
             raise ValueError(f"setup({stage!r}): the stages are {', '.join(_STAGES_OF)}.")
-        self._refuse_clash()
+        refuse_clashes(self.trainer)
         for name in _STAGES_OF[stage] if stage else STAGES:
             if self.splits.has(name):
                 images = self.splits.open(name)
                 if isinstance(images, Images):
-                    self.loading.check_length(name, len(images), self._world()[0])
+                    self.loading.check_length(name, len(images), world_of(self.trainer)[0])
                 if name == "train":
                     self._begin_stream(images)
             elif stage and name == _STAGES_OF[stage][0]:
@@ -181,8 +175,7 @@ class DDPMDataModule(L.LightningDataModule):
             )
         images, (position, stage) = batch
         self._follow(images.device)
-        dtype = _DTYPES.get(self.trainer.precision) if self.trainer else None
-        return cast(Triple, self.transform(images, position, stage, dtype))
+        return cast(Triple, self.transform(images, position, stage, dtype_of(self.trainer)))
 
     def state_dict(self) -> dict[str, int]:
         """The place in the training stream, for Lightning to put into a checkpoint: six whole numbers."""
@@ -201,7 +194,7 @@ class DDPMDataModule(L.LightningDataModule):
         return self.trainer is not None and self.trainer.state.fn == "fit"
 
     def _begin_stream(self, images: Images | IterableImages) -> None:
-        (world_size, rank), size, drop_last = self._world(), self.batch_size, self.loading.drop_last
+        (world_size, rank), size, drop_last = world_of(self.trainer), self.batch_size, self.loading.drop_last
         stream = {"seed": self.transform.seed, "num_timesteps": self.transform.process.num_timesteps}
         if isinstance(images, Images):
             self._order = StreamSampler(len(images), size, world_size, rank, self._key, drop_last, images.part)
@@ -214,7 +207,7 @@ class DDPMDataModule(L.LightningDataModule):
             self._resume.join(self.trainer)
 
     def _loader(self, stage: Stage) -> StreamLoader:
-        images, (world_size, rank) = self.splits.images(stage), self._world()
+        images, (world_size, rank) = self.splits.images(stage), world_of(self.trainer)
         order: StreamSampler | EvalSampler | Arrivals | None = self._order
         if stage != "train" and isinstance(images, Images):
             order = EvalSampler(len(images), self.batch_size, world_size, rank, images.part)
@@ -224,9 +217,6 @@ class DDPMDataModule(L.LightningDataModule):
         pin_memory = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return self.loading.loader(images, stage, order, (world_size, rank), self.transform.seed, pin_memory)
 
-    def _world(self) -> tuple[int, int]:
-        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-
     def _follow(self, device: torch.device) -> None:
         """Move the tables, once a device: a DataModule is no nn.Module, so Lightning does not."""
         if device == self._device:
@@ -234,17 +224,3 @@ class DDPMDataModule(L.LightningDataModule):
         with torch.inference_mode(False):  # tables made in validate() would be inference tensors, of no use to fit()
             self.transform.to(device)
         self._device = device
-
-    def _refuse_clash(self) -> None:
-        if getattr(self.trainer, "overfit_batches", 0):
-            raise ValueError(
-                "overfit_batches would replace the sampler, and with it the stream. To train on a few images, leave it "
-                "out and give a small set: train=torch.utils.data.Subset(dataset, range(k)), `dataset.train`."
-            )
-        model = self.trainer.lightning_module if self.trainer else None
-        if model is not None and is_overridden("on_after_batch_transfer", model):
-            raise ValueError(
-                f"{type(model).__name__} defines on_after_batch_transfer, and so does DDPMDataModule: Lightning would "
-                "run the DataModule's and drop the model's. Remove it from the model; to change images on the device "
-                "before they are noised, give DDPMDataModule(augment=...), in the configs `dataset.augment`."
-            )

@@ -5,12 +5,15 @@ from typing import Any, TypeGuard
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 ImageKey = int | str
+Size = tuple[int, int]  # height, width
 Raw = Image.Image | Tensor | np.ndarray[Any, Any]
 _DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")  # more than 8 bits: PIL's own conversion would clip them
+# EXIF orientations that swap width and height, and whose last column or row comes to be the first.
+_TURNED, _MIRRORED, _UPSIDE_DOWN = (5, 6, 7, 8), (2, 3, 6, 7), (3, 4, 7, 8)
 
 
 def find_image(item: object, key: ImageKey | None) -> Raw:
@@ -45,18 +48,24 @@ def find_image(item: object, key: ImageKey | None) -> Raw:
     return found[0]
 
 
-def pixels(image: Raw) -> Tensor:
+def pixels(image: Raw, size: Size | None = None) -> Tensor:
     """An image's values in their own dtype, shape ``(channels, height, width)``; 8-bit PIL modes become grey or RGB.
 
     Of an array's or tensor's three axes the channels are the first or the last, whichever is at most 4 long; else the
     shorter; if that leaves a tie, NumPy's images are HWC and torch's CHW, as their libraries have it.
 
+    Args:
+        image: The image.
+        size: What it will be resized to cover and cropped to. A JPEG file that PIL has opened but not yet decoded is
+            then decoded at a half, a quarter or an eighth where twice that size is left, and comes in it.
+
     Raises:
+        OSError: A file cannot be decoded.
         TypeError: The dtype is one torch does not know.
         ValueError: There are no pixels, or they are complex numbers.
     """
     if isinstance(image, Image.Image):
-        values = torch.from_numpy(np.array(_plain(image)))
+        values = torch.from_numpy(np.array(_decoded(image, size)))
         return values[None] if values.dim() == 2 else values.permute(2, 0, 1)
     is_array = isinstance(image, np.ndarray)
     if isinstance(image, np.ndarray):
@@ -67,10 +76,11 @@ def pixels(image: Raw) -> Tensor:
         raise ValueError(f"an image has pixels, real numbers; this one is {tuple(values.shape)} of {values.dtype}.")
     if values.dim() == 2:
         return values[None]
-    return values.permute(2, 0, 1) if _channels_come_last(values.shape, is_array) else values
+    return values.permute(2, 0, 1) if channels_come_last(values.shape, is_array) else values
 
 
-def _channels_come_last(shape: torch.Size, is_array: bool) -> bool:
+def channels_come_last(shape: torch.Size, is_array: bool) -> bool:
+    """Whether three axes are height, width, channels; see :func:`pixels`."""
     first, last = shape[0] <= 4, shape[-1] <= 4
     if first != last:
         return last
@@ -79,9 +89,45 @@ def _channels_come_last(shape: torch.Size, is_array: bool) -> bool:
     return is_array  # NumPy's images are HWC, torch's CHW
 
 
-def _plain(image: Image.Image) -> Image.Image:
+def cover(height: int, width: int, size: Size) -> Size:
+    """The smallest size of the proportions of ``(height, width)`` that covers ``size``."""
+    scale = max(size[0] / height, size[1] / width)
+    return max(size[0], int(height * scale)), max(size[1], int(width * scale))
+
+
+def _decoded(image: Image.Image, size: Size | None) -> Image.Image:
     """Upright, opaque (on white) and grey or RGB; deep images keep their values."""
-    image = ImageOps.exif_transpose(image)
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    turn = -1 if orientation in _TURNED else 1  # of (width, height) and (height, width)
+    covering = None
+    if size is not None:  # as stored, not upright
+        covering = cover(image.height, image.width, size if turn == 1 else (size[1], size[0]))
+    try:
+        area = None if covering is None else _reduce(image, covering)
+        image.load()
+    except OSError as error:  # PIL's own message for a truncated file names no file
+        raise OSError(f"{getattr(image, 'filename', 'an image')} cannot be read as an image: {error}") from error
+    plain = _plain(image if orientation == 1 else ImageOps.exif_transpose(image))
+    if size is None or covering is None or area is None:
+        return plain
+    # Resized and cropped in one step. The reduced file's last column and row may be no whole ones: `area` says where
+    # it ends, and turning it may have brought them to the front.
+    (rows, columns), (across, down) = covering[::turn], area[::turn]
+    x, y = across / columns, down / rows
+    left = round((columns - size[1]) / 2) * x + (plain.width - across if orientation in _MIRRORED else 0)
+    top = round((rows - size[0]) / 2) * y + (plain.height - down if orientation in _UPSIDE_DOWN else 0)
+    box = (left, top, left + size[1] * x, top + size[0] * y)
+    return plain.resize((size[1], size[0]), Image.Resampling.BILINEAR, box)
+
+
+def _reduce(image: Image.Image, covering: Size) -> tuple[float, float] | None:
+    """Have a JPEG not yet decoded be decoded at a reduced size; the width and height that the whole image then has."""
+    full = image.size
+    drafted = image.draft(None, (2 * covering[1], 2 * covering[0]))  # less than twice, and the difference would show
+    return None if drafted is None or image.size == full else drafted[1][2:]
+
+
+def _plain(image: Image.Image) -> Image.Image:
     if image.mode in _DEEP_MODES:
         return image
     if "A" in image.getbands() or "transparency" in image.info:
@@ -90,7 +136,8 @@ def _plain(image: Image.Image) -> Image.Image:
         image = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear).convert(
             "L" if image.mode in ("L", "LA", "1") else "RGB"
         )
-    return image.convert("L" if image.mode in ("1", "L") else "RGB")
+    mode = "L" if image.mode in ("1", "L") else "RGB"
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _is_image(value: object) -> TypeGuard[Raw]:

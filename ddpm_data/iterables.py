@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, default_collate, get_worker_info
 from tqdm import tqdm
 
-from ddpm_data.images import ImagePolicy, read, same_shape
+from ddpm_data.images import read, same_shape
+from ddpm_data.policy import ImagePolicy
 from ddpm_data.stream import ENDLESS, Cuts, Epochs
 from ddpm_data.types import Examples, Place, Stage
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import torch
 from torch import distributed
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 
 from ddpm_data import checks
-from ddpm_data.images import Images, same_shape
+from ddpm_data.images import Images
 from ddpm_data.iterables import Arrivals, IterableImages, PositionedItems
 from ddpm_data.stream import EvalSampler, Request, StreamSampler
 from ddpm_data.types import Examples, Place, Stage
@@ -33,10 +33,8 @@ class Positioned(Dataset[Examples]):
         self.stage = stage
 
     def __getitem__(self, request: Request) -> Examples:
-        images = self.images.__getitems__(request.indices)
-        same_shape(self.images.name, request.indices, images)
-        # default_collate stacks straight into shared memory when it runs in a worker.
-        return Examples(default_collate(images), Place(torch.tensor(request.positions), self.stage))
+        positions = torch.arange(request.positions.start, request.positions.stop)
+        return Examples(self.images.batch(request.indices), Place(positions, self.stage))
 
 
 class StreamLoader(DataLoader[Examples]):

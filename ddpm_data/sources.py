@@ -1,6 +1,7 @@
 """Datasets of our own: a folder of images, and the offline digits of the main job."""
 
 import re
+from io import BytesIO
 from pathlib import Path
 
 import torch
@@ -11,7 +12,9 @@ from torch.utils.data import Dataset, TensorDataset
 class ImageFiles(Dataset[Image.Image]):
     """Every image file under a folder, flat or nested, in natural order (``2.png`` before ``10.png``).
 
-    Labels are not read from folder names; hidden files and folders are left out.
+    Items are PIL images not yet decoded, so that whoever knows the size that is wanted can have a JPEG
+    decoded at a half, a quarter or an eighth (:func:`~ddpm_data.items.pixels`). Labels are not read from folder names;
+    hidden files and folders are left out.
 
     Args:
         root: The folder.
@@ -40,11 +43,11 @@ class ImageFiles(Dataset[Image.Image]):
     def __getitem__(self, index: int) -> Image.Image:
         path = self.root / self.names[index]
         try:
-            with Image.open(path) as image:
-                image.load()
-                return image
-        except OSError as error:  # PIL's own message for a truncated file names no file
+            image = Image.open(BytesIO(path.read_bytes()))  # of bytes, so that none stays open that is not decoded
+        except OSError as error:
             raise OSError(f"{path} cannot be read as an image: {error}") from error
+        image.filename = str(path)
+        return image
 
 
 def digits() -> TensorDataset:

@@ -8,10 +8,12 @@ from typing import TypeGuard, cast
 from torch.utils.data import DataLoader, IterableDataset
 
 from ddpm_data import checks
-from ddpm_data.images import ImagePolicy, Images, MapDataset
+from ddpm_data.arrays import MapDataset
+from ddpm_data.images import Images
 from ddpm_data.iterables import IterableImages
 from ddpm_data.permutation import Part
 from ddpm_data.philox import Key
+from ddpm_data.policy import ImagePolicy
 from ddpm_data.types import Stage
 
 SomeDataset = MapDataset | Iterable[object]

@@ -5,9 +5,10 @@ decide everything random about an example, so that ranks, batches and workers ar
 """
 
 from collections.abc import Callable, Iterator
-from itertools import islice
-from typing import NamedTuple
+from itertools import accumulate, islice
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DistributedSampler
@@ -21,10 +22,13 @@ _BLOCK = 16384
 
 
 class Request(NamedTuple):
-    """One batch, as a sampler asks for it: where in the stream, and which items."""
+    """One batch, as a sampler asks for it: where in the stream, and which items (int64).
 
-    positions: list[int]
-    indices: list[int]
+    An array, since a tensor on its way to a worker would take a file of shared memory.
+    """
+
+    positions: range
+    indices: np.ndarray[Any, Any]
 
 
 class Cuts(NamedTuple):
@@ -159,6 +163,6 @@ def _requests(shares: Iterator[range], offset: int, indices_of: Callable[[Tensor
     for first in shares:
         block = [first, *islice(shares, _BLOCK // len(first))]
         places = torch.cat([torch.arange(share.start, share.stop) for share in block])
-        indices = iter(indices_of(places).tolist())
-        for share in block:
-            yield Request([offset + place for place in share], list(islice(indices, len(share))))
+        ends = list(accumulate(len(share) for share in block))[:-1]
+        for share, indices in zip(block, np.split(indices_of(places).numpy(), ends), strict=True):
+            yield Request(range(offset + share.start, offset + share.stop), indices)

@@ -12,10 +12,10 @@ from tests.conftest import ROOT
 LAYERS = [
     {"types", "checks"},
     {"schedules", "philox", "items"},
-    {"process", "timesteps", "permutation", "sources"},
+    {"process", "timesteps", "permutation", "sources", "policy", "arrays"},
     {"images", "fused", "compiling"},
     {"transform", "stream"},
-    {"iterables", "resume"},
+    {"iterables", "resume", "trainers"},
     {"loading", "splits"},
     {"datamodule"},
     {"callbacks", "plots"},
@@ -50,7 +50,7 @@ def test_imports_point_down(path: Path) -> None:
 def test_hydra_and_lightning_stay_where_they_belong(path: Path) -> None:
     packages = {name.split(".")[0] for name in imported(ast.parse(path.read_text()))}
     assert not packages & {"hydra", "omegaconf"} or path.stem in COMMANDS
-    assert "lightning" not in packages or path.stem in {"datamodule", "resume", "callbacks", *COMMANDS}
+    assert "lightning" not in packages or path.stem in {"datamodule", "resume", "trainers", "callbacks", *COMMANDS}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

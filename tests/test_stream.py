@@ -3,14 +3,16 @@
 import tracemalloc
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ddpm_data.images import ImagePolicy, Images
+from ddpm_data.images import Images
 from ddpm_data.loading import Positioned, StreamLoader
 from ddpm_data.permutation import Part, permute
 from ddpm_data.philox import Purpose, key_from
+from ddpm_data.policy import ImagePolicy
 from ddpm_data.stream import EvalSampler, Request, StreamSampler
 from tests.conftest import uint8_images
 
@@ -30,7 +32,9 @@ def epoch(length: int, batch: int, world: int, drop_last: bool, number: int = 0)
 
 
 def flat(ranks: list[list[Request]]) -> list[tuple[int, int]]:
-    return sorted(pair for requests in ranks for r in requests for pair in zip(r.positions, r.indices, strict=True))
+    return sorted(
+        pair for requests in ranks for r in requests for pair in zip(r.positions, r.indices.tolist(), strict=True)
+    )
 
 
 @pytest.mark.parametrize(("length", "batch"), SIZES)
@@ -63,12 +67,6 @@ def test_a_step_sees_the_same_examples_at_any_world_size(drop_last: bool) -> Non
         for step, request in enumerate(one[0]):
             together = flat([[requests[step]] for requests in many])
             assert together == sorted(zip(request.positions, request.indices, strict=True))
-
-
-def test_each_rank_takes_consecutive_positions() -> None:
-    for requests in epoch(40, 4, 3, drop_last=False):
-        for request in requests:
-            assert request.positions == list(range(request.positions[0], request.positions[0] + len(request.positions)))
 
 
 def test_epochs_and_seeds_shuffle_differently_and_reproducibly() -> None:
@@ -104,7 +102,7 @@ def test_a_billion_examples_cost_what_a_thousand_do(resumed: int, part: Part | N
         return request, peak, operations.elements
 
     request, peak, elements = first(10**9, resumed)
-    assert request.positions == list(range(3 * 10**9 + resumed + 64, 3 * 10**9 + resumed + 128))
+    assert request.positions == range(3 * 10**9 + resumed + 64, 3 * 10**9 + resumed + 128)
     assert max(request.indices) < (10**9 if part is None else 2 * 10**9)
     _, small_peak, small_elements = first(10**6, 0)
     assert peak < 1.5 * small_peak < 30e6
@@ -137,16 +135,16 @@ def test_evaluation_sees_every_example_once_in_even_batches(length: int, batch: 
 
 def test_a_batch_carries_its_positions_and_stage() -> None:
     data = uint8_images(10, 1, 4, 4)
-    batch = Positioned(Images(data, ImagePolicy(), "val"), "val")[Request([7, 3], [9, 1])]
+    batch = Positioned(Images(data, ImagePolicy(), "val"), "val")[Request(range(7, 9), np.array([9, 1]))]
     assert torch.equal(batch.images, data[[9, 1]])
-    assert batch.position.tolist() == [7, 3]
+    assert batch.position.tolist() == [7, 8]
     assert batch.place.stage == "val"
 
 
 def test_mixed_shapes_that_setup_did_not_meet_are_named() -> None:
     data = [torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(3, 9, 8, dtype=torch.uint8)]
     with pytest.raises(ValueError, match=r"train\[0\] is \(3, 8, 8\) and train\[1\] is \(3, 9, 8\)"):
-        Positioned(Images(data, ImagePolicy(), "train"), "train")[Request([0, 1], [0, 1])]
+        Positioned(Images(data, ImagePolicy(), "train"), "train")[Request(range(2), np.array([0, 1]))]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

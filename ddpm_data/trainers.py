@@ -1,0 +1,43 @@
+"""What the DataModule has to know of the Trainer it is attached to, if any."""
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+_DTYPES = {
+    "bf16-true": torch.bfloat16,
+    "16-true": torch.float16,
+    "64-true": torch.float64,
+    "transformer-engine": torch.bfloat16,
+    "transformer-engine-float16": torch.float16,
+}
+
+
+def dtype_of(trainer: L.Trainer | None) -> torch.dtype | None:
+    """The dtype its precision wants batches in, where that is not float32."""
+    return _DTYPES.get(trainer.precision) if trainer else None
+
+
+def world_of(trainer: L.Trainer | None) -> tuple[int, int]:
+    """How many processes there are, and which this is."""
+    return (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
+
+
+def refuse_clashes(trainer: L.Trainer | None) -> None:
+    """Refuse what would silently take the DataModule's place.
+
+    Raises:
+        ValueError: ``overfit_batches`` is set, or the model has an ``on_after_batch_transfer`` of its own.
+    """
+    if getattr(trainer, "overfit_batches", 0):
+        raise ValueError(
+            "overfit_batches would replace the sampler, and with it the stream. To train on a few images, leave it "
+            "out and give a small set: train=torch.utils.data.Subset(dataset, range(k)), `dataset.train`."
+        )
+    model = trainer.lightning_module if trainer else None
+    if model is not None and is_overridden("on_after_batch_transfer", model):
+        raise ValueError(
+            f"{type(model).__name__} defines on_after_batch_transfer, and so does DDPMDataModule: Lightning would "
+            "run the DataModule's and drop the model's. Remove it from the model; to change images on the device "
+            "before they are noised, give DDPMDataModule(augment=...), in the configs `dataset.augment`."
+        )
