@@ -188,9 +188,9 @@ def check(cfg: DictConfig) -> None:
         ValueError: A count is too small.
     """
     OmegaConf.to_container(cfg, throw_on_missing=True)
-    if unknown := set(cfg.loader) - set(inspect.signature(Loading).parameters):
-        keys = ", ".join(inspect.signature(Loading).parameters)
-        raise ValueError(f"loader has no {', '.join(sorted(unknown))}; its keys are {keys}.")
+    keys = [*inspect.signature(Loading).parameters, "cache_dir"]
+    if unknown := set(cfg.loader) - set(keys):
+        raise ValueError(f"loader has no {', '.join(sorted(unknown))}; its keys are {', '.join(keys)}.")
     if cfg.ckpt_path is not None and not Path(cfg.ckpt_path).is_file():
         raise FileNotFoundError(f"there is no checkpoint {Path(cfg.ckpt_path).absolute()}. Change `ckpt_path`.")
     checks.whole("train_stub.py", "samples", cfg.samples, 1)

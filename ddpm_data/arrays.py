@@ -26,32 +26,39 @@ class MapDataset(Protocol):
         ...
 
 
+class Gatherable(Protocol):
+    """Images that can be had by the batch."""
+
+    def gather(self, indices: Tensor, /) -> Tensor:
+        """Those of some items, shape ``(batch, channels, height, width)``."""
+        ...
+
+
 class Stack:
     """Images of one shape in one array.
 
     Args:
         array: ``(count, height, width)``, or with channels before or after those, in memory or mapped into it.
-        is_array: Whether NumPy made it, which settles where the channels are if the shape does not.
+        channels_last: Whether the channels come last.
         rows: Which of its rows a dataset's items are, int64; ``None`` is all of them in order.
     """
 
-    def __init__(self, array: Tensor, is_array: bool, rows: Tensor | None = None) -> None:
+    def __init__(self, array: Tensor, channels_last: bool = False, rows: Tensor | None = None) -> None:
         self.array = array
         self.rows = rows
-        self._channels_last = array.dim() == 4 and channels_come_last(array.shape[1:], is_array)
-        self._is_array = is_array
+        self.channels_last = channels_last
 
     def gather(self, indices: Tensor) -> Tensor:
         """The images of some items in their own dtype, shape ``(batch, channels, height, width)``."""
         batch = self.array.index_select(0, indices if self.rows is None else self.rows[indices])
         if batch.dim() == 3:
             return batch[:, None]
-        return batch.permute(0, 3, 1, 2) if self._channels_last else batch
+        return batch.permute(0, 3, 1, 2) if self.channels_last else batch
 
     def subset(self, indices: Sequence[int]) -> "Stack":
         """The same images in another order, or some of them."""
         rows = torch.as_tensor(indices, dtype=torch.int64)
-        return Stack(self.array, self._is_array, rows if self.rows is None else self.rows[rows])
+        return Stack(self.array, self.channels_last, rows if self.rows is None else self.rows[rows])
 
 
 def stack_behind(dataset: object, image_key: ImageKey | None) -> Stack | None:
@@ -92,4 +99,6 @@ def _stack(array: object) -> Stack | None:
     else:
         return None
     fits = values.dim() in (3, 4) and values.dtype in _DTYPES and values.device.type == "cpu"
-    return Stack(values, isinstance(array, np.ndarray)) if fits else None
+    if not fits:
+        return None
+    return Stack(values, values.dim() == 4 and channels_come_last(values.shape[1:], isinstance(array, np.ndarray)))

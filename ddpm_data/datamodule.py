@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import cast
 
 import lightning as L
@@ -63,6 +64,8 @@ class DDPMDataModule(L.LightningDataModule):
         prefetch_factor: Batches each worker has ready.
         persistent_workers: Keep workers from one epoch to the next.
         multiprocessing_context: How workers start.
+        cache_dir: Folder for decoded images (:mod:`ddpm_data.cache`): map-style sets whose images are not in an array
+            already are decoded and resized once a node, in ``prepare_data``, and read from there ever after.
         compile: Compile the batch transform, see :class:`~ddpm_data.transform.ForwardDiffusion`.
 
     Raises:
@@ -92,6 +95,7 @@ class DDPMDataModule(L.LightningDataModule):
         prefetch_factor: int | None = None,
         persistent_workers: bool = True,
         multiprocessing_context: str | None = None,
+        cache_dir: str | Path | None = None,
         compile: bool = True,
     ) -> None:
         super().__init__()
@@ -104,6 +108,8 @@ class DDPMDataModule(L.LightningDataModule):
             {"train": train, "val": val, "test": test, "predict": predict},
             ImagePolicy(image_key, image_size, value_range, channels),
             self._key,
+            cache_dir,
+            self.loading,
         )
         self._order: StreamSampler | Arrivals | None = None
         self._resume: Resume | None = None
@@ -119,8 +125,9 @@ class DDPMDataModule(L.LightningDataModule):
         return self.loading.batch_size
 
     def prepare_data(self) -> None:
-        """Build what factories build, on one process a node, so that whatever they download is there for the rest."""
-        self.splits.build_all()
+        """Build what factories build, and the cache, on one process a node: what is downloaded or decoded is, once."""
+        fn = self.trainer.state.fn.value if self.trainer and self.trainer.state.fn else None
+        self.splits.prepare(_STAGES_OF[fn] if fn else STAGES)
 
     def setup(self, stage: str | None = None) -> None:
         """Build the stage's datasets and refuse, now, what would fail in the middle of an epoch.

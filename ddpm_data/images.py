@@ -1,6 +1,6 @@
 """Any map-style dataset seen as uint8 CHW images: item by item, or whole batches from the array behind it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from ddpm_data.arrays import MapDataset, stack_behind
+from ddpm_data.arrays import Gatherable, MapDataset, stack_behind
 from ddpm_data.permutation import Part, permute
 from ddpm_data.philox import Key, Purpose
 from ddpm_data.policy import ImagePolicy, no_range
@@ -25,13 +25,23 @@ class Images(Dataset[Tensor]):
         policy: How an item becomes an image.
         name: What to call it in errors.
         part: Which items belong to the set; ``None`` is all. Indices are the dataset's all the same.
+        cache: All the dataset's images as the policy wants them, if they have been decoded before.
     """
 
-    def __init__(self, dataset: MapDataset, policy: ImagePolicy, name: str, part: Part | None = None) -> None:
+    def __init__(
+        self,
+        dataset: MapDataset,
+        policy: ImagePolicy,
+        name: str,
+        part: Part | None = None,
+        cache: Gatherable | None = None,
+    ) -> None:
         self.dataset = dataset
         self.policy = policy
         self.name = name
         self.part = part
+        self.cache = cache
+        self.is_stored = False  # whether an array holds the images as they are wanted; known once they are checked
         self._stack = stack_behind(dataset, policy.image_key)
 
     def __len__(self) -> int:
@@ -42,7 +52,13 @@ class Images(Dataset[Tensor]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[Tensor]:
         """Images of several of the dataset's items, each uint8, shape ``(channels, height, width)``."""
+        if self.cache is not None:
+            return list(self.cache.gather(torch.as_tensor(indices)))
         return [read(f"{self.name}[{index}]", self.policy, item) for index, item in self._items(indices)]
+
+    def raw(self, indices: Sequence[int]) -> list[Tensor]:
+        """Images of several items in their own dtype, not yet as the policy wants them."""
+        return [read(f"{self.name}[{index}]", self.policy.pixels, item) for index, item in self._items(indices)]
 
     def batch(self, indices: Sequence[int] | np.ndarray[Any, Any]) -> Tensor:
         """The same images as one tensor, uint8, shape ``(batch, channels, height, width)``, contiguous.
@@ -52,6 +68,8 @@ class Images(Dataset[Tensor]):
             ValueError: An image cannot be converted, or images differ in shape.
         """
         wanted = torch.as_tensor(indices)
+        if self.cache is not None:
+            return self.cache.gather(wanted)
         if self._stack is not None:
             with suppress(ValueError):  # one by one, below, it comes with the item's index
                 return self.policy.fit(self._stack.gather(wanted)).contiguous()
@@ -75,15 +93,15 @@ class Images(Dataset[Tensor]):
         count = min(len(self), 8 if self.policy.image_size and self.policy.channels else 128)
         shuffled = permute(torch.arange(count), len(self), Key(0, 0), Purpose.CHECK)  # even steps would meet patterns
         places = torch.tensor(sorted({0, len(self) - 1, *shuffled.tolist()}))
-        items = self._items((places if self.part is None else self.part.indices(places)).tolist())
-        raw = [read(f"{self.name}[{index}]", self.policy.pixels, item) for index, item in items]
+        indices = (places if self.part is None else self.part.indices(places)).tolist()
+        raw = self.raw(indices)
         self._check_range(raw)
-        indices = [index for index, _ in items]
         if self._stack is not None and not _same(self._stack.gather(torch.tensor(indices)), raw):
             self._stack = None  # the dataset makes something else of its array
         named = zip(indices, raw, strict=True)
         images = [read(f"{self.name}[{index}]", self.policy.fit, image) for index, image in named]
         same_shape(self.name, indices, images)
+        self.is_stored = self._stack is not None and _same(images, raw)
 
     def _check_range(self, raw: list[Tensor]) -> None:
         if self.policy.value_range is not None or raw[0].dtype in (torch.uint8, torch.bool):
@@ -107,8 +125,8 @@ class Images(Dataset[Tensor]):
         return list(zip(indices, items, strict=True))
 
 
-def _same(batch: Tensor, images: Sequence[Tensor]) -> bool:
-    return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(batch, images, strict=True))
+def _same(some: Iterable[Tensor], others: Sequence[Tensor]) -> bool:
+    return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(some, others, strict=True))
 
 
 def read(where: str, convert: Callable[[T], Tensor], value: T) -> Tensor:
@@ -133,8 +151,13 @@ def same_shape(name: str, indices: Sequence[int], images: Sequence[Tensor]) -> N
     """
     for index, image in zip(indices, images, strict=True):
         if image.shape != images[0].shape:
-            key = "channels" if image.shape[0] != images[0].shape[0] else "image_size"
-            raise ValueError(
-                f"{name}[{indices[0]}] is {tuple(images[0].shape)} and {name}[{index}] is {tuple(image.shape)} "
-                f"(channels, height, width): images of a batch must share a shape. Set `dataset.{key}`."
-            )
+            raise ValueError(differing(name, indices[0], images[0].shape, index, image.shape))
+
+
+def differing(name: str, index: int, shape: torch.Size, other: int, other_shape: torch.Size) -> str:
+    """What to say of two images that could not share a batch."""
+    key = "channels" if shape[0] != other_shape[0] else "image_size"
+    return (
+        f"{name}[{index}] is {tuple(shape)} and {name}[{other}] is {tuple(other_shape)} (channels, height, width): "
+        f"images of a batch must share a shape. Set `dataset.{key}`."
+    )

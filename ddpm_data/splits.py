@@ -9,8 +9,10 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from ddpm_data import checks
 from ddpm_data.arrays import MapDataset
+from ddpm_data.cache import Cache, cached
 from ddpm_data.images import Images
 from ddpm_data.iterables import IterableImages
+from ddpm_data.loading import Loading
 from ddpm_data.permutation import Part
 from ddpm_data.philox import Key
 from ddpm_data.policy import ImagePolicy
@@ -27,14 +29,27 @@ class Splits:
         sources: A dataset or factory for each stage; for ``val`` also the fraction of ``train`` to hold out.
         policy: How items become images.
         key: The seed's, which picks the held-out images.
+        cache_dir: Folder for decoded images; ``None`` keeps none.
+        loading: How images are decoded into it.
 
     Raises:
-        TypeError: A source is neither a dataset nor a factory.
+        TypeError: A source is neither a dataset nor a factory, or ``cache_dir`` no folder.
         ValueError: The fraction is not in ``(0, 1)``.
     """
 
-    def __init__(self, sources: Mapping[Stage, Source | float | None], policy: ImagePolicy, key: Key) -> None:
+    def __init__(
+        self,
+        sources: Mapping[Stage, Source | float | None],
+        policy: ImagePolicy,
+        key: Key,
+        cache_dir: str | Path | None,
+        loading: Loading,
+    ) -> None:
+        if not isinstance(cache_dir, str | Path | None):
+            raise TypeError(f"DDPMDataModule(cache_dir={cache_dir!r}): a folder is needed. Change `loader.cache_dir`.")
         self.policy = policy
+        self.cache_dir = None if cache_dir is None else Path(cache_dir).expanduser()
+        self.loading = loading
         self.fraction = _fraction(sources["val"])
         self._key = key
         if self.fraction and sources["train"] is None:
@@ -44,12 +59,20 @@ class Splits:
             )
         self._sources = {stage: _source(stage, given) for stage, given in sources.items() if _is_given(stage, given)}
         self._built: dict[Stage, SomeDataset] = {}
+        self._caches: dict[Stage, Cache] = {}
         self._images: dict[Stage, Images | IterableImages] = {}
 
-    def build_all(self) -> None:
-        """Call every factory, for what it downloads; the datasets are kept for :meth:`open`."""
+    def prepare(self, stages: Iterable[Stage]) -> None:
+        """Call every factory, for what it downloads, and decode what some stages need into the cache.
+
+        The datasets are kept for :meth:`open`.
+        """
         for stage in self._sources:
             self._dataset(stage)
+        if self.cache_dir is not None:
+            for stage in stages:
+                if self.has(stage):
+                    self._cache(self._whole(stage))
 
     def has(self, stage: Stage) -> bool:
         """Whether there is a set for this stage."""
@@ -62,15 +85,34 @@ class Splits:
             TypeError: A factory returned no dataset, or an item holds no image.
             ValueError: The set is empty, or images cannot be converted or share no shape.
         """
-        dataset = self._dataset("train" if self._is_part(stage) else stage)
+        whole = self._whole(stage)
+        dataset, cache = self._dataset(whole), self._cache(whole)
         images: Images | IterableImages
         if not _is_map_style(dataset):
             images = self._iterable(stage, dataset)
         else:
-            images = self._part(stage, dataset) if self._is_part(stage) else Images(dataset, self.policy, stage)
-            images.check()
+            # A part is named after the whole: an index in an error is one of the dataset that was given.
+            images = Images(dataset, self.policy, whole, self._part(stage, len(dataset)), cache)
+            if cache is None:
+                images.check()
         self._images[stage] = images
         return images
+
+    def _cache(self, stage: Stage) -> Cache | None:
+        """What the cache has of a whole dataset; ``None`` where there is to be no cache, or no need of one."""
+        dataset = self._dataset(stage)
+        if self.cache_dir is None or stage in self._caches:
+            return self._caches.get(stage)
+        if not _is_map_style(dataset):
+            raise ValueError(
+                f"cache_dir={str(self.cache_dir)!r}: {stage} is a {type(dataset).__name__}, which gives its items in "
+                "an order of its own, so that none could be found in a cache. Leave `loader.cache_dir` null."
+            )
+        images = Images(dataset, self.policy, stage)
+        images.check()
+        if not images.is_stored:
+            self._caches[stage] = cached(images, self.cache_dir, self.loading)
+        return self._caches.get(stage)
 
     def images(self, stage: Stage) -> Images | IterableImages:
         """What :meth:`open` has built.
@@ -88,6 +130,10 @@ class Splits:
             self._built[stage] = _checked(stage, source() if _is_factory(source) else source)
         return self._built[stage]
 
+    def _whole(self, stage: Stage) -> Stage:
+        """The stage whose dataset it is, or is a part of."""
+        return "train" if self._is_part(stage) else stage
+
     def _is_part(self, stage: Stage) -> bool:
         return self.fraction is not None and stage in ("train", "val")
 
@@ -99,8 +145,9 @@ class Splits:
             )
         return IterableImages(cast(Iterable[object], dataset), self.policy, stage)
 
-    def _part(self, stage: Stage, dataset: MapDataset) -> Images:
-        length = len(dataset)
+    def _part(self, stage: Stage, length: int) -> Part | None:
+        if not self._is_part(stage):
+            return None
         held_out = round(length * (self.fraction or 0.0))
         if length and not 0 < held_out < length:
             raise ValueError(
@@ -108,8 +155,7 @@ class Splits:
                 "to validate on. Change `dataset.val`, or give a validation set."
             )
         start, stop = (held_out, length) if stage == "train" else (0, held_out)
-        # Both are named train: an index in an error is one of the dataset that was given as train.
-        return Images(dataset, self.policy, "train", Part(self._key, length, start, stop))
+        return Part(self._key, length, start, stop)
 
 
 def _fraction(val: object) -> float | None:

@@ -83,7 +83,7 @@ class Brighter(TensorDataset):
 
 
 class Liar(TensorDataset):
-    stack = Stack(COLOUR, is_array=False)
+    stack = Stack(COLOUR)
 
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:  # type: ignore[override]  # as TensorDataset's
         return (self.tensors[0][index] | 128,)
