@@ -49,7 +49,10 @@ def markdown(rows: list[Row]) -> str:
     heads = list(rows[0])
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for row in rows:
-        cells = (f"{value:.2f}" if isinstance(value, float) else value for value in row.values())
+        cells = (
+            value if isinstance(value, str) else f"{value:,.0f}" if value >= 1000 else f"{value:.2f}"
+            for value in row.values()
+        )
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -62,8 +65,8 @@ def report(title: str, rows: list[Row], out: Path | None) -> None:
         (out / f"{title}.json").write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
 
 
-def bars(title: str, rows: list[Row], unit: str, path: Path) -> None:
-    """A bar for every number in the rows, a group a row, named by the row's first value."""
+def bars(title: str, rows: list[Row], unit: str, path: Path, log: bool = False) -> None:
+    """A bar for every number in the rows, a group a row, named by the row's first value; on a logarithmic axis or not."""
     from matplotlib import pyplot
 
     names = [name for name, value in rows[0].items() if isinstance(value, float)]
@@ -72,14 +75,17 @@ def bars(title: str, rows: list[Row], unit: str, path: Path) -> None:
     for place, name in enumerate(names):
         values = [float(row[name]) for row in rows]
         drawn = axes.barh([i + place * height for i in range(len(rows))], values, height * 0.9, label=name)
-        axes.bar_label(drawn, fmt="%.2f" if max(values) < 100 else "%.0f", padding=2, fontsize=8)
+        axes.bar_label(drawn, fmt="{:.2f}" if max(values) < 100 else "{:,.0f}", padding=2, fontsize=8)
     axes.set_yticks([i + 0.4 - height / 2 for i in range(len(rows))], [str(next(iter(row.values()))) for row in rows])
     axes.invert_yaxis()
     axes.margins(x=0.1)
+    if log:
+        axes.set_xscale("log")
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlabel(unit)
     axes.set_title(title, loc="left")
-    axes.legend(frameon=False, fontsize=8)
+    if len(names) > 1:
+        axes.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
 

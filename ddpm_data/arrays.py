@@ -38,27 +38,26 @@ class Stack:
     """Images of one shape in one array.
 
     Args:
-        array: ``(count, height, width)``, or with channels before or after those, in memory or mapped into it.
-        channels_last: Whether the channels come last.
+        array: ``(count, channels, height, width)``, in memory or mapped into it, whatever its strides.
         rows: Which of its rows a dataset's items are, int64; ``None`` is all of them in order.
     """
 
-    def __init__(self, array: Tensor, channels_last: bool = False, rows: Tensor | None = None) -> None:
+    def __init__(self, array: Tensor, rows: Tensor | None = None) -> None:
         self.array = array
         self.rows = rows
-        self.channels_last = channels_last
 
     def gather(self, indices: Tensor) -> Tensor:
         """The images of some items in their own dtype, shape ``(batch, channels, height, width)``."""
-        batch = self.array.index_select(0, indices if self.rows is None else self.rows[indices])
-        if batch.dim() == 3:
-            return batch[:, None]
-        return batch.permute(0, 3, 1, 2) if self.channels_last else batch
+        rows = indices if self.rows is None else self.rows[indices]
+        if self.array.is_contiguous():
+            return self.array.index_select(0, rows)
+        # A row is one run of bytes in this order too, where the channels come last.
+        return self.array.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
 
     def subset(self, indices: Sequence[int]) -> "Stack":
         """The same images in another order, or some of them."""
         rows = torch.as_tensor(indices, dtype=torch.int64)
-        return Stack(self.array, self.channels_last, rows if self.rows is None else self.rows[rows])
+        return Stack(self.array, rows if self.rows is None else self.rows[rows])
 
 
 def stack_behind(dataset: object, image_key: ImageKey | None) -> Stack | None:
@@ -101,4 +100,7 @@ def _stack(array: object) -> Stack | None:
     fits = values.dim() in (3, 4) and values.dtype in _DTYPES and values.device.type == "cpu"
     if not fits:
         return None
-    return Stack(values, values.dim() == 4 and channels_come_last(values.shape[1:], isinstance(array, np.ndarray)))
+    if values.dim() == 3:
+        return Stack(values[:, None])
+    channels_last = channels_come_last(values.shape[1:], isinstance(array, np.ndarray))
+    return Stack(values.permute(0, 3, 1, 2) if channels_last else values)

@@ -1,19 +1,37 @@
 """Any dataset item to the values of the image in it: which part of the item, which axes, which PIL mode."""
 
 from collections.abc import Mapping
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 from torch import Tensor
+from torch.nn import functional as F
 
 ImageKey = int | str
 Size = tuple[int, int]  # height, width
 Raw = Image.Image | Tensor | np.ndarray[Any, Any]
 _DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")  # more than 8 bits: PIL's own conversion would clip them
-# EXIF orientations that swap width and height, and whose last column or row comes to be the first.
-_TURNED, _MIRRORED, _UPSIDE_DOWN = (5, 6, 7, 8), (2, 3, 6, 7), (3, 4, 7, 8)
+
+
+class Turn(NamedTuple):
+    """What makes an image upright: rows and columns swapped if it lies on its side, then axes reversed."""
+
+    lies: bool
+    axes: tuple[int, ...]
+
+
+_TURNS = {  # by EXIF's Orientation
+    1: Turn(False, ()),
+    2: Turn(False, (2,)),
+    3: Turn(False, (1, 2)),
+    4: Turn(False, (1,)),
+    5: Turn(True, ()),
+    6: Turn(True, (2,)),
+    7: Turn(True, (1, 2)),
+    8: Turn(True, (1,)),
+}
 
 
 def find_image(item: object, key: ImageKey | None) -> Raw:
@@ -57,7 +75,7 @@ def pixels(image: Raw, size: Size | None = None) -> Tensor:
     Args:
         image: The image.
         size: What it will be resized to cover and cropped to. A JPEG file that PIL has opened but not yet decoded is
-            then decoded at a half, a quarter or an eighth where twice that size is left, and comes in it.
+            then decoded at a half, a quarter or an eighth where twice that size is left, and comes resized.
 
     Raises:
         OSError: A file cannot be decoded.
@@ -65,8 +83,7 @@ def pixels(image: Raw, size: Size | None = None) -> Tensor:
         ValueError: There are no pixels, or they are complex numbers.
     """
     if isinstance(image, Image.Image):
-        values = torch.from_numpy(np.array(_decoded(image, size)))
-        return values[None] if values.dim() == 2 else values.permute(2, 0, 1)
+        return _decoded(image, size)
     is_array = isinstance(image, np.ndarray)
     if isinstance(image, np.ndarray):
         # torch takes no read-only arrays, negative strides or foreign byte orders; np.require copies only those.
@@ -95,29 +112,25 @@ def cover(height: int, width: int, size: Size) -> Size:
     return max(size[0], int(height * scale)), max(size[1], int(width * scale))
 
 
-def _decoded(image: Image.Image, size: Size | None) -> Image.Image:
+def _decoded(image: Image.Image, size: Size | None) -> Tensor:
     """Upright, opaque (on white) and grey or RGB; deep images keep their values."""
-    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    turn = -1 if orientation in _TURNED else 1  # of (width, height) and (height, width)
-    covering = None
-    if size is not None:  # as stored, not upright
-        covering = cover(image.height, image.width, size if turn == 1 else (size[1], size[0]))
+    covering = area = None
     try:
-        area = None if covering is None else _reduce(image, covering)
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1), _TURNS[1])
+        if size is not None:  # of the image as it is stored, which may lie on its side
+            covering = cover(image.height, image.width, (size[1], size[0]) if turn.lies else size)
+            area = _reduce(image, covering)
         image.load()
     except OSError as error:  # PIL's own message for a truncated file names no file
         raise OSError(f"{getattr(image, 'filename', 'an image')} cannot be read as an image: {error}") from error
-    plain = _plain(image if orientation == 1 else ImageOps.exif_transpose(image))
-    if size is None or covering is None or area is None:
-        return plain
-    # Resized and cropped in one step. The reduced file's last column and row may be no whole ones: `area` says where
-    # it ends, and turning it may have brought them to the front.
-    (rows, columns), (across, down) = covering[::turn], area[::turn]
-    x, y = across / columns, down / rows
-    left = round((columns - size[1]) / 2) * x + (plain.width - across if orientation in _MIRRORED else 0)
-    top = round((rows - size[0]) / 2) * y + (plain.height - down if orientation in _UPSIDE_DOWN else 0)
-    box = (left, top, left + size[1] * x, top + size[0] * y)
-    return plain.resize((size[1], size[0]), Image.Resampling.BILINEAR, box)
+    values = torch.from_numpy(np.array(_plain(image)))
+    values = values[None] if values.dim() == 2 else values.permute(2, 0, 1)
+    if covering is not None and area is not None:
+        # The last row and column may be no whole ones, so the scale is that of the area, not of the array.
+        scale = (covering[0] / area[1], covering[1] / area[0])
+        values = F.interpolate(values[None], scale_factor=scale, mode="bilinear", antialias=True)[0]
+    values = values.transpose(1, 2) if turn.lies else values
+    return values.flip(turn.axes) if turn.axes else values
 
 
 def _reduce(image: Image.Image, covering: Size) -> tuple[float, float] | None:

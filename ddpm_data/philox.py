@@ -10,8 +10,9 @@ modulo 2**64, which leaves both halves of a 32 x 32 bit product right.
 
 import math
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +26,7 @@ _ROUNDS = 10
 STAGES: dict[Stage, int] = {"train": 0, "val": 1, "test": 2, "predict": 3}  # part of the stream: never renumber
 
 Words = tuple[Tensor, Tensor, Tensor, Tensor]
+Word = TypeVar("Word", Tensor, np.ndarray[Any, np.dtype[np.int64]])
 
 
 class Purpose(IntEnum):
@@ -62,11 +64,11 @@ def key_from(seed: int) -> Key:
     return Key(seed & MASK, seed >> 32)
 
 
-def philox_4x32(counter: Words, key: Key) -> Words:
+def philox_4x32(counter: tuple[Word, Word, Word, Word], key: Key) -> tuple[Word, Word, Word, Word]:
     """Ten rounds of Philox4x32.
 
     Args:
-        counter: Four words, int64 in ``[0, 2**32)``, of shapes that broadcast.
+        counter: Four words, int64 in ``[0, 2**32)``, of shapes that broadcast: tensors, or arrays that have dimensions.
         key: Two words.
 
     Returns:

@@ -55,7 +55,7 @@ class ImagePolicy:
         return self.fit(self.pixels(item))
 
     def pixels(self, item: object) -> Tensor:
-        """The item's image in its own dtype, shape ``(channels, height, width)``; a file may be of its final size."""
+        """The item's image in its own dtype, shape ``(channels, height, width)``; a file may be resized already."""
         return pixels(find_image(item, self.image_key), self.image_size)
 
     def fit(self, image: Tensor) -> Tensor:

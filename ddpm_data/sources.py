@@ -5,7 +5,7 @@ from io import BytesIO
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset, TensorDataset
 
 
@@ -43,10 +43,10 @@ class ImageFiles(Dataset[Image.Image]):
     def __getitem__(self, index: int) -> Image.Image:
         path = self.root / self.names[index]
         try:
-            image = Image.open(BytesIO(path.read_bytes()))  # of bytes, so that none stays open that is not decoded
+            image = _opened(path.read_bytes(), path.suffix.lower())
         except OSError as error:
             raise OSError(f"{path} cannot be read as an image: {error}") from error
-        image.filename = str(path)
+        image.filename = str(path)  # type: ignore[attr-defined]  # PIL's files have one, for errors to name
         return image
 
 
@@ -66,6 +66,15 @@ def digits() -> TensorDataset:
     bunch = load_digits()
     images = torch.from_numpy(bunch.images)[:, None]  # float64, whole numbers 0 to 16
     return TensorDataset((images * (255 / 16)).round().to(torch.uint8), torch.from_numpy(bunch.target).long())
+
+
+def _opened(content: bytes, ending: str) -> Image.Image:
+    """An image whose header has been read; of bytes, so that no file stays open that is never decoded."""
+    kind = Image.registered_extensions()[ending]
+    try:
+        return Image.open(BytesIO(content), formats=[kind])  # asking every format takes as long as a small image
+    except UnidentifiedImageError:
+        return Image.open(BytesIO(content))  # a name may be wrong
 
 
 def _hidden(name: Path) -> bool:

@@ -336,6 +336,12 @@ def test_a_folder_is_read_flat_and_nested_in_natural_order(folder: Path) -> None
     assert ImageFiles(str(folder)).names == files.names
 
 
+def test_a_wrong_ending_is_no_matter(tmp_path: Path) -> None:
+    pil(COLOUR).save(tmp_path / "a.png")
+    (tmp_path / "a.png").rename(tmp_path / "a.JPG")
+    assert torch.equal(image(ImageFiles(tmp_path)[0]), COLOUR)
+
+
 def test_folders_without_images_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere.*`dataset\.root`"):
         ImageFiles(tmp_path / "nowhere")
