@@ -45,16 +45,17 @@ def machine() -> str:
 
 
 def markdown(rows: list[Row]) -> str:
-    """The rows as a table; numbers to two places."""
+    """The rows as a table; numbers below 1,000 to two places."""
     heads = list(rows[0])
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for row in rows:
-        cells = (
-            value if isinstance(value, str) else f"{value:,.0f}" if value >= 1000 else f"{value:.2f}"
-            for value in row.values()
-        )
+        cells = (value if isinstance(value, str) else _figure(value) for value in row.values())
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.2f}"
 
 
 def report(title: str, rows: list[Row], out: Path | None) -> None:
@@ -66,7 +67,7 @@ def report(title: str, rows: list[Row], out: Path | None) -> None:
 
 
 def bars(title: str, rows: list[Row], unit: str, path: Path, log: bool = False) -> None:
-    """A bar for every number in the rows, a group a row, named by the row's first value; on a logarithmic axis or not."""
+    """A bar for every number in the rows, a group a row, named by the row's first value."""
     from matplotlib import pyplot
 
     names = [name for name, value in rows[0].items() if isinstance(value, float)]

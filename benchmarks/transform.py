@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=41, help="runs of each way at each number of threads")
     parser.add_argument("--quick", action="store_true", help="one small shape, few rounds: does it run?")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--first", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help="folder for transform.json and transform.png")
     args = parser.parse_args()
@@ -38,11 +40,11 @@ def main() -> None:
         print(_first_batch())
         return
     shapes, rounds = ([(8, 3, 16, 16)], 3) if args.quick else (SHAPES, args.rounds)
-    rows = [_row(shape, rounds) for shape in shapes]
+    rows = [_row(shape, rounds, torch.device(args.device)) for shape in shapes]
     harness.report("transform", rows, args.out)
     if args.out:
         times = [{name: value for name, value in row.items() if "faster" not in name} for row in rows]
-        harness.bars("Batch transform on the CPU", times, "nanoseconds a number", args.out / "transform.png")
+        harness.bars(f"Batch transform ({args.device})", times, "nanoseconds a number", args.out / "transform.png")
     if not args.quick:
         with tempfile.TemporaryDirectory() as cache:
             for what in ("cold", "warm"):
@@ -52,25 +54,35 @@ def main() -> None:
                 print(f"first batch of a process, {what} on-disk cache: {seconds} s")
 
 
-def _row(shape: tuple[int, ...], rounds: int) -> harness.Row:
-    images, position = _batch(shape)
+def _row(shape: tuple[int, ...], rounds: int, device: torch.device) -> harness.Row:
+    images, position = (tensor.to(device) for tensor in _batch(shape))
     process = ForwardProcess(schedules.linear(STEPS))
-    ours, mirrored = ForwardDiffusion(process), ForwardDiffusion(process, flip=0.5)
-    eager = ForwardDiffusion(process, compile=False)
-    peers = {name: _call(peer, images) for name, peer in _peers(shape).items()}
-    own: dict[str, Callable[[], object]] = {
-        "ddpm_data": lambda: ours(images, position),
-        "ddpm_data, flips": lambda: mirrored(images, position),
+    ours, mirrored, eager = (
+        ForwardDiffusion(process, flip=flip, compile=compiled).to(device)
+        for flip, compiled in ((0, True), (0.5, True), (0, False))
+    )
+    peers = {name: _timed(partial(peer, images), device) for name, peer in _peers(shape, device).items()}
+    own = {
+        "ddpm_data": _timed(lambda: ours(images, position), device),
+        "ddpm_data, flips": _timed(lambda: mirrored(images, position), device),
     }
     seconds = harness.interleaved(own | peers, rounds, (1, 2))
-    seconds |= harness.interleaved({"ddpm_data, eager": lambda: eager(images, position)}, max(3, rounds // 4), (1, 2))
+    uncompiled = {"ddpm_data, eager": _timed(lambda: eager(images, position), device)}
+    seconds |= harness.interleaved(uncompiled, max(3, rounds // 4), (1, 2))
     each: harness.Row = {name: 1e9 * value / images.numel() for name, value in seconds.items()}
     fastest = min(float(each[name]) for name in peers)
     return {"batch": str(shape)} | each | {"times faster": fastest / float(each["ddpm_data"])}
 
 
-def _call(peer: Callable[[Tensor], object], images: Tensor) -> Callable[[], object]:
-    return lambda: peer(images)
+def _timed(call: Callable[[], object], device: torch.device) -> Callable[[], object]:
+    """A call that is over when the device is done with it."""
+
+    def whole() -> None:
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return whole
 
 
 def _batch(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -78,16 +90,16 @@ def _batch(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator), torch.arange(shape[0])
 
 
-def _peers(shape: tuple[int, ...]) -> dict[str, Callable[[Tensor], object]]:
+def _peers(shape: tuple[int, ...], device: torch.device) -> dict[str, Callable[[Tensor], object]]:
     from denoising_diffusion_pytorch import GaussianDiffusion, Unet
     from diffusers import DDPMScheduler as Scheduler
 
-    process = ForwardProcess(schedules.linear(STEPS))
+    process = ForwardProcess(schedules.linear(STEPS)).to(device)
     signal, spread = process.sqrt_alphas_cumprod, process.sqrt_one_minus_alphas_cumprod
 
     def tutorial(images: Tensor) -> object:
         x_0 = images.float() / 127.5 - 1
-        t = torch.randint(0, STEPS, (len(x_0),))
+        t = torch.randint(0, STEPS, (len(x_0),), device=device)
         noise = torch.randn_like(x_0)
         a, b = (table.gather(0, t).view(-1, 1, 1, 1) for table in (signal, spread))
         return a * x_0 + b * noise, t, noise
@@ -96,16 +108,16 @@ def _peers(shape: tuple[int, ...]) -> dict[str, Callable[[Tensor], object]]:
 
     def diffusers(images: Tensor) -> object:
         x_0 = images.float() / 127.5 - 1
-        t = torch.randint(0, STEPS, (len(x_0),))
+        t = torch.randint(0, STEPS, (len(x_0),), device=device)
         noise = torch.randn_like(x_0)
         return scheduler.add_noise(x_0, noise, t), t, noise
 
     network = Unet(8, dim_mults=(1,), channels=shape[1], flash_attn=False)
-    diffusion = GaussianDiffusion(network, image_size=shape[2], timesteps=STEPS)
+    diffusion = GaussianDiffusion(network, image_size=shape[2], timesteps=STEPS).to(device)
 
     def denoising_diffusion(images: Tensor) -> object:
         x_0 = diffusion.normalize(images.float() / 255)
-        t = torch.randint(0, STEPS, (len(x_0),))
+        t = torch.randint(0, STEPS, (len(x_0),), device=device)
         noise = torch.randn_like(x_0)
         return diffusion.q_sample(x_0, t, noise), t, noise
 

@@ -12,8 +12,18 @@ from typing import Any, Protocol
 
 import torch
 import torch._inductor
+import torch._inductor.config
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
+from tqdm import tqdm
+
+# Quarters are to be written to their places in the result at once. For CUDA inductor would sooner write bfloat16
+# ones elsewhere and join them by another kernel: 29 bytes a number instead of 5, by its count (benchmarks.kernels).
+OPTIONS = {
+    name: 0
+    for name in ("max_pointwise_cat_inputs", "max_complex_pointwise_cat_inputs")
+    if hasattr(torch._inductor.config, name)
+}
 
 Compiled = Callable[..., tuple[Tensor, ...]]
 Signature = tuple[tuple[torch.Size, torch.dtype, torch.device], ...]
@@ -105,7 +115,8 @@ def _filled(tensor: Tensor, size: int) -> Tensor:
 def _compile(work: Work, shared: Signature, rows: Signature, size: int) -> Compiled:
     """One process needs the code once, however many transforms there are."""
     batch = [(torch.Size((size, *shape)), dtype, device) for shape, dtype, device in rows]
-    with torch.inference_mode(False), torch.no_grad():  # what is traced in inference mode would run in no other
+    bar = tqdm(desc="Compiling the batch transform, once a run", total=1, bar_format="{desc} ...", leave=False)
+    with bar, torch.inference_mode(False), torch.no_grad():  # what is traced in inference mode would run in no other
         examples: list[Any] = [torch.zeros(s, dtype=dtype, device=d) for s, dtype, d in (*shared, *batch)]
-        compiled: Compiled = torch._inductor.compile(make_fx(work.__call__)(*examples), examples)
+        compiled: Compiled = torch._inductor.compile(make_fx(work.__call__)(*examples), examples, OPTIONS)
     return compiled

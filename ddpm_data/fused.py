@@ -41,9 +41,9 @@ def chosen(tables: Tables, position: Tensor, probability: float) -> Tensor:
 def mirror(images: Tensor, mirrored: Tensor) -> Tensor:
     """The images, some of them mirrored left to right."""
     chosen = mirrored.view(-1, *[1] * (images.dim() - 1))
-    if images.dtype != torch.uint8:
-        return torch.where(chosen, images.flip(-1), images)
-    # torch.where takes six times as long on bytes: it does not vectorise.
+    if images.dtype != torch.uint8 or images.device.type != "cpu":
+        return torch.where(chosen, images.flip(-1), images)  # on a GPU it becomes part of the one kernel
+    # On a CPU torch.where takes six times as long on bytes: it does not vectorise.
     return images.flip(-1).bitwise_xor_(images).bitwise_and_(chosen.to(torch.uint8) * 255).bitwise_xor_(images)
 
 

@@ -74,12 +74,17 @@ def test_datasets_make_a_datamodule(name: str) -> None:
     assert isinstance(instantiate(cfg.datamodule), DDPMDataModule)
 
 
-def test_a_folder_becomes_batches(folder: Path) -> None:
-    cfg = composed("dataset=image_folder", f"dataset.root={folder}", "dataset.val=0.2", "loader.batch_size=3")
+@pytest.mark.parametrize("loader", ["default", "cached"])
+def test_a_folder_becomes_batches(folder: Path, loader: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder.parent)
+    options = [f"loader={loader}", "loader.batch_size=3"]
+    cfg = composed("dataset=image_folder", f"dataset.root={folder}", "dataset.val=0.2", *options)
+    check(cfg)
     dm = instantiate(cfg.datamodule)
     dm.setup("fit")
     assert isinstance(instantiate(cfg.dataset.train)(), ImageFiles)
     assert [tuple(batch.images.shape) for batch in dm.train_dataloader()] == [(3, 3, 64, 64), (1, 3, 64, 64)]
+    assert len(list(folder.parent.glob("cache/ImageFiles-*.npy"))) == (loader == "cached")
 
 
 def test_fake_data_becomes_batches() -> None:

@@ -35,9 +35,9 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     calls: list[Any] = []
     real = torch._inductor.compile
 
-    def counted(graph: Any, examples: Any) -> Any:  # noqa: ANN401  # inductor's
+    def counted(graph: Any, examples: Any, options: Any) -> Any:  # noqa: ANN401  # inductor's
         calls.append(graph)
-        return real(graph, examples)
+        return real(graph, examples, options)
 
     monkeypatch.setattr(torch._inductor, "compile", counted)
     return calls
