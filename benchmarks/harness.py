@@ -76,6 +76,9 @@ def bars(title: str, rows: list[Row], unit: str, path: Path, log: bool = False) 
     for place, name in enumerate(names):
         values = [float(row[name]) for row in rows]
         drawn = axes.barh([i + place * height for i in range(len(rows))], values, height * 0.9, label=name)
+        if len(names) == 1:  # then a row is a way, and ours stand out by colour
+            for bar, row in zip(drawn, rows, strict=True):
+                bar.set_color("C0" if str(next(iter(row.values()))).startswith("ddpm_data") else "0.7")
         axes.bar_label(drawn, fmt="{:.2f}" if max(values) < 100 else "{:,.0f}", padding=2, fontsize=8)
     axes.set_yticks([i + 0.4 - height / 2 for i in range(len(rows))], [str(next(iter(row.values()))) for row in rows])
     axes.invert_yaxis()
