@@ -12,27 +12,23 @@ ddpm_data beside torchvision's CIFAR10 with those transforms.
 import argparse
 import itertools
 import logging
-import pickle
-import random
 import statistics
 import tempfile
 import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 from tqdm import tqdm
 
 from benchmarks import harness
+from benchmarks.images import LocalCIFAR10, cifar, photographs
 from ddpm_data import DDPMDataModule, Triple, schedules
 from ddpm_data.sources import ImageFiles
 
@@ -98,7 +94,9 @@ def main() -> None:
         cifar(root, arrays)
         rows = measure("files", _files(root), files, settings, args.rounds)
         rows += measure("arrays", _arrays(root), arrays, settings, args.rounds)
+        costs = _costs(root)
     harness.report("pipeline", rows, args.out)
+    print(f"\n{costs}")
     if args.out:
         harness.bars("Images a second to a model's step", rows, "images a second", args.out / "pipeline.png", log=True)
 
@@ -136,40 +134,27 @@ def measure(
     ]
 
 
-def photographs(folder: Path, count: int) -> None:
-    """JPEG files of 300 to 450 pixels a side, cut out of scikit-learn's two photographs."""
-    from sklearn.datasets import load_sample_images
-
-    (folder / "all").mkdir(parents=True)
-    whole = [Image.fromarray(values) for values in load_sample_images().images]
-    draw = random.Random(0)
-    for number in range(count):
-        width, height = draw.randint(300, 450), draw.randint(300, 420)
-        left, top = draw.randint(0, 640 - width), draw.randint(0, 427 - height)
-        picture = whole[number % 2].crop((left, top, left + width, top + height))
-        picture.save(folder / "all" / f"{number}.jpg")
-
-
-class LocalCIFAR10(datasets.CIFAR10):  # type: ignore[misc]  # torchvision ships no type hints
-    """CIFAR10 of files made here: torchvision's own code but for their check sums."""
-
-    train_list = (("data_batch", None),)
-    meta = MappingProxyType({"filename": "batches.meta", "key": "label_names", "md5": None})
-
-    def _check_integrity(self) -> bool:
-        return True
-
-
-def cifar(root: Path, count: int) -> None:
-    """Random pixels in the format of CIFAR-10's files."""
-    folder = root / LocalCIFAR10.base_folder
-    folder.mkdir()
-    values = np.random.default_rng(0).integers(0, 256, (count, 3072), dtype=np.uint8)
-    for name, content in (
-        ("data_batch", {"data": values, "labels": [0] * count}),
-        ("batches.meta", {"label_names": ["any"]}),
-    ):
-        (folder / name).write_bytes(pickle.dumps(content))
+def _costs(root: Path) -> str:
+    """What two workers that decode take to begin and hold in memory, and what crosses to the device."""
+    datamodule = DDPMDataModule(
+        train=ImageFiles(root / "images"), image_size=SIZE, channels=3, num_workers=2, schedule=schedules.linear(STEPS)
+    )
+    datamodule.setup("fit")
+    loader = datamodule.train_dataloader()
+    began = time.perf_counter()
+    batch = next(batches := iter(loader))
+    seconds = time.perf_counter() - began
+    workers = loader._iterator._workers  # type: ignore[union-attr]  # torch has no public name for them
+    private = [
+        sum(int(line.split()[1]) for line in Path(f"/proc/{worker.pid}/smaps_rollup").open() if line.startswith("Priv"))
+        for worker in workers
+    ]
+    del batches
+    crossing = (batch.images.nbytes + batch.position.nbytes) / len(batch.images)
+    return (
+        f"Two decoding workers: first batch after {seconds:.2f} s, {max(private) / 1024:.0f} MB of their own each. To "
+        f"the device: {crossing:,.0f} bytes an image of {SIZE} x {SIZE}; as float32 it would be {12 * SIZE**2:,}."
+    )
 
 
 def _ours(**options: Any) -> Way:  # noqa: ANN401  # the DataModule's

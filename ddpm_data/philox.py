@@ -8,7 +8,7 @@ The words are int64 tensors with values in ``[0, 2**32)``: torch has few uint32 
 modulo 2**64, which leaves both halves of a 32 x 32 bit product right.
 """
 
-import math
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple, TypeVar
 
@@ -23,6 +23,9 @@ MASK = 0xFFFFFFFF  # the low 32 bits
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)  # golden ratio and sqrt(3) - 1, which the key is raised by each round
 _ROUNDS = 10
+# -sin(2 pi r) / r and cos(2 pi r) as polynomials of r^2 for |r| <= 1/4, fitted at Chebyshev's points: within 7e-9.
+_MINUS_SINE = (-6.2831854820251465, 41.34168243408203, -81.60247802734375, 76.58128356933594, -39.76072311401367)
+_COSINE = (1.0, -19.739208221435547, 64.93934631347656, -85.45356750488281, 60.143951416015625, -24.981836318969727)
 STAGES: dict[Stage, int] = {"train": 0, "val": 1, "test": 2, "predict": 3}  # part of the stream: never renumber
 
 Words = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -130,5 +133,25 @@ def normal_quarters(key: Key, purpose: Purpose, stage: Stage, position: Tensor, 
 
 def _box_muller(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     radius = torch.sqrt(-2 * torch.log((u.float() + 0.5) * 2.0**-32))
-    angle = v.float() * (2 * math.pi * 2.0**-32)
-    return radius * torch.cos(angle), radius * torch.sin(angle)
+    cosine, sine = _circle(v)
+    return radius * cosine, radius * sine
+
+
+def _circle(v: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of ``2 pi v / 2**32``, within 2e-7 for words ``v``; those of a rounded angle are off by 6e-7.
+
+    The first bit of ``v`` is a half turn, which only changes signs; the rest is a part of a turn of -1/4 to 1/4, and a
+    quarter turn more, which swaps the two.
+    """
+    part = ((v & 0x7FFFFFFF) - 2**30).float() * 2.0**-32
+    square = part * part
+    sign = 1 - 2 * (v >> 31).float()
+    return sign * part * _polynomial(_MINUS_SINE, square), sign * _polynomial(_COSINE, square)
+
+
+def _polynomial(coefficients: Sequence[float], x: Tensor) -> Tensor:
+    *rest, value = coefficients
+    result = value * x + rest.pop()
+    for coefficient in reversed(rest):
+        result = result * x + coefficient
+    return result

@@ -1,11 +1,13 @@
 """Philox against Random123's known answers; the words and normals it gives against their distributions."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
-from ddpm_data.philox import Key, Purpose, Words, key_from, normals, philox_4x32, words
+from ddpm_data.philox import Key, Purpose, Words, _box_muller, key_from, normals, philox_4x32, words
 
 KNOWN_ANSWERS = [  # Random123's kat_vectors, "philox4x32 10": counter, key, result
     ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
@@ -76,9 +78,20 @@ def test_purposes_stages_seeds_and_positions_give_unrelated_words() -> None:
         assert stats.kstest(row / 2**32, "uniform").pvalue > 1e-5
 
 
-def test_extreme_words_give_finite_normals() -> None:
-    from ddpm_data.philox import _box_muller
+def test_normals_are_box_mullers_to_float32s_accuracy() -> None:
+    """Against the formula in float64, of the same words; also where the circle's quarters meet."""
+    edges = torch.tensor([0, 1, 2**30 - 1, 2**30, 2**31 - 1, 2**31, 2**31 + 1, 3 * 2**30, 2**32 - 1])
+    a, b, c, d = words(key_from(4), Purpose.NOISE, "train", torch.arange(200), 500)
+    b[:9, 0] = edges
+    for u, v in ((a, b), (c, d)):
+        radius = (-2 * ((u + 0.5).double() * 2.0**-32).log()).sqrt()
+        angle = v.double() * (2 * math.pi * 2.0**-32)
+        cosine, sine = _box_muller(u, v)
+        assert (cosine - radius * angle.cos()).abs().max() < 1.5e-6  # of numbers up to 6.8
+        assert (sine - radius * angle.sin()).abs().max() < 1.5e-6
 
+
+def test_extreme_words_give_finite_normals() -> None:
     extremes = torch.tensor([0, 1, 2**31, 2**32 - 1])
     for u in extremes:
         for values in _box_muller(u.expand(4), extremes):
