@@ -85,6 +85,7 @@ def bars(title: str, rows: list[Row], unit: str, path: Path, log: bool = False) 
     axes.margins(x=0.1)
     if log:
         axes.set_xscale("log")
+        unit += " (logarithmic axis)"
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlabel(unit)
     axes.set_title(title, loc="left")

@@ -11,7 +11,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from io import BytesIO
 from pathlib import Path
@@ -72,12 +72,14 @@ def cached(images: Images, folder: Path, loading: Loading) -> Cache:
     with _keeping(images.name, folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock = _locked(path)
-    with lock:
+    try:
         if not _is_whole(path, warn=True):
             with _keeping(images.name, folder):
                 for debris in folder.glob(f"{path.stem}.*.part"):  # its maker was killed: whoever makes holds the lock
                     debris.unlink()
             _make(images, path, loading)
+    finally:
+        lock.release()
     return _mapped(path)
 
 
@@ -129,9 +131,12 @@ def _fault(path: Path, about: Path) -> str | None:
     found = path.stat()
     if found.st_size != size:
         return f"has {found.st_size} bytes instead of {size}"
-    # Whatever changes a file changes its time. A copy has another time too, and is read through to see.
-    if found.st_mtime_ns != modified and _digest(path) != digest:
-        return "has been changed or damaged"
+    # Whatever changes a file changes its time. A copy has another time too, and is read through to see, once.
+    if found.st_mtime_ns != modified:
+        if _digest(path) != digest:
+            return "has been changed or damaged"
+        with suppress(OSError):  # another user's
+            os.utime(path, ns=(found.st_atime_ns, modified))
     return None
 
 

@@ -162,6 +162,8 @@ def test_a_copy_is_read_through_and_taken(
     assert torch.equal(images(ImageFiles(photographs), tmp_path / "copy"), decoded)
     assert "Checking" in (said := capsys.readouterr().err)
     assert "Decoding" not in said
+    images(ImageFiles(photographs), tmp_path / "copy")
+    assert "Checking" not in capsys.readouterr().err
 
 
 def test_other_pixels_are_another_cache(photographs: Path, tmp_path: Path) -> None:
@@ -274,6 +276,26 @@ def test_a_broken_image_is_named_and_leaves_nothing(photographs: Path, tmp_path:
     with pytest.raises(OSError, match=r"train\[\d+\]: .*11\.jpg cannot be read as an image"):
         datamodule(ImageFiles(photographs), tmp_path / "cache").prepare_data()
     assert files(tmp_path / "cache") == []
+
+
+class Unreachable(Slow):
+    """A disk that is away for a while."""
+
+    away = True
+
+    def __getitem__(self, index: int) -> Tensor:
+        if self.away and index == 500:
+            raise OSError("the disk is away")
+        return super().__getitem__(index)
+
+
+def test_a_second_try_is_not_kept_waiting_by_the_first(tmp_path: Path) -> None:
+    data = Unreachable(tmp_path / "asked")
+    with pytest.raises(OSError, match="the disk is away") as raised:
+        images(data, tmp_path / "cache")
+    data.away = False
+    assert len(images(data, tmp_path / "cache")) == COUNT
+    assert raised.value.__traceback__ is not None  # which, as in a notebook, has kept everything alive meanwhile
 
 
 def test_a_folder_that_is_none_is_named(photographs: Path, tmp_path: Path) -> None:
