@@ -52,6 +52,9 @@ class Compiler:
         self._ready: dict[tuple[object, ...], Compiled] = {}  # for batches of exactly these shapes
         self._sizes: dict[tuple[object, ...], list[int]] = {}
         self._failed = False
+        # Batch after batch is freed and allocated anew. glibc hands what is freed back to the system, which gives it
+        # again page by page, unless a block this large (32 MiB is its limit) has once been freed: then it keeps 64 MiB.
+        torch.empty(31 * 2**20, dtype=torch.uint8)
 
     def __call__(self, work: Work, shared: Sequence[Tensor], batch: Sequence[Tensor]) -> tuple[Tensor, ...] | None:
         """Call a function.
