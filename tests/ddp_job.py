@@ -71,6 +71,8 @@ def main(
     seen = {stage: [tuple(batch) for batch in batches] for stage, batches in model.seen.items()}
     val_loss = float(run.callback_metrics["val_loss"])
     torch.save({"seen": seen, "calls": calls, "val_loss": val_loss}, folder / f"rank{run.global_rank}.pt")
+    if devices * nodes > 1:
+        torch.distributed.destroy_process_group()  # a gloo thread that outlives the interpreter may abort the process
 
 
 if __name__ == "__main__":

@@ -102,6 +102,7 @@ def main(folder: Path) -> None:
     seen |= {name: run(folder, 2, **options) for name, options in ALONE.items()}
     torch.save(seen, folder / f"rank{distributed.get_rank()}.pt")
     distributed.barrier()
+    distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
