@@ -1,5 +1,6 @@
 """Items of every container and kind become the uint8 CHW images their policy says."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_images
 from torch import Tensor
+from torchvision.datasets import ImageFolder
 from torchvision.transforms.v2 import functional as F
 
 from ddpm_data.images import Images
@@ -209,12 +211,17 @@ def test_jpegs_decoded_at_a_reduced_size_look_like_those_that_are_not(photograph
         assert reduced > len(photographs) / 2  # else nothing was decoded at a reduced size
 
 
-def test_a_reduced_size_is_for_files_that_are_not_yet_decoded(photographs: list[Path]) -> None:
+def test_a_reduced_size_is_for_files_that_are_not_yet_decoded(photographs: list[Path], tmp_path: Path) -> None:
     picture = Image.open(photographs[0])
     picture.load()
     whole = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
     assert torch.equal(image(picture, image_size=32), image(whole, image_size=32))
     assert image(ImageFiles(photographs[0].parent)[0]).shape == (3, 427, 640)  # no size is asked for
+    (tmp_path / "class").mkdir()
+    shutil.copy(photographs[0], tmp_path / "class")
+    opened, _ = ImageFolder(str(tmp_path), loader=Image.open)[0]
+    image(opened, image_size=32)
+    assert opened.size == (160, 107)  # a quarter of 640 x 427: torchvision's folders can give files not yet decoded too
 
 
 def test_channels_are_a_policy() -> None:
