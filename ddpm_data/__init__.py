@@ -5,10 +5,11 @@ from ddpm_data.datamodule import DDPMDataModule
 from ddpm_data.process import ForwardProcess
 from ddpm_data.timesteps import UniformTimesteps
 from ddpm_data.transform import ForwardDiffusion
-from ddpm_data.types import Examples, Triple
+from ddpm_data.types import ConditionedTriple, Examples, Triple
 
 __version__ = "0.1.0"
 __all__ = [
+    "ConditionedTriple",
     "DDPMDataModule",
     "Examples",
     "ForwardDiffusion",

@@ -2,14 +2,14 @@
 
 import warnings
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Subset, TensorDataset
 
-from ddpm_data.items import ImageKey, channels_come_last
+from ddpm_data.items import ItemKey, channels_come_last
 
 _DTYPES = (torch.uint8, torch.bool, torch.int16, torch.int32, torch.int64, torch.float16, torch.float32, torch.float64)
 
@@ -26,19 +26,12 @@ class MapDataset(Protocol):
         ...
 
 
-class Gatherable(Protocol):
-    """Images that can be had by the batch."""
-
-    def gather(self, indices: Tensor, /) -> Tensor:
-        """Those of some items, shape ``(batch, channels, height, width)``."""
-        ...
-
-
 class Stack:
-    """Images of one shape in one array.
+    """What a dataset's items are cut from: an array with a row for each.
 
     Args:
-        array: ``(count, channels, height, width)``, in memory or mapped into it, whatever its strides.
+        array: ``(count, channels, height, width)``, in memory or mapped into it, whatever its strides; of conditions
+            ``(count, ...)``.
         rows: Which of its rows a dataset's items are, int64; ``None`` is all of them in order.
     """
 
@@ -47,21 +40,47 @@ class Stack:
         self.rows = rows
 
     def gather(self, indices: Tensor) -> Tensor:
-        """The images of some items in their own dtype, shape ``(batch, channels, height, width)``."""
+        """What some items have, in the array's dtype, shape ``(batch, ...)``."""
         rows = indices if self.rows is None else self.rows[indices]
-        if self.array.is_contiguous():
+        if self.array.is_contiguous() or self.array.dim() != 4:
             return self.array.index_select(0, rows)
         # A row is one run of bytes in this order too, where the channels come last.
         return self.array.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
 
     def subset(self, indices: Sequence[int]) -> "Stack":
-        """The same images in another order, or some of them."""
+        """The same array in another order, or some of it."""
         rows = torch.as_tensor(indices, dtype=torch.int64)
         return Stack(self.array, rows if self.rows is None else self.rows[rows])
 
 
-def stack_behind(dataset: object, image_key: ImageKey | None) -> Stack | None:
-    """The array that a dataset's items are cut from, if it is one of the kinds known to do nothing else to them.
+class Stacks(NamedTuple):
+    """The arrays of a dataset's images and, where they are wanted, of its conditions."""
+
+    images: Stack
+    conditions: Stack | None
+
+    def hold(self, indices: Tensor, images: Sequence[Tensor], conditions: object) -> bool:
+        """Whether they have what some items gave, which tells that the dataset makes nothing else of them."""
+        if self.conditions is None:
+            return same(self.images.gather(indices), images)
+        kept = self.conditions.gather(indices)
+        return isinstance(conditions, Tensor) and same(kept, conditions) and same(self.images.gather(indices), images)
+
+
+def stacks_behind(dataset: object, image_key: ItemKey | None, condition: ItemKey | None) -> Stacks | None:
+    """The arrays that a dataset's items are cut from, if all that is wanted of them is in one."""
+    images = stack_behind(dataset, image_key)
+    conditions = None if condition is None else conditions_behind(dataset, condition)
+    return None if images is None or (condition is not None and conditions is None) else Stacks(images, conditions)
+
+
+def same(some: Tensor | Sequence[Tensor], others: Tensor | Sequence[Tensor]) -> bool:
+    """Whether rows agree in every value and in dtype."""
+    return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(some, others, strict=True))
+
+
+def stack_behind(dataset: object, image_key: ItemKey | None) -> Stack | None:
+    """The array that a dataset's images are cut from, if it is one of the kinds known to do nothing else to them.
 
     These are tensors and NumPy arrays themselves, ``TensorDataset``, torchvision's datasets that keep their images in
     ``data`` and were given no ``transform``, subsets of all these, and datasets with a :class:`Stack` of their own, as
@@ -70,20 +89,46 @@ def stack_behind(dataset: object, image_key: ImageKey | None) -> Stack | None:
     own = getattr(dataset, "stack", None)
     if isinstance(own, Stack):
         return own
-    method = getattr(type(dataset), "__getitem__", None)
-    if method is Subset.__getitem__ and isinstance(dataset, Subset):
-        inner = stack_behind(dataset.dataset, image_key)
-        return inner.subset(dataset.indices) if inner else None
+    if inner := _inner(dataset):
+        stack = stack_behind(inner.dataset, image_key)
+        return stack.subset(inner.indices) if stack else None
     if isinstance(dataset, Tensor | np.ndarray):
         return _stack(dataset)
-    if method is TensorDataset.__getitem__ and isinstance(dataset, TensorDataset):
-        found = [
-            tensor for i, tensor in enumerate(dataset.tensors) if image_key in (i, None) and tensor.dim() in (3, 4)
-        ]
+    if tensors := _tensors(dataset):
+        found = [tensor for i, tensor in enumerate(tensors) if image_key in (i, None) and tensor.dim() in (3, 4)]
         return _stack(found[0]) if len(found) == 1 else None
-    if getattr(method, "__module__", "").startswith("torchvision.datasets.") and image_key in (None, 0):
+    if _is_torchvisions(dataset) and image_key in (None, 0):
         return _stack(getattr(dataset, "data", None)) if getattr(dataset, "transform", None) is None else None
     return None
+
+
+def conditions_behind(dataset: object, key: ItemKey) -> Stack | None:
+    """The array that a dataset's conditions are taken from, as :func:`stack_behind` for images."""
+    if inner := _inner(dataset):
+        stack = conditions_behind(inner.dataset, key)
+        return stack.subset(inner.indices) if stack else None
+    if (tensors := _tensors(dataset)) and key in range(len(tensors)):
+        return Stack(tensors[int(key)].detach())
+    if _is_torchvisions(dataset) and key == 1 and getattr(dataset, "target_transform", None) is None:
+        targets = getattr(dataset, "targets", None)
+        return Stack(torch.as_tensor(targets)) if isinstance(targets, list | Tensor) and len(targets) else None
+    return None
+
+
+def _inner(dataset: object) -> Subset[object] | None:
+    is_plain = type(dataset).__getitem__ is Subset.__getitem__ if isinstance(dataset, Subset) else False
+    return dataset if isinstance(dataset, Subset) and is_plain else None
+
+
+def _tensors(dataset: object) -> tuple[Tensor, ...]:
+    if isinstance(dataset, TensorDataset) and type(dataset).__getitem__ is TensorDataset.__getitem__:
+        return dataset.tensors
+    return ()
+
+
+def _is_torchvisions(dataset: object) -> bool:
+    method = getattr(type(dataset), "__getitem__", None)
+    return getattr(method, "__module__", "").startswith("torchvision.datasets.")
 
 
 def _stack(array: object) -> Stack | None:

@@ -1,56 +1,62 @@
 """Decode once: a dataset's images, as their policy wants them, in one memory-mapped ``.npy`` file of bytes.
 
-Beside ``<dataset>-<fingerprint>.npy`` stands a ``.json`` that says what is in it. It is written last, and is what makes
-a cache of the file: one whose making was cut short has none. Another dataset, size or policy has another name.
+Beside ``<dataset>-<fingerprint>.npy`` stand ``.1.npy`` and so on for conditions, and a ``.json`` that says what is in
+them. It is written last, and is what makes a cache of the files: those whose making was cut short have none. Another
+dataset, size or policy has another name.
 """
 
+import itertools
 import json
-import math
 import os
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from hashlib import blake2b
-from io import BytesIO
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
-import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm import tqdm
 
+from ddpm_data.columns import Column, fault_of, gathered, mapped, to_disk
+from ddpm_data.faults import Fault, differing
 from ddpm_data.fingerprint import fingerprint
-from ddpm_data.images import Images, differing
+from ddpm_data.images import Batch, Images
 from ddpm_data.loading import Loading, StreamLoader
 from ddpm_data.stream import EvalSampler
 
-_FORMAT = 1  # raised whenever the same dataset and policy come to give other bytes
+_FORMAT = 2  # raised whenever the same dataset and policy come to give other bytes, or the files another meaning
 _BATCH = 64  # images a worker decodes at once
-_BLOCK = 2**24  # bytes checked at once
 
 
 class Cache(NamedTuple):
-    """A file of decoded images, mapped into memory: all processes that read it share its pages.
+    """Files of decoded images and their conditions, mapped into memory: all processes that read them share their pages.
 
     Attributes:
-        path: The ``.npy`` file.
-        array: Its content, uint8, shape ``(count, channels, height, width)``.
+        path: The images' file.
+        array: Its content, uint8 (latents: floats), shape ``(count, channels, height, width)``.
+        condition: The conditions' arrays, in a nest of dicts and lists; ``None`` where there are none.
+        faults: Why some images were replaced when the cache was made, by index.
     """
 
     path: Path
     array: Tensor
+    condition: Any
+    faults: dict[int, str]
 
-    def gather(self, indices: Tensor) -> Tensor:
-        """Some of the images: uint8, shape ``(batch, channels, height, width)``."""
-        return self.array.index_select(0, indices)
+    def batch(self, indices: Tensor) -> Batch:
+        """Some of the items."""
+        faults: tuple[Fault, ...] = ()
+        if self.faults:
+            faults = tuple(Fault(i, self.faults[i]) for i in indices.tolist() if i in self.faults)
+        return Batch(self.array.index_select(0, indices), gathered(self.condition, indices), faults)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A worker maps the file itself instead of being sent its content."""
-        return _mapped, (self.path,)
+        """A worker maps the files itself instead of being sent their content."""
+        return _opened, (self.path,)
 
 
 def cached(images: Images, folder: Path, loading: Loading) -> Cache:
@@ -68,7 +74,7 @@ def cached(images: Images, folder: Path, loading: Loading) -> Cache:
     """
     path = folder / f"{type(images.dataset).__name__}-{fingerprint(images, _FORMAT)}.npy"
     if _is_whole(path):  # found without a lock, as in a folder that cannot be written to
-        return _mapped(path)
+        return _opened(path)
     with _keeping(images.name, folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock = _locked(path)
@@ -80,12 +86,40 @@ def cached(images: Images, folder: Path, loading: Loading) -> Cache:
             _make(images, path, loading)
     finally:
         lock.release()
-    return _mapped(path)
+    return _opened(path)
 
 
-def _mapped(path: Path) -> Cache:
-    # Copy on write, as torch warns of what must not be written to; nothing is written.
-    return Cache(path, torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False)))
+def _opened(path: Path) -> Cache:
+    said = json.loads(path.with_suffix(".json").read_text())
+    array = mapped(path)
+    assert isinstance(array, Tensor)
+    faults = {int(index): why for index, why in said["faults"].items()}
+    return Cache(path, array, _tree(said["condition"], lambda number: mapped(_file(path, number))), faults)
+
+
+def _file(path: Path, number: int) -> Path:
+    """The images' file, or one of the conditions'."""
+    return path if number == 0 else path.with_suffix(f".{number}.npy")
+
+
+def _tree(tree: Any, leaf: Callable[[Any], Any]) -> Any:  # noqa: ANN401  # a nest of dicts and lists
+    """The same nest with other leaves; lists of strings are leaves."""
+    if isinstance(tree, Mapping):
+        return {name: _tree(value, leaf) for name, value in tree.items()}
+    if isinstance(tree, list | tuple) and not all(isinstance(value, str) for value in tree):
+        return [_tree(value, leaf) for value in tree]
+    return None if tree is None else leaf(tree)
+
+
+def _numbered(tree: Any) -> Any:  # noqa: ANN401  # a nest of dicts and lists
+    numbers = itertools.count(1)
+    return _tree(tree, lambda _: next(numbers))
+
+
+def _leaves(tree: Any) -> list[Any]:  # noqa: ANN401  # a nest of dicts and lists
+    leaves: list[Any] = []
+    _tree(tree, leaves.append)
+    return leaves
 
 
 def _locked(path: Path) -> FileLock:
@@ -123,92 +157,62 @@ def _is_whole(path: Path, warn: bool = False) -> bool:
 def _fault(path: Path, about: Path) -> str | None:
     try:
         said = json.loads(about.read_text())
-        size, modified, digest = said["bytes"], said["modified"], said["blake2b"]
-    except (ValueError, KeyError, TypeError):
+        files, _ = list(said["files"]), (said["condition"], said["faults"])
+        found = [fault_of(_file(path, number), file) for number, file in enumerate(files)]
+    except (ValueError, KeyError, TypeError, AttributeError):
         return f"is not what {about.name} describes, which is damaged itself"
-    if not path.is_file():
-        return "is gone"
-    found = path.stat()
-    if found.st_size != size:
-        return f"has {found.st_size} bytes instead of {size}"
-    # Whatever changes a file changes its time. A copy has another time too, and is read through to see, once.
-    if found.st_mtime_ns != modified:
-        if _digest(path) != digest:
-            return "has been changed or damaged"
-        with suppress(OSError):  # another user's
-            os.utime(path, ns=(found.st_atime_ns, modified))
-    return None
-
-
-def _digest(path: Path) -> str:
-    digest = blake2b()
-    bar = tqdm(desc=f"Checking {path}", total=path.stat().st_size, unit="B", unit_scale=True)
-    with path.open("rb") as file, bar:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-            bar.update(len(block))
-    return digest.hexdigest()
+    return next(filter(None, found), None)
 
 
 def _make(images: Images, path: Path, loading: Loading) -> None:
+    columns: list[Column] = []
     part = path.with_suffix(f".{os.getpid()}.part")
     try:
+        about = _write(images, path, loading, columns)
         with _keeping(images.name, path.parent):
-            file = part.open("wb")
-        with file:
-            about = _write(images, file, path.parent, loading)
-        with _keeping(images.name, path.parent):
-            os.replace(part, path)
-            about |= {"bytes": path.stat().st_size, "modified": path.stat().st_mtime_ns}
+            about["files"] = [column.finish() for column in columns]
+            for number, column in enumerate(columns):
+                os.replace(column.path, _file(path, number))
             with part.open("wb") as file:
                 file.write(json.dumps(about, indent=1).encode())
-                _to_disk(file)
+                to_disk(file)
             os.replace(part, path.with_suffix(".json"))
     finally:
         part.unlink(missing_ok=True)
+        for column in columns:
+            column.discard()
 
 
-def _write(images: Images, file: BinaryIO, folder: Path, loading: Loading) -> dict[str, object]:
-    digest, shape = blake2b(), torch.Size()
-    with tqdm(desc=f"Decoding {images.name} into {folder}", total=len(images), unit="image") as bar:
-        for batch, _ in _batches(images, loading):
-            with _keeping(images.name, folder):
-                if not shape:
-                    shape = batch.shape[1:]
-                    digest.update(_begin(file, (len(images), *shape)))
-                elif batch.shape[1:] != shape:
-                    raise ValueError(differing(images.name, 0, shape, bar.n, batch.shape[1:]))
-                file.write(content := batch.numpy().data)
-            digest.update(content)
+def _write(images: Images, path: Path, loading: Loading, columns: list[Column]) -> dict[str, object]:
+    """Decode every image into columns, one for the images and one for each part of the conditions."""
+    loader, shape = _loader(images, loading), None
+    with tqdm(desc=f"Decoding {images.name} into {path.parent}", total=len(images), unit="image") as bar:
+        for batch, (_, _, condition) in loader:
+            parts = [batch, *_leaves(condition)]
+            if shape is None:
+                shape, tree = batch.shape[1:], _numbered(condition)
+                stem = path.with_suffix("")
+                columns += [Column(Path(f"{stem}.{os.getpid()}.{n}.part"), len(images)) for n in range(len(parts))]
+            elif batch.shape[1:] != shape:
+                raise ValueError(differing(images.name, 0, shape, bar.n, batch.shape[1:]))
+            with _keeping(images.name, path.parent):
+                for column, part in zip(columns, parts, strict=True):
+                    column.write(part)
             bar.update(len(batch))
-    with _keeping(images.name, folder):
-        _to_disk(file)
+    assert shape is not None
     policy = {name: value for name, value in vars(images.policy).items() if value is not None}
     kind = f"{type(images.dataset).__module__}.{type(images.dataset).__qualname__}"
-    return {"dataset": kind, "policy": policy, "shape": [len(images), *shape], "blake2b": digest.hexdigest()}
+    about = {"dataset": kind, "policy": policy, "shape": [len(images), *shape]}
+    return about | {"condition": tree, "faults": {fault.item: fault.why for fault in loader.tally.faults}}
 
 
-def _batches(images: Images, loading: Loading) -> StreamLoader:
+def _loader(images: Images, loading: Loading) -> StreamLoader:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = min(loading.num_workers or cores, -(-len(images) // _BATCH))
-    decoding = Loading(_BATCH, workers, None, False, loading.multiprocessing_context, drop_last=False)
-    return decoding.loader(images, "predict", EvalSampler(len(images), _BATCH, 1, 0), (1, 0), seed=0, pin_memory=False)
-
-
-def _begin(file: BinaryIO, shape: tuple[int, ...]) -> bytes:
-    """Write the file's header, and reserve the disk space of all that follows; the header."""
-    header = BytesIO()
-    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
-    size = len(header.getvalue()) + math.prod(shape)
-    if hasattr(os, "posix_fallocate"):
-        try:
-            os.posix_fallocate(file.fileno(), 0, size)
-        except OSError as error:
-            raise OSError(error.errno, f"{error.strerror}; {size / 1e9:.3g} GB are needed") from error
-    file.write(header.getvalue())
-    return header.getvalue()
-
-
-def _to_disk(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+    decoding = copy(loading)
+    decoding.batch_size, decoding.num_workers = _BATCH, workers
+    decoding.prefetch_factor, decoding.persistent_workers, decoding.drop_last = None, False, False
+    order = EvalSampler(len(images), _BATCH, 1, 0)
+    loader = decoding.loader(images, "predict", order, (1, 0), seed=0, pin_memory=False)
+    loader.tally.name = images.name
+    return loader

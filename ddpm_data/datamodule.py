@@ -3,26 +3,26 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import cast
 
 import lightning as L
 import torch
 from torch import Tensor
 
+from ddpm_data.conditions import ConditionDropout
 from ddpm_data.fused import Timesteps
 from ddpm_data.images import Images
-from ddpm_data.items import ImageKey
-from ddpm_data.iterables import Arrivals, IterableImages
+from ddpm_data.items import ItemKey
+from ddpm_data.latents import LatentPolicy, Latents
 from ddpm_data.loading import Loading, StreamLoader
+from ddpm_data.orders import Order, eval_order, train_order
 from ddpm_data.philox import STAGES, key_from
 from ddpm_data.policy import ImagePolicy
 from ddpm_data.process import ForwardProcess
 from ddpm_data.resume import Resume
 from ddpm_data.splits import Source, Splits
-from ddpm_data.stream import EvalSampler, StreamSampler
 from ddpm_data.trainers import dtype_of, refuse_clashes, world_of
 from ddpm_data.transform import Augment, ForwardDiffusion
-from ddpm_data.types import Examples, Stage, Triple
+from ddpm_data.types import ConditionedTriple, Examples, Stage, Triple
 
 _STAGES_OF: dict[str, tuple[Stage, ...]] = {
     "fit": ("train", "val"),
@@ -54,16 +54,17 @@ class DDPMDataModule(L.LightningDataModule):
         num_workers: Worker processes that load images; 0 loads in the main process.
         seed: In ``[0, 2**64)``; decides shuffling, flips, ``t`` and noise.
         timesteps: How ``t`` is drawn, see :class:`~ddpm_data.transform.ForwardDiffusion`.
-        flip: Probability of mirroring a training image left to right, in ``[0, 1]``.
-        augment: Your own augmentation of training batches, on the device and before noising, as there.
-        image_key: See :class:`~ddpm_data.policy.ImagePolicy`, as for the next three.
-        image_size: Pixels, one number or ``(height, width)``.
-        value_range: ``(lowest, highest)`` value of float images.
-        channels: 1, 3 or ``None``.
-        drop_last: See :class:`~ddpm_data.loading.Loading`, as for the next three.
-        prefetch_factor: Batches each worker has ready.
-        persistent_workers: Keep workers from one epoch to the next.
-        multiprocessing_context: How workers start.
+        flip, augment: Of training batches, on the device and before noising, see there.
+        image_key, image_size, value_range, channels, resize, crop, background: How items become images, see
+            :class:`~ddpm_data.policy.ImagePolicy`.
+        latents: That items are latents instead, and what to make of them: :class:`~ddpm_data.latents.Latents`.
+        condition: Place in a tuple, or key in a dict, where an item holds its label, caption, embedding or a dict of
+            these; batches are then :class:`~ddpm_data.types.ConditionedTriple`.
+        condition_dropout, null_condition: How often training forgets a condition, and for what, see
+            :class:`~ddpm_data.conditions.ConditionDropout`.
+        drop_last, prefetch_factor, persistent_workers, multiprocessing_context, timeout: See
+            :class:`~ddpm_data.loading.Loading`.
+        on_bad_item, max_bad_fraction: What becomes of items that cannot be used, see there.
         cache_dir: Folder for decoded images (:mod:`ddpm_data.cache`): map-style sets whose images are not in an array
             already are decoded and resized once a node, in ``prepare_data``, and read from there ever after.
         compile: Compile the batch transform, see :class:`~ddpm_data.transform.ForwardDiffusion`.
@@ -87,31 +88,43 @@ class DDPMDataModule(L.LightningDataModule):
         timesteps: Timesteps | None = None,
         flip: float = 0.0,
         augment: Augment | None = None,
-        image_key: ImageKey | None = None,
+        image_key: ItemKey | None = None,
         image_size: int | Sequence[int] | None = None,
         value_range: Sequence[float] | None = None,
         channels: int | None = None,
+        resize: str = "cover",
+        crop: str = "center",
+        background: str | Sequence[int] = "white",
+        latents: Latents | None = None,
+        condition: ItemKey | None = None,
+        condition_dropout: float = 0.0,
+        null_condition: object = None,
         drop_last: bool = False,
         prefetch_factor: int | None = None,
         persistent_workers: bool = True,
         multiprocessing_context: str | None = None,
+        timeout: float = 300,
+        on_bad_item: str = "raise",
+        max_bad_fraction: float = 0.01,
         cache_dir: str | Path | None = None,
         compile: bool = True,
     ) -> None:
         super().__init__()
-        self.loading = Loading(
-            batch_size, num_workers, prefetch_factor, persistent_workers, multiprocessing_context, drop_last
-        )
-        self.transform = ForwardDiffusion(ForwardProcess(schedule), seed, timesteps, flip, augment, compile)
+        workers = (num_workers, prefetch_factor, persistent_workers, multiprocessing_context)
+        self.loading = Loading(batch_size, *workers, drop_last, timeout, on_bad_item, max_bad_fraction)
+        self.transform = ForwardDiffusion(ForwardProcess(schedule), seed, timesteps, flip, augment, compile, latents)
+        self.dropout = ConditionDropout(condition_dropout, null_condition, seed)
+        policy = ImagePolicy(image_key, image_size, value_range, channels, resize, crop, background)
         self._key = key_from(seed)
         self.splits = Splits(
             {"train": train, "val": val, "test": test, "predict": predict},
-            ImagePolicy(image_key, image_size, value_range, channels),
+            policy if latents is None else LatentPolicy.instead_of(policy, latents),
+            condition,
             self._key,
             cache_dir,
             self.loading,
         )
-        self._order: StreamSampler | Arrivals | None = None
+        self._order: Order | None = None
         self._resume: Resume | None = None
         self._device = torch.device("cpu")
         if val is None and type(self).val_dataloader is DDPMDataModule.val_dataloader:
@@ -145,8 +158,11 @@ class DDPMDataModule(L.LightningDataModule):
                 images = self.splits.open(name)
                 if isinstance(images, Images):
                     self.loading.check_length(name, len(images), world_of(self.trainer)[0])
+                    if name == "train" and self.dropout.probability:
+                        self.dropout.check(images.batch(images.first()).condition)
                 if name == "train":
-                    self._begin_stream(images)
+                    about = {"seed": self.transform.seed, "num_timesteps": self.transform.process.num_timesteps}
+                    self._order, self._resume = train_order(images, self.loading, self._key, about, self.trainer)
             elif stage and name == _STAGES_OF[stage][0]:
                 raise ValueError(
                     f"no {name} set was given. Give DDPMDataModule({name}=...), in the configs `dataset.{name}`."
@@ -168,11 +184,19 @@ class DDPMDataModule(L.LightningDataModule):
         """Batches of this rank's part of the prediction set, uint8."""
         return self._loader("predict")
 
-    def on_after_batch_transfer(self, batch: Examples, dataloader_idx: int) -> Triple:
+    def on_before_batch_transfer(self, batch: Examples, dataloader_idx: int) -> Examples:
+        """Drop conditions that are strings, which stay on the host; a batch that is not ours is left alone."""
+        if not isinstance(batch, Examples) or batch.about.stage != "train":
+            return batch
+        condition = self.dropout.strings(batch.about.condition, batch.position)
+        return batch._replace(about=batch.about._replace(condition=condition))
+
+    def on_after_batch_transfer(self, batch: Examples, dataloader_idx: int) -> Triple | ConditionedTriple:
         """Make the triple, on the device the batch was moved to.
 
         Raises:
-            TypeError: The batch does not come from this module's loaders, or ``augment`` returned no uint8 images.
+            TypeError: The batch does not come from this module's loaders, ``augment`` returned images of another dtype,
+                or ``null_condition`` is not like the conditions.
             ValueError: ``augment`` changed the number of images.
         """
         if not isinstance(batch, Examples):
@@ -180,9 +204,12 @@ class DDPMDataModule(L.LightningDataModule):
                 f"DDPMDataModule was handed a batch of {type(batch).__name__}, but makes triples of its own "
                 "loaders' Examples. Pass datasets to DDPMDataModule(train=..., val=...), not loaders to the Trainer."
             )
-        images, (position, stage) = batch
+        images, (position, stage, condition) = batch
         self._follow(images.device)
-        return cast(Triple, self.transform(images, position, stage, dtype_of(self.trainer)))
+        triple: Triple = self.transform(images, position, stage, dtype_of(self.trainer))
+        if self.splits.condition is None:
+            return triple
+        return ConditionedTriple(*triple, self.dropout(condition, position) if stage == "train" else condition)
 
     def state_dict(self) -> dict[str, int]:
         """The place in the training stream, for Lightning to put into a checkpoint: six whole numbers."""
@@ -200,29 +227,19 @@ class DDPMDataModule(L.LightningDataModule):
     def _is_fitting(self) -> bool:
         return self.trainer is not None and self.trainer.state.fn == "fit"
 
-    def _begin_stream(self, images: Images | IterableImages) -> None:
-        (world_size, rank), size, drop_last = world_of(self.trainer), self.batch_size, self.loading.drop_last
-        stream = {"seed": self.transform.seed, "num_timesteps": self.transform.process.num_timesteps}
-        if isinstance(images, Images):
-            self._order = StreamSampler(len(images), size, world_size, rank, self._key, drop_last, images.part)
-            stream |= {"length": len(images)}
-        else:
-            self._order = Arrivals(lambda: self.trainer.current_epoch if self.trainer else 0)
-            stream |= {"world_size": world_size, "batch_size": size, "num_workers": self.loading.num_workers}
-        self._resume = Resume(self._order.epochs, stream)
-        if self.trainer:
-            self._resume.join(self.trainer)
-
     def _loader(self, stage: Stage) -> StreamLoader:
-        images, (world_size, rank) = self.splits.images(stage), world_of(self.trainer)
-        order: StreamSampler | EvalSampler | Arrivals | None = self._order
-        if stage != "train" and isinstance(images, Images):
-            order = EvalSampler(len(images), self.batch_size, world_size, rank, images.part)
-        elif stage != "train":
-            order = Arrivals(lambda: 0)
+        images, order = self.splits.images(stage), self._order
+        if stage != "train":
+            order = eval_order(images, self.loading, self.trainer)
         assert order is not None
         pin_memory = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return self.loading.loader(images, stage, order, (world_size, rank), self.transform.seed, pin_memory)
+        world, seed = world_of(self.trainer), self.transform.seed
+        return self.loading.loader(images, stage, order, world, seed, pin_memory, self._log_bad)
+
+    def _log_bad(self, stage: str, count: int) -> None:
+        """At an epoch's end, where there were any."""
+        for logger in self.trainer.loggers if self.trainer else ():
+            logger.log_metrics({f"{stage}_bad_items": count}, step=self.trainer.global_step)  # type: ignore[union-attr]
 
     def _follow(self, device: torch.device) -> None:
         """Move the tables, once a device: a DataModule is no nn.Module, so Lightning does not."""

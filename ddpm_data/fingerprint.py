@@ -34,7 +34,8 @@ def fingerprint(images: Images, version: int) -> str:
         ValueError: An item is another each time it is asked for.
     """
     digest = blake2b(digest_size=12)
-    described = chain([version, sorted(vars(images.policy).items())], _described(images.dataset))
+    known = [version, sorted(vars(images.policy).items()), images.condition, images.replaces]
+    described = chain(known, _described(images.dataset))
     for part in described:
         digest.update(json.dumps(part).encode())
     for content in _looked_at(images):
@@ -68,12 +69,12 @@ def _file(root: Path, path: Path) -> tuple[str, int, int]:
 
 def _looked_at(images: Images) -> list[Tensor]:
     places = torch.linspace(0, len(images) - 1, min(_LOOKED_AT, len(images)), dtype=torch.float64).long().tolist()
-    first, second = images.raw(places), images.raw(places)
-    for place, one, other in zip(places, first, second, strict=True):
+    first, second = images.look(places), images.look(places)
+    for (index, one, _), (_, other, _) in zip(first, second, strict=True):
         if not torch.equal(one, other):
             raise ValueError(
-                f"{images.name}[{place}] is another image each time it is asked for (a random transform?), and a cache "
+                f"{images.name}[{index}] is another image each time it is asked for (a random transform?), and a cache "
                 "would keep one for ever. Move the randomness to `dataset.augment` or `dataset.flip`, which come after "
                 "the cache, or leave `loader.cache_dir` null."
             )
-    return first
+    return [item.raw for item in first]

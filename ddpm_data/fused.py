@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ddpm_data.latents import Latents
 from ddpm_data.philox import Key, Purpose, normal_quarters, words
 from ddpm_data.timesteps import UniformTimesteps
 from ddpm_data.types import Stage, Triple
@@ -18,6 +19,26 @@ from ddpm_data.types import Stage, Triple
 _EAGER_NUMBERS = 2**18  # drawn at once without a compiler: intermediates of a few MB, which stay in the caches
 
 Timesteps = Callable[[Tensor, int, Key, Stage], Tensor]
+
+
+class Batch(NamedTuple):
+    """What a triple is made of, besides the tables.
+
+    Attributes:
+        images: uint8 or floats, shape ``(batch, channels, height, width)``.
+        position: Places in the stream, int64, shape ``(batch,)``.
+        steps: ``t``, or what draws it.
+        flip: Probability of mirroring; 0 does not even draw it.
+        stage: The stream.
+        dtype: Of ``x_t`` and the noise.
+    """
+
+    images: Tensor
+    position: Tensor
+    steps: Timesteps | Tensor
+    flip: float
+    stage: Stage
+    dtype: torch.dtype
 
 
 class Tables(NamedTuple):
@@ -47,16 +68,9 @@ def mirror(images: Tensor, mirrored: Tensor) -> Tensor:
     return images.flip(-1).bitwise_xor_(images).bitwise_and_(chosen.to(torch.uint8) * 255).bitwise_xor_(images)
 
 
-def triple(
-    tables: Tables,
-    images: Tensor,
-    position: Tensor,
-    steps: Timesteps | Tensor,
-    flip: float,
-    stage: Stage,
-    dtype: torch.dtype,
-) -> Triple:
-    """The triple, contiguous; computed in float32, cast last. ``steps`` are ``t`` or draw it; 0 does not flip."""
+def triple(tables: Tables, batch: Batch) -> Triple:
+    """The triple, contiguous; computed in float32, cast last."""
+    images, position, steps, flip, stage, dtype = batch
     if flip:
         images = mirror(images, chosen(tables, position, flip))
     t = steps if isinstance(steps, Tensor) else steps(position, len(tables.signal), tables.key_words(), stage)
@@ -70,23 +84,17 @@ def triple(
     return Triple(_joined(x_t, images.shape, dtype), t, _joined(noise, images.shape, dtype))
 
 
-def triple_in_blocks(
-    tables: Tables,
-    images: Tensor,
-    position: Tensor,
-    steps: Timesteps | Tensor,
-    flip: float,
-    stage: Stage,
-    dtype: torch.dtype,
-) -> Triple:
+def triple_in_blocks(tables: Tables, batch: Batch) -> Triple:
     """As :func:`triple`, a few images at a time, for where nothing is compiled."""
+    images, position, steps, _, stage, dtype = batch
     t = steps if isinstance(steps, Tensor) else steps(position, len(tables.signal), tables.key_words(), stage)
     x_t = torch.empty(images.shape, dtype=dtype, device=images.device)
     noise = torch.empty_like(x_t)
     rows = max(1, _EAGER_NUMBERS // max(1, images.shape[1:].numel()))
     for i in range(0, len(images), rows):
         some = slice(i, i + rows)
-        x_t[some], _, noise[some] = triple(tables, images[some], position[some], t[some], flip, stage, dtype)
+        part = batch._replace(images=images[some], position=position[some], steps=t[some])
+        x_t[some], _, noise[some] = triple(tables, part)
     return Triple(x_t, t, noise)
 
 
@@ -112,7 +120,19 @@ class Making(NamedTuple):
         """``x_t``, ``t``, noise."""
         images, position, *given = tensors[3:]
         steps = given[0] if self.low_discrepancy is None else UniformTimesteps(self.low_discrepancy)
-        return tuple(triple(Tables(*tensors[:3]), images, position, steps, self.flip, self.stage, self.dtype))
+        return tuple(triple(Tables(*tensors[:3]), Batch(images, position, steps, self.flip, self.stage, self.dtype)))
+
+
+class Drawing(NamedTuple):
+    """:meth:`~ddpm_data.latents.Latents.drawn` as a function of tensors alone: the tables, values and position."""
+
+    latents: Latents
+    stage: Stage
+
+    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The latents."""
+        values, position = tensors[3:]
+        return (self.latents.drawn(Tables(*tensors[:3]).key_words(), values, position, self.stage),)
 
 
 def scale(images: Tensor) -> Tensor:

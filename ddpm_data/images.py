@@ -1,163 +1,232 @@
-"""Any map-style dataset seen as uint8 CHW images: item by item, or whole batches from the array behind it."""
+"""Any map-style dataset as its policy wants it: item by item, or whole batches from the array it is cut from."""
 
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from ddpm_data.arrays import Gatherable, MapDataset, stack_behind
+from ddpm_data.arrays import MapDataset, same, stacks_behind
+from ddpm_data.conditions import collated
+from ddpm_data.faults import BAD, Fault, named, of_small, same_shape
+from ddpm_data.items import ItemKey, find_condition
 from ddpm_data.permutation import Part, permute
 from ddpm_data.philox import Key, Purpose
-from ddpm_data.policy import ImagePolicy, no_range
+from ddpm_data.policy import Policy
+from ddpm_data.sources import path_of
 
-T = TypeVar("T")
+_NEIGHBOURS = 64  # tried in place of a bad item
+
+
+class Batch(NamedTuple):
+    """Some of a dataset's items.
+
+    Attributes:
+        images: uint8, shape ``(batch, channels, height, width)``, contiguous; latents are floats.
+        condition: Their conditions, batched; ``None`` where none is asked for.
+        faults: Of the items asked for, those that were replaced.
+    """
+
+    images: Tensor
+    condition: Any = None
+    faults: tuple[Fault, ...] = ()
+
+
+class Looked(NamedTuple):
+    """An item as it is, before the policy fits it."""
+
+    item: int
+    raw: Tensor
+    condition: Any
+
+
+class Store(Protocol):
+    """Where batches of items are kept that have been decoded before."""
+
+    def batch(self, indices: Tensor, /) -> Batch:
+        """Some of the items."""
+        ...
 
 
 class Images(Dataset[Tensor]):
-    """A map-style dataset, or some of it, seen as uint8 CHW images.
+    """A map-style dataset, or some of it, as its policy wants it.
 
     Args:
         dataset: Anything with ``__getitem__`` and ``__len__``; its ``__getitems__``, if any, fetches whole batches.
         policy: How an item becomes an image.
         name: What to call it in errors.
         part: Which items belong to the set; ``None`` is all. Indices are the dataset's all the same.
-        cache: All the dataset's images as the policy wants them, if they have been decoded before.
+        condition: Where an item holds its condition; ``None`` takes none.
+        replaces: Whether a neighbour takes the place of an item that cannot be used, instead of an error.
+        cache: The dataset's images and conditions, if they have been decoded before.
     """
 
     def __init__(
         self,
         dataset: MapDataset,
-        policy: ImagePolicy,
+        policy: Policy,
         name: str,
         part: Part | None = None,
-        cache: Gatherable | None = None,
+        condition: ItemKey | None = None,
+        replaces: bool = False,
+        cache: Store | None = None,
     ) -> None:
         self.dataset = dataset
         self.policy = policy
         self.name = name
         self.part = part
+        self.condition = condition
+        self.replaces = replaces
         self.cache = cache
         self.is_stored = False  # whether an array holds the images as they are wanted; known once they are checked
-        self._stack = stack_behind(dataset, policy.image_key)
+        self.bytes_an_image = 0  # in a batch; known once they are checked
+        self._stacks = stacks_behind(dataset, policy.image_key, condition)
 
     def __len__(self) -> int:
         return len(self.dataset) if self.part is None else len(self.part)
 
     def __getitem__(self, index: int) -> Tensor:
-        return self.__getitems__([index])[0]
+        """An item's image, as a batch has it."""
+        return self.batch([index]).images[0]
 
-    def __getitems__(self, indices: Sequence[int]) -> list[Tensor]:
-        """Images of several of the dataset's items, each uint8, shape ``(channels, height, width)``."""
-        if self.cache is not None:
-            return list(self.cache.gather(torch.as_tensor(indices)))
-        return [read(f"{self.name}[{index}]", self.policy, item) for index, item in self._items(indices)]
+    def first(self) -> list[int]:
+        """The first item's index, as a list of one."""
+        return [0 if self.part is None else int(self.part.indices(torch.tensor([0])))]
 
-    def raw(self, indices: Sequence[int]) -> list[Tensor]:
-        """Images of several items in their own dtype, not yet as the policy wants them."""
-        return [read(f"{self.name}[{index}]", self.policy.pixels, item) for index, item in self._items(indices)]
+    def batch(self, indices: Sequence[int] | np.ndarray[Any, Any], spots: Tensor | None = None) -> Batch:
+        """Several items as one batch.
 
-    def batch(self, indices: Sequence[int] | np.ndarray[Any, Any]) -> Tensor:
-        """The same images as one tensor, uint8, shape ``(batch, channels, height, width)``, contiguous.
+        Args:
+            indices: The dataset's.
+            spots: Where to crop each, see :meth:`~ddpm_data.policy.ImagePolicy.fit`.
 
         Raises:
-            TypeError: An item holds no image.
+            OSError, RuntimeError: An item cannot be had.
+            TypeError: It holds no image, or conditions do not make a batch.
             ValueError: An image cannot be converted, or images differ in shape.
         """
         wanted = torch.as_tensor(indices)
         if self.cache is not None:
-            return self.cache.gather(wanted)
-        if self._stack is not None:
+            return self.cache.batch(wanted)
+        if self._stacks is not None:
+            images, conditions = self._stacks
             with suppress(ValueError):  # one by one, below, it comes with the item's index
-                return self.policy.fit(self._stack.gather(wanted)).contiguous()
-        images = self.__getitems__(wanted.tolist())
-        same_shape(self.name, wanted.tolist(), images)
-        batch: Tensor = default_collate(images)  # in a worker it stacks straight into shared memory
-        return batch
+                fitted = self.policy.fit(images.gather(wanted), spots).contiguous()
+                return Batch(fitted, conditions.gather(wanted) if conditions else None)
+        return self._collated(wanted.tolist(), spots)
+
+    def _collated(self, places: list[int], spots: Tensor | None) -> Batch:
+        items, faults = self._fetched(places), []
+        images, conditions = [], []
+        for number, index in enumerate(places):
+            spot = None if spots is None else spots[number]
+            try:
+                image, condition = self._entry(index, spot, items[number : number + 1])
+            except BAD as error:
+                image, condition = self._neighbour(index, spot, error)
+                faults.append(Fault(index, str(error)))
+            images.append(image)
+            conditions.append(condition)
+        same_shape(self.name, places, images)
+        condition = None if self.condition is None else collated(self.name, conditions)
+        return Batch(default_collate(images), condition, tuple(faults))  # in a worker straight into shared memory
+
+    def look(self, indices: Sequence[int]) -> list[Looked]:
+        """Several items as they are; bad ones are left out where they will be replaced, unless they all are.
+
+        Raises:
+            OSError, RuntimeError, TypeError, ValueError: As :meth:`batch`, of one item.
+        """
+        found: list[Looked] = []
+        bad: list[Exception] = []
+        items = self._fetched(indices)
+        for number, index in enumerate(indices):
+            try:
+                found.append(Looked(index, *self._raw(index, items[number : number + 1])))
+            except BAD as error:
+                bad.append(error)
+                if not self.replaces:
+                    raise
+        if not found:
+            raise bad[0]
+        return found
 
     def check(self) -> None:
         """Look at up to 128 items (all, if there are no more) and raise what a batch would raise, but now.
 
         Raises:
-            TypeError: An item holds no image.
+            OSError, RuntimeError: An item cannot be had.
+            TypeError: An item holds no image, or conditions do not make a batch.
             ValueError: Nothing there, an image the policy cannot convert, or images of several shapes.
         """
         if len(self) == 0:
             raise ValueError(
                 f"{self.name} is empty: there is nothing to draw a batch from. Check `dataset.{self.name}`."
             )
-        # Where size and channels are both asked for, shapes cannot differ, and a few looks tell type and range.
-        count = min(len(self), 8 if self.policy.image_size and self.policy.channels else 128)
+        # Where size and channels are both asked for, shapes cannot differ, and fewer looks tell type and range.
+        size = getattr(self.policy, "image_size", None)
+        count = min(len(self), 32 if size and getattr(self.policy, "channels", None) else 128)
         shuffled = permute(torch.arange(count), len(self), Key(0, 0), Purpose.CHECK)  # even steps would meet patterns
         places = torch.tensor(sorted({0, len(self) - 1, *shuffled.tolist()}))
-        indices = (places if self.part is None else self.part.indices(places)).tolist()
-        raw = self.raw(indices)
-        self._check_range(raw)
-        if self._stack is not None and not _same(self._stack.gather(torch.tensor(indices)), raw):
-            self._stack = None  # the dataset makes something else of its array
-        named = zip(indices, raw, strict=True)
-        images = [read(f"{self.name}[{index}]", self.policy.fit, image) for index, image in named]
+        looked = self.look((places if self.part is None else self.part.indices(places)).tolist())
+        raw = [one.raw for one in looked]
+        self.policy.check(self.name, raw)
+        indices = [one.item for one in looked]
+        conditions = None if self.condition is None else collated(self.name, [one.condition for one in looked])
+        if self._stacks is not None and not self._stacks.hold(torch.tensor(indices), raw, conditions):
+            self._stacks = None  # the dataset makes something else of its arrays
+        images = [self._named(index, self.policy.fit, image) for index, image in zip(indices, raw, strict=True)]
         same_shape(self.name, indices, images)
-        self.is_stored = self._stack is not None and _same(images, raw)
-
-    def _check_range(self, raw: list[Tensor]) -> None:
-        if self.policy.value_range is not None or raw[0].dtype in (torch.uint8, torch.bool):
-            return
-        low = min(float(image.double().min()) for image in raw)
-        high = max(float(image.double().max()) for image in raw)
-        seen = f"{self.name} holds {raw[0].dtype} images, and the {len(raw)} looked at span"
-        raise ValueError(no_range(seen, low, high))
+        self.is_stored = self._stacks is not None and same(images, raw)
+        self.bytes_an_image = images[0].nbytes
+        if size and (warning := of_small(self.name, raw, size)):
+            warnings.warn(warning, stacklevel=2)
 
     def __getstate__(self) -> dict[str, object]:
-        """A worker finds the array anew in its own copy of the dataset."""
-        return self.__dict__ | {"_stack": self._stack is not None}
+        """A worker finds the arrays anew in its own copy of the dataset."""
+        return self.__dict__ | {"_stacks": self._stacks is not None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._stack = stack_behind(self.dataset, self.policy.image_key) if state["_stack"] else None
+        has_stacks = state["_stacks"]
+        self._stacks = stacks_behind(self.dataset, self.policy.image_key, self.condition) if has_stacks else None
 
-    def _items(self, indices: Sequence[int]) -> list[tuple[int, object]]:
+    def _fetched(self, indices: Sequence[int]) -> list[Any]:
+        """Items that the dataset gives all at once; nothing where it does not, or where one of them is bad."""
         fetch = getattr(self.dataset, "__getitems__", None)
-        items = fetch(list(indices)) if callable(fetch) else [self.dataset[index] for index in indices]
-        return list(zip(indices, items, strict=True))
+        if callable(fetch):
+            with suppress(Exception):
+                items = list(fetch(list(indices)))
+                return items if len(items) == len(indices) else []
+        return []
 
+    def _entry(self, index: int, spot: Tensor | None, fetched: Sequence[Any] = ()) -> tuple[Tensor, Any]:
+        raw, condition = self._raw(index, fetched)
+        return self._named(index, self.policy.fit, raw, spot), condition
 
-def _same(some: Iterable[Tensor], others: Sequence[Tensor]) -> bool:
-    return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(some, others, strict=True))
+    def _raw(self, index: int, fetched: Sequence[Any]) -> tuple[Tensor, Any]:
+        item = fetched[0] if fetched else self._named(index, self.dataset.__getitem__, index)
+        raw = self._named(index, self.policy.pixels, item)
+        return raw, None if self.condition is None else self._named(index, find_condition, item, self.condition)
 
+    def _named(self, index: int, call: Any, *arguments: Any) -> Any:  # noqa: ANN401  # any call about one item
+        try:
+            return call(*arguments)
+        except Exception as error:  # a dataset of the user's may raise anything
+            raise named(f"{self.name}[{index}]", error, path_of(self.dataset, index)) from error
 
-def read(where: str, convert: Callable[[T], Tensor], value: T) -> Tensor:
-    """Convert a value to an image, or say where the one that cannot be comes from.
+    def _neighbour(self, index: int, spot: Tensor | None, error: Exception) -> tuple[Tensor, Any]:
+        """What takes a bad item's place: the next good one of the set, the same whenever it is asked for."""
+        for neighbour in self._neighbours(index) if self.replaces else ():
+            with suppress(*BAD):
+                return self._entry(neighbour, spot)
+        raise error
 
-    Raises:
-        OSError, TypeError, ValueError: What ``convert`` raised, with ``where`` before its message.
-    """
-    try:
-        return convert(value)
-    except (TypeError, ValueError, OSError) as error:
-        # Not type(error): the constructors of some subclasses want more than a message.
-        kind = next(kind for kind in (TypeError, ValueError, OSError) if isinstance(error, kind))
-        raise kind(f"{where}: {error}") from error
-
-
-def same_shape(name: str, indices: Sequence[int], images: Sequence[Tensor]) -> None:
-    """Refuse images that could not share a batch.
-
-    Raises:
-        ValueError: Two shapes differ; both are named, with the key to set.
-    """
-    for index, image in zip(indices, images, strict=True):
-        if image.shape != images[0].shape:
-            raise ValueError(differing(name, indices[0], images[0].shape, index, image.shape))
-
-
-def differing(name: str, index: int, shape: torch.Size, other: int, other_shape: torch.Size) -> str:
-    """What to say of two images that could not share a batch."""
-    key = "channels" if shape[0] != other_shape[0] else "image_size"
-    return (
-        f"{name}[{index}] is {tuple(shape)} and {name}[{other}] is {tuple(other_shape)} (channels, height, width): "
-        f"images of a batch must share a shape. Set `dataset.{key}`."
-    )
+    def _neighbours(self, index: int) -> Iterator[int]:
+        for step in range(1, min(_NEIGHBOURS, len(self))):
+            place = (index + step) % len(self)
+            yield place if self.part is None else int(self.part.indices(torch.tensor([place])))

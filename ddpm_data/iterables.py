@@ -8,42 +8,93 @@ the c-th item of worker w of W on process r of R: no two items share one, but it
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from hashlib import blake2b
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, default_collate, get_worker_info
 from tqdm import tqdm
 
-from ddpm_data.images import read, same_shape
-from ddpm_data.policy import ImagePolicy
+from ddpm_data.conditions import collated
+from ddpm_data.faults import Fault, Loaded, named, same_shape
+from ddpm_data.items import ItemKey, find_condition
+from ddpm_data.policy import Policy
 from ddpm_data.stream import ENDLESS, Cuts, Epochs
-from ddpm_data.types import Examples, Place, Stage
+from ddpm_data.types import About, Examples, Stage
 
 EPOCH = 2**40 + 15  # a prime: more places than any epoch has, and epochs that differ in low-discrepancy t
 
 
 class IterableImages:
-    """A source's items seen as uint8 CHW images, in the source's order.
+    """A source's items as their policy wants them, in the source's order.
 
     Args:
         source: Gives items each time it is iterated over, in a worker its share of them.
         policy: How an item becomes an image.
         name: What to call it in errors.
+        condition: Where an item holds its condition; ``None`` takes none.
+        replaces: Whether the good item before takes the place of one that cannot be used, instead of an error.
     """
 
-    def __init__(self, source: Iterable[object], policy: ImagePolicy, name: str) -> None:
+    def __init__(
+        self,
+        source: Iterable[object],
+        policy: Policy,
+        name: str,
+        condition: ItemKey | None = None,
+        replaces: bool = False,
+    ) -> None:
         self.source = source
         self.policy = policy
         self.name = name
+        self.condition = condition
+        self.replaces = replaces
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[tuple[Tensor, Any, Fault | None]]:
+        """Images with their conditions, and what was wrong with the item that one was to be."""
         info = get_worker_info()
         where = f"{self.name}, worker {info.id}, item" if info else f"{self.name}, item"
-        for count, item in enumerate(self.source):
-            yield read(f"{where} {count}", self.policy, item)
+        last: tuple[Tensor, Any] | None = None
+        early: list[Fault] = []  # before the first good item, which takes their places too
+        for count, item in enumerate(self._named(where)):
+            try:
+                last = self._entry(item)
+            except Exception as error:  # a dataset of the user's may raise anything
+                wrong = named(f"{where} {count}", error)
+                if not self.replaces or isinstance(error, MemoryError):
+                    raise wrong from error
+                fault = Fault(count, str(wrong))
+                if last is None:
+                    early.append(fault)
+                    continue
+                yield *last, fault
+                continue
+            for fault in early:
+                yield *last, fault
+            early = []
+            yield *last, None
+        if early:
+            raise ValueError(f"no item of {self.name} can be used; the first: {early[0].why}")
+
+    def _entry(self, item: object) -> tuple[Tensor, Any]:
+        image = self.policy.fit(self.policy.pixels(item))
+        return image, None if self.condition is None else find_condition(item, self.condition)
+
+    def _named(self, where: str) -> Iterator[object]:
+        """The source's items; after an error of its own there are no more, so that nothing can be replaced."""
+        count, items = 0, iter(self.source)
+        while True:
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+            except Exception as error:
+                raise named(f"{where} {count}", error) from error
+            yield item
+            count += 1
 
 
-class PositionedItems(IterableDataset[Examples]):
+class PositionedItems(IterableDataset[Loaded]):
     """Batches of a source's images with their places, as one process or one of its workers sees them.
 
     Args:
@@ -65,18 +116,21 @@ class PositionedItems(IterableDataset[Examples]):
         self.world_size = world_size
         self.rank = rank
 
-    def __iter__(self) -> Iterator[Examples]:
+    def __iter__(self) -> Iterator[Loaded]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         first, step = self.rank * workers + worker, self.world_size * workers
-        images = iter(self.images)
+        entries = iter(self.images)
         for start in itertools.count(0, self.batch_size):
-            batch = list(itertools.islice(images, self.batch_size))
+            batch = list(itertools.islice(entries, self.batch_size))
             if not batch or (self.drop_last and len(batch) < self.batch_size):
                 return
+            images, conditions, faults = zip(*batch, strict=True)
             counts = range(start, start + len(batch))
-            same_shape(self.images.name, counts, batch)
-            yield Examples(default_collate(batch), Place(torch.tensor(counts) * step + first, self.stage))
+            same_shape(self.images.name, counts, images)
+            condition = None if self.images.condition is None else collated(self.images.name, conditions)
+            about = About(torch.tensor(counts) * step + first, self.stage, condition)
+            yield Loaded(Examples(default_collate(list(images)), about), tuple(filter(None, faults)))
 
 
 class Arrivals:
@@ -100,8 +154,8 @@ class Arrivals:
         batches = _told_apart(batches, workers)
         for _ in tqdm(range(seen := self.epochs.of(epoch).start), "Reading up to the checkpoint", disable=not seen):
             next(batches, None)
-        for images, (position, stage) in batches:
-            yield Examples(images, Place(position + epoch * EPOCH, stage))
+        for images, about in batches:
+            yield Examples(images, about._replace(position=about.position + epoch * EPOCH))
 
 
 def _told_apart(batches: Iterator[Examples], workers: int) -> Iterator[Examples]:

@@ -1,55 +1,85 @@
 """From a sampler's requests, or a source's own order, to batches: in this process or in workers."""
 
 import multiprocessing
+import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 from torch import distributed
 from torch.utils.data import DataLoader, Dataset
 
 from ddpm_data import checks
+from ddpm_data.faults import Loaded, Tally
 from ddpm_data.images import Images
 from ddpm_data.iterables import Arrivals, IterableImages, PositionedItems
+from ddpm_data.philox import Key, Purpose, key_from, words
 from ddpm_data.stream import EvalSampler, Request, StreamSampler
-from ddpm_data.types import Examples, Place, Stage
+from ddpm_data.types import About, Examples, Stage
 
 # CPython before 3.11.10 (gh-112275): a process forked while another thread asks for the GIL may never wake up. gloo's
 # threads do so when they let go of a collective's tensors; a moment later they are done. benchmarks/forks.py counts.
 _MOMENT = 0.01 if sys.version_info < (3, 11, 10) else 0.0  # seconds
 
+_SHARED = Path("/dev/shm")  # where Linux has it
 
-class Positioned(Dataset[Examples]):
+
+class Positioned(Dataset[Loaded]):
     """Batches of images with their positions: ``dataset[request]``.
 
     Args:
         images: The images.
         stage: The stream they are served to.
+        key: The seed's, where images are cropped by their positions.
     """
 
-    def __init__(self, images: Images, stage: Stage) -> None:
+    def __init__(self, images: Images, stage: Stage, key: Key | None) -> None:
         self.images = images
         self.stage = stage
+        self.key = key
 
-    def __getitem__(self, request: Request) -> Examples:
-        positions = torch.arange(request.positions.start, request.positions.stop)
-        return Examples(self.images.batch(request.indices), Place(positions, self.stage))
+    def __getitem__(self, request: Request) -> Loaded:
+        position = torch.arange(request.positions.start, request.positions.stop)
+        spots = None
+        if self.key is not None:
+            spots = torch.cat(words(self.key, Purpose.CROP, self.stage, position)[:2], dim=1)
+        images, condition, faults = self.images.batch(request.indices, spots)
+        return Loaded(Examples(images, About(position, self.stage, condition)), faults)
 
 
-class StreamLoader(DataLoader[Examples]):
+class StreamLoader(DataLoader[Loaded]):
     """A DataLoader that starts its workers at the first batch instead of at ``iter()``.
 
     Lightning calls ``iter()`` before ``set_epoch()``; a resumed run would get the positions of an earlier epoch.
     """
 
     arrivals: Arrivals | None = None
+    tally: Tally
 
     def __iter__(self) -> Iterator[Examples]:  # type: ignore[override]  # any iterator will do for every caller
         if self.num_workers and distributed.is_available() and distributed.is_initialized():
             time.sleep(_MOMENT)
-        batches = super().__iter__()
+        batches = self._counted(super().__iter__())
         yield from self.arrivals.placed(batches, self.num_workers) if self.arrivals else batches
+
+    def _counted(self, batches: Iterator[Loaded]) -> Iterator[Examples]:
+        self.tally.begin()
+        try:
+            for examples, faults in batches:
+                self.tally.add(faults, len(examples.images))
+                yield examples
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader"):
+                raise
+            raise RuntimeError(
+                f"{error} A worker that loads {self.tally.name} images was killed, crashed, or gave no batch within "
+                f"{self.timeout:g} s. Look at the memory ({_SHARED} too) and at the dataset; change "
+                "`loader.num_workers`, `loader.prefetch_factor` or `loader.timeout`."
+            ) from error
+        finally:
+            self.tally.end()
 
     def state_dict(self) -> dict[str, int]:
         """Nothing: the DataModule keeps the stream's place. Without this method Lightning warns of a lost place."""
@@ -70,6 +100,9 @@ class Loading:
         multiprocessing_context: How workers start: ``"fork"``, ``"forkserver"`` or ``"spawn"``; ``None`` is the
             system's default.
         drop_last: Leave out an epoch's last global batch where it is incomplete.
+        timeout: Seconds that workers have for a batch before the run ends with an error; 0 waits for ever.
+        on_bad_item: ``"raise"``: an item that cannot be used ends the run; ``"replace"``: a neighbour takes its place.
+        max_bad_fraction: The share of an epoch's images that may be replaced before the run ends, in ``[0, 1]``.
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -84,6 +117,9 @@ class Loading:
         persistent_workers: bool,
         multiprocessing_context: str | None,
         drop_last: bool,
+        timeout: float = 300,
+        on_bad_item: str = "raise",
+        max_bad_fraction: float = 0.01,
     ) -> None:
         self.batch_size = checks.whole("DDPMDataModule", "loader.batch_size", batch_size, 1)
         self.num_workers = checks.whole("DDPMDataModule", "loader.num_workers", num_workers, 0)
@@ -104,6 +140,20 @@ class Loading:
             )
         self.multiprocessing_context = multiprocessing_context
         self.drop_last = _flag("drop_last", drop_last)
+        self.timeout = checks.number("DDPMDataModule", "loader.timeout", timeout)
+        if self.timeout < 0:
+            raise ValueError(f"DDPMDataModule(timeout={timeout}): seconds, at least 0. Change `loader.timeout`.")
+        if on_bad_item not in ("raise", "replace"):
+            raise ValueError(
+                f"DDPMDataModule(on_bad_item={on_bad_item!r}): 'raise' or 'replace'. Change `loader.on_bad_item`."
+            )
+        self.replaces = on_bad_item == "replace"
+        self.max_bad_fraction = checks.number("DDPMDataModule", "loader.max_bad_fraction", max_bad_fraction)
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise ValueError(
+                f"DDPMDataModule(max_bad_fraction={max_bad_fraction}): a share lies in [0, 1]. Change "
+                "`loader.max_bad_fraction`."
+            )
 
     def check_length(self, stage: Stage, length: int, world_size: int) -> None:
         """Refuse a set that would leave a process without a batch.
@@ -127,6 +177,7 @@ class Loading:
         world: tuple[int, int],
         seed: int,
         pin_memory: bool,
+        report: Callable[[str, int], None] = lambda name, count: None,
     ) -> StreamLoader:
         """Batches of one stage.
 
@@ -135,12 +186,18 @@ class Loading:
             stage: The stream they are served to.
             order: A sampler that says which images, or what places a source's own order.
             world: Number of processes, and which this one is.
-            seed: For what a dataset draws from torch's generator in a worker.
+            seed: Decides random crops, and what a dataset draws from torch's generator in a worker.
             pin_memory: Whether batches are to be copied to page-locked memory.
+            report: See :class:`~ddpm_data.faults.Tally`.
+
+        Raises:
+            ValueError: The batches that workers have ready would not fit into shared memory.
         """
         dataset: Positioned | PositionedItems
         if isinstance(images, Images):
-            dataset = Positioned(images, stage)
+            self._check_shared(images)
+            crops = stage == "train" and getattr(images.policy, "crop", "center") == "random"
+            dataset = Positioned(images, stage, key_from(seed) if crops else None)
         else:
             dataset = PositionedItems(images, stage, self.batch_size, self.drop_last and stage == "train", *world)
         loader = StreamLoader(
@@ -153,9 +210,26 @@ class Loading:
             multiprocessing_context=self.multiprocessing_context,
             generator=torch.Generator().manual_seed((seed + world[1]) % 2**63),  # else drawn from the global one
             pin_memory=pin_memory,
+            timeout=self.timeout if self.num_workers else 0,
         )
         loader.arrivals = order if isinstance(order, Arrivals) else None
+        length = -(-len(images) // world[0]) if isinstance(images, Images) else None
+        loader.tally = Tally(stage, self.max_bad_fraction, length, report)
         return loader
+
+    def _check_shared(self, images: Images) -> None:
+        """Workers hand batches over in shared memory; where it is full they die of a bus error."""
+        if not self.num_workers or not _SHARED.is_dir():
+            return
+        needed = self.num_workers * (self.prefetch_factor or 2) * self.batch_size * images.bytes_an_image
+        free = shutil.disk_usage(_SHARED).free
+        if needed > free:
+            raise ValueError(
+                f"{self.num_workers} workers with {self.prefetch_factor or 2} batches of {self.batch_size} images each "
+                f"need {needed / 1e6:.3g} MB of shared memory, and {_SHARED} has {free / 1e6:.3g} MB free (in a "
+                "container: docker run --shm-size). Lower `loader.num_workers`, `loader.prefetch_factor` or "
+                "`loader.batch_size`."
+            )
 
 
 def _flag(name: str, value: bool) -> bool:

@@ -1,20 +1,26 @@
 """Datasets of our own: a folder of images, and the offline digits of the main job."""
 
 import re
+from bisect import bisect_right
 from io import BytesIO
 from pathlib import Path
 
 import torch
 from PIL import Image, UnidentifiedImageError
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
+
+from ddpm_data.decoding import unreadable
+
+# EPS is a program, which PIL has Ghostscript run; of the others it reads no pixels by itself.
+_NOT_READ = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"}
 
 
 class ImageFiles(Dataset[Image.Image]):
     """Every image file under a folder, flat or nested, in natural order (``2.png`` before ``10.png``).
 
-    Items are PIL images not yet decoded, so that whoever knows the size that is wanted can have a JPEG
-    decoded at a half, a quarter or an eighth (:func:`~ddpm_data.items.pixels`). Labels are not read from folder names;
-    hidden files and folders are left out.
+    Items are PIL images not yet decoded, so that whoever knows the size that is wanted can have a JPEG decoded at a
+    half, a quarter or an eighth (:func:`~ddpm_data.decoding.decoded`). Labels are not read from folder names; hidden
+    files and folders are left out, and so is EPS, which is a program.
 
     Args:
         root: The folder.
@@ -28,7 +34,8 @@ class ImageFiles(Dataset[Image.Image]):
         self.root = Path(root).expanduser()
         if not self.root.is_dir():
             raise FileNotFoundError(f"ImageFiles: there is no folder {self.root.absolute()}. Change `dataset.root`.")
-        endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+        kinds = _formats()
+        endings = {ending for ending, kind in Image.registered_extensions().items() if kind in kinds}
         names = (path.relative_to(self.root) for path in self.root.rglob("*") if path.suffix.lower() in endings)
         self.names = sorted((str(name) for name in names if not _hidden(name)), key=_natural)
         if not self.names:
@@ -44,8 +51,10 @@ class ImageFiles(Dataset[Image.Image]):
         path = self.root / self.names[index]
         try:
             image = _opened(path.read_bytes(), path.suffix.lower())
-        except OSError as error:
-            raise OSError(f"{path} cannot be read as an image: {error}") from error
+        except MemoryError:
+            raise
+        except Exception as error:  # PIL's errors on damaged files are of many kinds
+            raise unreadable(path, error) from error
         image.filename = str(path)  # type: ignore[attr-defined]  # PIL's files have one, for errors to name
         return image
 
@@ -68,13 +77,31 @@ def digits() -> TensorDataset:
     return TensorDataset((images * (255 / 16)).round().to(torch.uint8), torch.from_numpy(bunch.target).long())
 
 
+def path_of(dataset: object, index: int) -> str | None:
+    """The file that an item of :class:`ImageFiles` or torchvision's folders is read from, also by way of subsets."""
+    if isinstance(dataset, Subset):
+        return path_of(dataset.dataset, dataset.indices[index])
+    if isinstance(dataset, ConcatDataset):
+        number = bisect_right(dataset.cumulative_sizes, index)
+        return path_of(dataset.datasets[number], index - [0, *dataset.cumulative_sizes][number])
+    if isinstance(dataset, ImageFiles):
+        return str(dataset.root / dataset.names[index])
+    samples = getattr(dataset, "samples", None)
+    sample = samples[index] if isinstance(samples, list) and index < len(samples) else None
+    return sample[0] if isinstance(sample, tuple) and isinstance(sample[0], str) else None
+
+
+def _formats() -> list[str]:
+    return [kind for kind in Image.OPEN if kind not in _NOT_READ]
+
+
 def _opened(content: bytes, ending: str) -> Image.Image:
     """An image whose header has been read; of bytes, so that no file stays open that is never decoded."""
     kind = Image.registered_extensions()[ending]
     try:
         return Image.open(BytesIO(content), formats=[kind])  # asking every format takes as long as a small image
     except UnidentifiedImageError:
-        return Image.open(BytesIO(content))  # a name may be wrong
+        return Image.open(BytesIO(content), formats=_formats())  # a name may be wrong
 
 
 def _hidden(name: Path) -> bool:

@@ -11,11 +11,12 @@ from ddpm_data import checks
 from ddpm_data.arrays import MapDataset
 from ddpm_data.cache import Cache, cached
 from ddpm_data.images import Images
+from ddpm_data.items import ItemKey
 from ddpm_data.iterables import IterableImages
 from ddpm_data.loading import Loading
 from ddpm_data.permutation import Part
 from ddpm_data.philox import Key
-from ddpm_data.policy import ImagePolicy
+from ddpm_data.policy import Policy
 from ddpm_data.types import Stage
 
 SomeDataset = MapDataset | Iterable[object]
@@ -28,6 +29,7 @@ class Splits:
     Args:
         sources: A dataset or factory for each stage; for ``val`` also the fraction of ``train`` to hold out.
         policy: How items become images.
+        condition: Where an item holds its condition; ``None`` takes none.
         key: The seed's, which picks the held-out images.
         cache_dir: Folder for decoded images; ``None`` keeps none.
         loading: How images are decoded into it.
@@ -40,14 +42,21 @@ class Splits:
     def __init__(
         self,
         sources: Mapping[Stage, Source | float | None],
-        policy: ImagePolicy,
+        policy: Policy,
+        condition: ItemKey | None,
         key: Key,
         cache_dir: str | Path | None,
         loading: Loading,
     ) -> None:
         if not isinstance(cache_dir, str | Path | None):
             raise TypeError(f"DDPMDataModule(cache_dir={cache_dir!r}): a folder is needed. Change `loader.cache_dir`.")
+        if isinstance(condition, bool) or not isinstance(condition, int | str | None):
+            raise TypeError(
+                f"DDPMDataModule(condition={condition!r}): a tuple's place, a dict's key or null. Change "
+                "`dataset.condition`."
+            )
         self.policy = policy
+        self.condition = condition
         self.cache_dir = None if cache_dir is None else Path(cache_dir).expanduser()
         self.loading = loading
         self.fraction = _fraction(sources["val"])
@@ -92,7 +101,8 @@ class Splits:
             images = self._iterable(stage, dataset)
         else:
             # A part is named after the whole: an index in an error is one of the dataset that was given.
-            images = Images(dataset, self.policy, whole, self._part(stage, len(dataset)), cache)
+            part = self._part(stage, len(dataset))
+            images = Images(dataset, self.policy, whole, part, self.condition, self.loading.replaces, cache)
             if cache is None:
                 images.check()
         self._images[stage] = images
@@ -108,7 +118,12 @@ class Splits:
                 f"cache_dir={str(self.cache_dir)!r}: {stage} is a {type(dataset).__name__}, which gives its items in "
                 "an order of its own, so that none could be found in a cache. Leave `loader.cache_dir` null."
             )
-        images = Images(dataset, self.policy, stage)
+        if getattr(self.policy, "crop", "center") == "random":
+            raise ValueError(
+                f"cache_dir={str(self.cache_dir)!r}: a cache holds one crop of each image, and crop='random' wants "
+                "another each epoch. Change `dataset.crop`, or leave `loader.cache_dir` null."
+            )
+        images = Images(dataset, self.policy, stage, None, self.condition, self.loading.replaces)
         images.check()
         if not images.is_stored:
             self._caches[stage] = cached(images, self.cache_dir, self.loading)
@@ -143,7 +158,14 @@ class Splits:
                 f"val={self.fraction}: a {type(dataset).__name__} gives its items in an order of its own, so none can "
                 "be held out of train. Give a validation set, `dataset.val`."
             )
-        return IterableImages(cast(Iterable[object], dataset), self.policy, stage)
+        if getattr(self.policy, "crop", "center") == "random":
+            raise ValueError(
+                f"crop='random': a {type(dataset).__name__} gives its items in an order of its own, and a crop is "
+                "picked by the place in the stream. Crop in the dataset, or change `dataset.crop`."
+            )
+        return IterableImages(
+            cast(Iterable[object], dataset), self.policy, stage, self.condition, self.loading.replaces
+        )
 
     def _part(self, stage: Stage, length: int) -> Part | None:
         if not self._is_part(stage):

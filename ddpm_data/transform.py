@@ -1,7 +1,6 @@
 """The batch transform: images and their positions in, the training triple out, on whatever device they are on."""
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 from ddpm_data import checks, fused
 from ddpm_data.compiling import Compiler
 from ddpm_data.fused import Timesteps
+from ddpm_data.latents import Latents
 from ddpm_data.philox import STAGES, key_from
 from ddpm_data.process import ForwardProcess
 from ddpm_data.timesteps import UniformTimesteps
@@ -37,8 +37,9 @@ class ForwardDiffusion(nn.Module):
             :class:`~ddpm_data.timesteps.UniformTimesteps`, independent draws.
         flip: Probability of mirroring a training image left to right, in ``[0, 1]``; other stages never flip.
         augment: Your own augmentation of training batches, before all else: a module (which becomes a submodule) or
-            function from uint8 to uint8, both of shape ``(batch, channels, height, width)``. What it draws from torch's
-            global generator is beyond the promise above.
+            function from uint8 to uint8 (latents: to their own dtype), both of shape ``(batch, channels, height,
+            width)``. What it draws from torch's global generator is beyond the promise above.
+        latents: What to make of latents, see :class:`~ddpm_data.latents.Latents`; ``None`` of images.
         compile: Compile the work into one pass over the images, on CPUs and CUDA devices, for images of at least 512
             values; where the compiler fails, it runs uncompiled with one warning. Noise differs by up to 1e-5 from the
             uncompiled, ``t`` and flips do not.
@@ -58,6 +59,7 @@ class ForwardDiffusion(nn.Module):
         flip: float = 0.0,
         augment: Augment | None = None,
         compile: bool = True,
+        latents: Latents | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(process, ForwardProcess):
@@ -77,6 +79,11 @@ class ForwardDiffusion(nn.Module):
         flip = checks.number("ForwardDiffusion", "dataset.flip", flip)
         if not isinstance(compile, bool):
             raise TypeError(f"ForwardDiffusion(compile={compile!r}): true or false. Change `compile`.")
+        if latents is not None and not isinstance(latents, Latents):
+            raise TypeError(
+                f"ForwardDiffusion: latents is a {type(latents).__name__}; ddpm_data.latents.Latents(...) or null is "
+                "needed. Change `dataset.latents`."
+            )
         if not 0 <= flip <= 1:
             raise ValueError(f"ForwardDiffusion(flip={flip}): a probability lies in [0, 1]. Change `dataset.flip`.")
         self.process = process
@@ -84,6 +91,7 @@ class ForwardDiffusion(nn.Module):
         self.timesteps = UniformTimesteps() if timesteps is None else timesteps
         self.flip = flip
         self.augment = augment
+        self.latents = latents
         self._compiles = compile
         self.register_buffer("_key_words", torch.tensor(key_from(seed)), persistent=False)
         self._compiler = Compiler()
@@ -98,59 +106,64 @@ class ForwardDiffusion(nn.Module):
                 ``[-1, 1]``, latents); shape ``(batch, channels, height, width)``, any number of channels. Not changed.
             position: Each image's place in its stage's stream, int64, shape ``(batch,)``, on the images' device.
             stage: Which stream the positions belong to.
-            dtype: Of ``x_t`` and ``noise``. Default: float32, or the images' own dtype where it is bfloat16 or float16.
+            dtype: Of ``x_t`` and ``noise``. Default: float32, or the images' own dtype where it is bfloat16 or float16
+                and they are no ``latents``.
 
         Returns:
             ``Triple(x_t, t, noise)``, contiguous in the images' memory format; computed in float32, cast last.
 
         Raises:
-            TypeError: ``images`` or ``position`` is of another dtype, or ``augment`` returned no uint8 images.
+            TypeError: ``images`` or ``position`` is of another dtype, or ``augment`` returned another.
             ValueError: Their shapes do not go together, ``augment`` changed the number of images, or there is no such
                 stage.
         """
         _check_batch(images, position, stage)
         layout = _layout(images)
-        dtype = dtype or (images.dtype if images.dtype in (torch.bfloat16, torch.float16) else torch.float32)
+        if dtype is None:
+            is_half = images.dtype in (torch.bfloat16, torch.float16) and self.latents is None
+            dtype = images.dtype if is_half else torch.float32
         process = self.process
         tables = fused.Tables(process.sqrt_alphas_cumprod, process.sqrt_one_minus_alphas_cumprod, self._key_words)
         with torch.no_grad():
             if self.augment is not None and stage == "train":
                 images = _augmented(self.augment, images)
+            compiles = self._is_worth_compiling(images)
+            if self.latents is not None:
+                images = self._drawn(tables, images, position, stage, compiles)
             flip = self.flip if stage == "train" else 0.0
-            work = self._compiled if self._is_worth_compiling(images) else fused.triple_in_blocks
-            x_t, t, noise = work(tables, images, position, self._steps(position, stage), flip, stage, dtype)
+            batch = fused.Batch(images, position, self._steps(position, stage), flip, stage, dtype)
+            x_t, t, noise = self._compiled(tables, batch) if compiles else fused.triple_in_blocks(tables, batch)
         return Triple(x_t.contiguous(memory_format=layout), t, noise.contiguous(memory_format=layout))
 
     def _is_worth_compiling(self, images: Tensor) -> bool:
         enough = len(images) > 0 and images.shape[1:].numel() >= _WORTH_COMPILING
         return self._compiles and enough and images.device.type in _COMPILERS
 
-    def _compiled(
-        self,
-        tables: fused.Tables,
-        images: Tensor,
-        position: Tensor,
-        steps: Timesteps | Tensor,
-        flip: float,
-        stage: Stage,
-        dtype: torch.dtype,
-    ) -> Triple:
-        eagerly = partial(fused.triple_in_blocks, tables, images, position, steps, flip, stage, dtype)
+    def _drawn(self, tables: fused.Tables, values: Tensor, position: Tensor, stage: Stage, compiles: bool) -> Tensor:
+        assert self.latents is not None
+        if not values.is_floating_point():
+            raise TypeError(f"images are {values.dtype}, and latents floats. Change `dataset.latents`.")
+        drawing = fused.Drawing(self.latents, stage)
+        found = self._compiler(drawing, tables, [values.contiguous(), position.contiguous()]) if compiles else None
+        return found[0] if found is not None else drawing(*tables, values, position)[0]
+
+    def _compiled(self, tables: fused.Tables, batch: fused.Batch) -> Triple:
+        images, position, steps, flip, stage, dtype = batch
         position = position.contiguous()
         if flip and images.device.type == "cpu":
             # Within the pass, reading backwards would cost the CPU's vector units more than a pass of bytes does.
             found = self._compiler(fused.Choosing(flip), tables, [position])
             if found is None:
-                return eagerly()
+                return fused.triple_in_blocks(tables, batch)
             images, flip = fused.mirror(images, found[0]), 0.0
-        batch = [images.contiguous(), position]
+        tensors = [images.contiguous(), position]
         if isinstance(steps, UniformTimesteps):
             making = fused.Making(steps.low_discrepancy, flip, stage, dtype)
         else:
             assert isinstance(steps, Tensor)
-            making, batch = fused.Making(None, flip, stage, dtype), [*batch, steps.contiguous()]
-        made = self._compiler(making, tables, batch)
-        return eagerly() if made is None else Triple(*made)
+            making, tensors = fused.Making(None, flip, stage, dtype), [*tensors, steps.contiguous()]
+        made = self._compiler(making, tables, tensors)
+        return fused.triple_in_blocks(tables, batch) if made is None else Triple(*made)
 
     def _steps(self, position: Tensor, stage: Stage) -> Timesteps | Tensor:
         if isinstance(self.timesteps, UniformTimesteps):
@@ -181,10 +194,11 @@ def _layout(images: Tensor) -> torch.memory_format:
 
 def _augmented(augment: Augment, images: Tensor) -> Tensor:
     changed = augment(images)
-    if not isinstance(changed, Tensor) or changed.dtype != torch.uint8 or changed.dim() != 4:
+    if not isinstance(changed, Tensor) or changed.dtype != images.dtype or changed.dim() != 4:
         shape = f" of shape {tuple(changed.shape)} and {changed.dtype}" if isinstance(changed, Tensor) else ""
+        kind = str(images.dtype).removeprefix("torch.")
         raise TypeError(
-            f"augment returned a {type(changed).__name__}{shape}, but uint8 images of shape (batch, channels, height, "
+            f"augment returned a {type(changed).__name__}{shape}, but {kind} images of shape (batch, channels, height, "
             "width) are noised next. Change `dataset.augment`."
         )
     if len(changed) != len(images):

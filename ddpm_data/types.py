@@ -1,22 +1,25 @@
 """What travels: a batch of examples into the transform, a training triple out of it."""
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
 Stage = Literal["train", "val", "test", "predict"]
 
 
-class Place(NamedTuple):
-    """Where a batch's examples stand.
+class About(NamedTuple):
+    """What a batch's images come with.
 
     Attributes:
         position: Each example's place in its stage's stream, int64, shape ``(batch,)``.
         stage: The stream.
+        condition: The examples' conditions, as ``torch.utils.data.default_collate`` batches them: a tensor of numbers
+            or embeddings, a list of strings, a dict or list of these; ``None`` where none was asked for.
     """
 
     position: Tensor
     stage: Stage
+    condition: Any = None
 
 
 class Examples(NamedTuple):
@@ -25,17 +28,17 @@ class Examples(NamedTuple):
     Two fields, so that ``x_t, t, noise = batch`` fails at once where the DataModule's hook was not run.
 
     Attributes:
-        images: uint8 in ``[0, 255]``, shape ``(batch, channels, height, width)``.
-        place: Where they stand in the stream.
+        images: uint8 in ``[0, 255]``, shape ``(batch, channels, height, width)``; latents are floats.
+        about: Where they stand in the stream, and their conditions.
     """
 
     images: Tensor
-    place: Place
+    about: About
 
     @property
     def position(self) -> Tensor:
-        """The places' positions."""
-        return self.place.position
+        """Their positions."""
+        return self.about.position
 
 
 class Triple(NamedTuple):
@@ -50,3 +53,19 @@ class Triple(NamedTuple):
     x_t: Tensor
     t: Tensor
     noise: Tensor
+
+
+class ConditionedTriple(NamedTuple):
+    """A batch as the model sees it with ``condition=``: ``x_t, t, noise, condition = batch``.
+
+    Attributes:
+        x_t: As in :class:`Triple`, as the next two.
+        t: Steps.
+        noise: Noise.
+        condition: Labels, embeddings, strings, or dicts of these, on the same device: see :class:`About`.
+    """
+
+    x_t: Tensor
+    t: Tensor
+    noise: Tensor
+    condition: Any

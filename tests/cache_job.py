@@ -41,7 +41,7 @@ def main() -> None:
     )
     datamodule.prepare_data()
     datamodule.setup("fit")
-    images = datamodule.splits.images("train").batch(torch.arange(COUNT))  # type: ignore[union-attr]  # map-style
+    images = datamodule.splits.images("train").batch(torch.arange(COUNT)).images  # type: ignore[union-attr]  # map-style
     print("mean", images.double().mean().item())
 
 

@@ -62,19 +62,20 @@ IN_ARRAYS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.* images looked at are smaller:UserWarning")
 @pytest.mark.parametrize(("dataset", "policy"), IN_ARRAYS.values(), ids=IN_ARRAYS.keys())
 def test_batches_from_the_array_are_the_items_images(dataset: Any, policy: dict[str, Any]) -> None:  # noqa: ANN401
     images = Images(dataset, ImagePolicy(**policy), "train")
     images.check()
-    assert images._stack is not None
+    assert images._stacks is not None
     indices = np.array([2, 0, 2, len(dataset) - 1])
-    batch = images.batch(indices)
+    batch = images.batch(indices).images
     expected = [ImagePolicy(**policy)(dataset[int(index)]) for index in indices]
     assert torch.equal(batch, torch.stack(expected))
     assert batch.is_contiguous()
     copy = pickle.loads(pickle.dumps(images))
-    assert copy._stack is not None
-    assert torch.equal(copy.batch(indices), batch)
+    assert copy._stacks is not None
+    assert torch.equal(copy.batch(indices).images, batch)
 
 
 class Brighter(TensorDataset):
@@ -103,9 +104,9 @@ class Liar(TensorDataset):
 def test_items_that_are_not_in_an_array_are_asked_for(dataset: Any) -> None:  # noqa: ANN401  # any dataset
     images = Images(dataset, ImagePolicy(value_range=(0, 255)), "train")
     images.check()
-    assert images._stack is None
+    assert images._stacks is None
     expected = [ImagePolicy(value_range=(0, 255))(dataset[index]) for index in (4, 1)]
-    assert torch.equal(images.batch([4, 1]), torch.stack(expected))
+    assert torch.equal(images.batch([4, 1]).images, torch.stack(expected))
 
 
 def test_a_value_out_of_range_is_named_by_its_item() -> None:

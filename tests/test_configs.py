@@ -74,6 +74,7 @@ def test_datasets_make_a_datamodule(name: str) -> None:
     assert isinstance(instantiate(cfg.datamodule), DDPMDataModule)
 
 
+@pytest.mark.filterwarnings("ignore:.* images looked at are smaller:UserWarning")
 @pytest.mark.parametrize("loader", ["default", "cached"])
 def test_a_folder_becomes_batches(folder: Path, loader: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder.parent)

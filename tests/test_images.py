@@ -13,8 +13,9 @@ from torch import Tensor
 from torchvision.datasets import ImageFolder
 from torchvision.transforms.v2 import functional as F
 
+from ddpm_data.decoding import Fit
 from ddpm_data.images import Images
-from ddpm_data.items import cover, find_image, pixels
+from ddpm_data.items import find_image, pixels
 from ddpm_data.permutation import Part
 from ddpm_data.philox import key_from
 from ddpm_data.policy import ImagePolicy
@@ -154,12 +155,17 @@ def test_pil_modes_become_grey_or_colour(picture: Image.Image, colour: list[int]
     assert image(picture)[:, 0, 0].tolist() == expected
 
 
-def test_deep_pil_images_need_their_range_instead_of_being_clipped() -> None:
+def test_deep_pil_images_are_taken_by_value_instead_of_being_clipped() -> None:
     deep = Image.fromarray(np.array([[0, 65535], [257 * 100, 257 * 3]], dtype=np.uint16))
     assert deep.mode == "I;16"
-    assert image(deep, value_range=(0, 65535)).flatten().tolist() == [0, 255, 100, 3]
-    with pytest.raises(ValueError, match="value_range"):
-        image(deep)
+    assert image(deep).flatten().tolist() == [0, 255, 100, 3]
+    assert image(deep.convert("I")).flatten().tolist() == [0, 255, 100, 3]
+    with pytest.raises(ValueError, match=r"0 to 65535, outside value_range=\(0, 4095\)"):
+        image(deep, value_range=(0, 4095))
+    with pytest.raises(ValueError, match=r"outside value_range=\(0, 65535\)"):
+        image(Image.new("I", (2, 2), 65536))
+    with pytest.raises(ValueError, match=r"float32 and spans.*`dataset\.value_range`"):
+        image(Image.new("F", (2, 2), 0.5))
 
 
 def test_photographs_are_turned_upright(tmp_path: Path) -> None:
@@ -199,7 +205,7 @@ def test_jpegs_decoded_at_a_reduced_size_look_like_those_that_are_not(photograph
         with Image.open(path) as opened:
             upright = ImageOps.exif_transpose(opened)
         whole = upright.convert("L" if upright.mode == "L" else "RGB")
-        covering = cover(whole.height, whole.width, (height, width))
+        covering = Fit((height, width)).target(whole.height, whole.width)
         expected = F.center_crop(
             F.pil_to_tensor(whole.resize((covering[1], covering[0]), Image.Resampling.BILINEAR)), [height, width]
         )
@@ -291,7 +297,7 @@ class Batched(list[Any]):
 def test_whole_batches_are_fetched_where_the_dataset_can() -> None:
     data = Batched(uint8_images(10, 1, 4, 4))
     view = Images(data, ImagePolicy(), "train")
-    assert torch.equal(torch.stack(view.__getitems__([9, 3])), torch.stack([data[9], data[3]]))
+    assert torch.equal(view.batch([9, 3]).images, torch.stack([data[9], data[3]]))
     assert data.asked == [[9, 3]]
     assert torch.equal(view[5], data[5])
 
@@ -313,7 +319,7 @@ def test_a_part_looks_at_its_own_items_only() -> None:
 def test_an_error_names_the_item_it_came_from() -> None:
     data = [COLOUR, COLOUR, torch.zeros(5, 8, 8, dtype=torch.uint8)]
     with pytest.raises(ValueError, match=r"train\[2\]: an image of 5 channels"):
-        Images(data, ImagePolicy(channels=3), "train").__getitems__([0, 2])
+        Images(data, ImagePolicy(channels=3), "train").batch([0, 2])
 
 
 def test_check_names_both_shapes_and_the_key() -> None:
@@ -322,7 +328,14 @@ def test_check_names_both_shapes_and_the_key() -> None:
         Images(sizes, ImagePolicy(), "train").check()
     with pytest.raises(ValueError, match=r"\(3, 8, 6\) and val\[1\] is \(1, 8, 6\).*`dataset\.channels`"):
         Images([COLOUR, GREY], ImagePolicy(), "val").check()
-    Images(sizes, ImagePolicy(image_size=8), "train").check()
+    Images(sizes, ImagePolicy(image_size=6), "train").check()
+
+
+def test_images_that_are_enlarged_are_counted() -> None:
+    sizes = [COLOUR] * 30 + [uint8_images(1, 3, 9, 9)[0]] + [uint8_images(1, 3, 2, 9)[0]] * 2
+    message = r"32 of the 33 train images.*image_size=\(8, 8\), down to \(2, 9\).*`dataset\.image_size`"
+    with pytest.warns(UserWarning, match=message):
+        Images(sizes, ImagePolicy(image_size=8), "train").check()
 
 
 def test_check_names_the_range_of_all_it_saw() -> None:

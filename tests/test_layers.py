@@ -10,14 +10,15 @@ import pytest
 from tests.conftest import ROOT
 
 LAYERS = [
-    {"types", "checks"},
+    {"types", "checks", "decoding"},
     {"schedules", "philox", "items"},
-    {"process", "timesteps", "permutation", "sources", "policy", "arrays"},
-    {"images", "fused", "compiling"},
+    {"process", "timesteps", "permutation", "sources", "policy", "arrays", "conditions", "faults"},
+    {"latents", "images", "compiling"},
+    {"fused"},
     {"transform", "stream"},
     {"iterables", "resume", "trainers"},
-    {"loading", "fingerprint"},
-    {"cache"},
+    {"loading", "fingerprint", "columns"},
+    {"cache", "orders"},
     {"splits"},
     {"datamodule"},
     {"callbacks", "plots"},
@@ -52,7 +53,14 @@ def test_imports_point_down(path: Path) -> None:
 def test_hydra_and_lightning_stay_where_they_belong(path: Path) -> None:
     packages = {name.split(".")[0] for name in imported(ast.parse(path.read_text()))}
     assert not packages & {"hydra", "omegaconf"} or path.stem in COMMANDS
-    assert "lightning" not in packages or path.stem in {"datamodule", "resume", "trainers", "callbacks", *COMMANDS}
+    assert "lightning" not in packages or path.stem in {
+        "datamodule",
+        "orders",
+        "resume",
+        "trainers",
+        "callbacks",
+        *COMMANDS,
+    }
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

@@ -9,10 +9,13 @@ from scipy import stats
 
 from ddpm_data.philox import Key, Purpose, Words, _box_muller, key_from, normals, philox_4x32, words
 
-KNOWN_ANSWERS = [  # Random123's kat_vectors, "philox4x32 10": counter, key, result
-    ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
-    ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
-    ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
+KNOWN_ANSWERS = [  # Random123's kat_vectors, "philox4x32": rounds, counter, key, result
+    (10, "00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+    (10, "ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+    (10, "243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
+    (7, "00000000 00000000 00000000 00000000", "00000000 00000000", "5f6fb709 0d893f64 4f121f81 4f730a48"),
+    (7, "ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "5207ddc2 45165e59 4d8ee751 8c52f662"),
+    (7, "243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "4dfccaba 190a87f0 c47362ba b6b5242a"),
 ]
 
 
@@ -20,10 +23,19 @@ def parse(text: str) -> list[int]:
     return [int(word, 16) for word in text.split()]
 
 
-@pytest.mark.parametrize(("counter", "key", "result"), KNOWN_ANSWERS)
-def test_known_answers(counter: str, key: str, result: str) -> None:
+@pytest.mark.parametrize(("rounds", "counter", "key", "result"), KNOWN_ANSWERS)
+def test_known_answers(rounds: int, counter: str, key: str, result: str) -> None:
     a, b, c, d = (torch.tensor([word]) for word in parse(counter))
-    assert [int(word) for word in philox_4x32((a, b, c, d), Key(*parse(key)))] == parse(result)
+    assert [int(word) for word in philox_4x32((a, b, c, d), Key(*parse(key)), rounds)] == parse(result)
+
+
+def test_draws_take_ten_rounds_and_noise_seven() -> None:
+    n = torch.tensor([3])
+    counter: Words = (torch.tensor([[0]]), torch.tensor([[2]]), n[None], torch.tensor([[0]]))
+    assert words(key_from(0), Purpose.NOISE, "train", n) == philox_4x32(counter, Key(0, 0), 10)
+    a, b, c, d = philox_4x32(counter, Key(0, 0), 7)
+    expected = torch.cat([*_box_muller(a, b), *_box_muller(c, d)], dim=1)
+    assert torch.equal(normals(key_from(0), Purpose.NOISE, "train", n, 4), expected)
 
 
 def test_words_put_the_seed_in_the_key_and_the_rest_in_the_counter() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddpm_data.images import Images
-from ddpm_data.loading import Positioned, StreamLoader
+from ddpm_data.loading import Loading, Positioned
 from ddpm_data.permutation import Part, permute
 from ddpm_data.philox import Purpose, key_from
 from ddpm_data.policy import ImagePolicy
@@ -135,16 +135,17 @@ def test_evaluation_sees_every_example_once_in_even_batches(length: int, batch: 
 
 def test_a_batch_carries_its_positions_and_stage() -> None:
     data = uint8_images(10, 1, 4, 4)
-    batch = Positioned(Images(data, ImagePolicy(), "val"), "val")[Request(range(7, 9), np.array([9, 1]))]
+    batch, faults = Positioned(Images(data, ImagePolicy(), "val"), "val", None)[Request(range(7, 9), np.array([9, 1]))]
+    assert not faults
     assert torch.equal(batch.images, data[[9, 1]])
     assert batch.position.tolist() == [7, 8]
-    assert batch.place.stage == "val"
+    assert batch.about.stage == "val"
 
 
 def test_mixed_shapes_that_setup_did_not_meet_are_named() -> None:
     data = [torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(3, 9, 8, dtype=torch.uint8)]
     with pytest.raises(ValueError, match=r"train\[0\] is \(3, 8, 8\) and train\[1\] is \(3, 9, 8\)"):
-        Positioned(Images(data, ImagePolicy(), "train"), "train")[Request(range(2), np.array([0, 1]))]
+        Positioned(Images(data, ImagePolicy(), "train"), "train", None)[Request(range(2), np.array([0, 1]))]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -152,7 +153,7 @@ def test_the_epoch_may_be_set_after_iter(workers: int) -> None:
     """Lightning calls iter() before set_epoch() when it resumes."""
     sampler = StreamSampler(12, 4, 1, 0, KEY, drop_last=False)
     images = Images(uint8_images(12, 1, 4, 4), ImagePolicy(), "train")
-    loader = StreamLoader(Positioned(images, "train"), batch_size=None, sampler=sampler, num_workers=workers)
+    loader = Loading(4, workers, None, True, None, False).loader(images, "train", sampler, (1, 0), 0, False)
     batches = iter(loader)
     sampler.set_epoch(5)
     assert torch.cat([batch.position for batch in batches]).tolist() == list(range(60, 72))
