@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -12,6 +12,7 @@ Size = tuple[int, int]  # height, width
 Colour = tuple[int, int, int]  # red, green, blue, in [0, 255]
 _DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")  # more than 8 bits: PIL's own conversion would clip them
 _PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
+_MOST_PIXELS = 2**26  # that an image is enlarged to
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as PIL's
 
 
@@ -46,11 +47,21 @@ class Fit(NamedTuple):
     stretch: bool = False
 
     def target(self, height: int, width: int) -> Size:
-        """The size that an image is resized to, before it is cropped."""
+        """The size that an image is resized to, before it is cropped.
+
+        Raises:
+            ValueError: It would be enlarged beyond reason, as one of a single row is.
+        """
         if self.stretch:
             return self.size
         scale = max(self.size[0] / height, self.size[1] / width)
-        return max(self.size[0], int(height * scale)), max(self.size[1], int(width * scale))
+        target = max(self.size[0], int(height * scale)), max(self.size[1], int(width * scale))
+        if scale > 1 and target[0] * target[1] > _MOST_PIXELS:
+            raise ValueError(
+                f"the image is {height} x {width} and would be enlarged to {target[0]} x {target[1]} to cover "
+                f"image_size={self.size}. Leave it out, or change `dataset.resize` to stretch."
+            )
+        return target
 
     def turned(self) -> "Fit":
         """The same for an image that lies on its side."""
@@ -80,14 +91,19 @@ def decoded(image: Image.Image, fit: Fit | None, background: Colour, alpha: bool
         if image.format == "TIFF":
             image.load()  # PIL itself turns these, and takes the tag away
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1), _TURNS[1])
-        if fit is not None and turn.lies:
-            fit = fit.turned()  # the image as it is stored
-        target = None if fit is None else fit.target(image.height, image.width)
+    except MemoryError:
+        raise
+    except Exception as error:  # PIL's decoders raise errors of many kinds on damaged files; few name the file
+        raise unreadable(getattr(image, "filename", "an image"), error) from error
+    if fit is not None and turn.lies:
+        fit = fit.turned()  # the image as it is stored
+    target = None if fit is None else fit.target(image.height, image.width)
+    try:
         area = None if target is None else _reduce(image, target)
         image.load()
     except MemoryError:
         raise
-    except Exception as error:  # PIL's decoders raise errors of many kinds on damaged files; few name the file
+    except Exception as error:
         raise unreadable(getattr(image, "filename", "an image"), error) from error
     values = _values(image, background, alpha)
     if target is not None and area is not None:
@@ -101,7 +117,8 @@ def decoded(image: Image.Image, fit: Fit | None, background: Colour, alpha: bool
 def unreadable(path: object, error: Exception) -> OSError:
     """What to raise of a file whose content is at fault."""
     kind = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
-    return OSError(f"{path} cannot be read as an image: {kind}{error}")
+    what = "it is of no format that PIL knows" if isinstance(error, UnidentifiedImageError) else f"{kind}{error}"
+    return OSError(f"{path} cannot be read as an image: {what}")
 
 
 def _reduce(image: Image.Image, target: Size) -> tuple[float, float] | None:
@@ -113,18 +130,21 @@ def _reduce(image: Image.Image, target: Size) -> tuple[float, float] | None:
 
 def _values(image: Image.Image, background: Colour, alpha: bool) -> Tensor:
     if image.mode in _DEEP_MODES:
-        return _deep(image, background)
+        return _deep(image, background, alpha)
     array = np.array(_opaque(image, background, alpha))
     return torch.from_numpy(array)[None] if array.ndim == 2 else torch.from_numpy(array).permute(2, 0, 1)
 
 
-def _deep(image: Image.Image, background: Colour) -> Tensor:
+def _deep(image: Image.Image, background: Colour, alpha: bool) -> Tensor:
     array: np.ndarray[Any, Any] = np.array(image)
     values = torch.from_numpy(array.astype(np.float32 if image.mode == "F" else np.int32))[None]
     hidden = image.info.get("transparency")
     if isinstance(hidden, int):  # grey PNG files of 16 bits may name one
+        clear = values == hidden
         shown = round(sum(share * level for share, level in zip(_LUMA, background, strict=True)) * 257)
-        values = torch.where(values == hidden, shown, values)
+        values = torch.where(clear, shown, values)
+        if alpha:
+            values = torch.cat([values, values, values, torch.where(clear, 0, 65535).to(values.dtype)])
     return values
 
 

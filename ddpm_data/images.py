@@ -179,12 +179,25 @@ class Images(Dataset[Tensor]):
         conditions = None if self.condition is None else collated(self.name, [one.condition for one in looked])
         if self._stacks is not None and not self._stacks.hold(torch.tensor(indices), raw, conditions):
             self._stacks = None  # the dataset makes something else of its arrays
-        images = [self._named(index, self.policy.fit, image) for index, image in zip(indices, raw, strict=True)]
-        same_shape(self.name, indices, images)
-        self.is_stored = self._stacks is not None and same(images, raw)
+        fitted = [(one, image) for one in looked if (image := self._fitted(one)) is not None]
+        if not fitted:
+            self._named(indices[0], self.policy.fit, raw[0])
+        images = [image for _, image in fitted]
+        same_shape(self.name, [one.item for one, _ in fitted], images)
+        self.is_stored = self._stacks is not None and len(fitted) == len(raw) and same(images, raw)
         self.bytes_an_image = images[0].nbytes
         if size and (warning := of_small(self.name, raw, size)):
             warnings.warn(warning, stacklevel=2)
+
+    def _fitted(self, looked: Looked) -> Tensor | None:
+        """The image as the policy wants it; nothing if it is bad and will be replaced."""
+        try:
+            image: Tensor = self._named(looked.item, self.policy.fit, looked.raw)
+        except BAD:
+            if not self.replaces:
+                raise
+            return None
+        return image
 
     def __getstate__(self) -> dict[str, object]:
         """A worker finds the arrays anew in its own copy of the dataset."""
@@ -227,6 +240,6 @@ class Images(Dataset[Tensor]):
         raise error
 
     def _neighbours(self, index: int) -> Iterator[int]:
-        for step in range(1, min(_NEIGHBOURS, len(self))):
+        for step in range(1, min(_NEIGHBOURS, len(self)) + 1):
             place = (index + step) % len(self)
             yield place if self.part is None else int(self.part.indices(torch.tensor([place])))

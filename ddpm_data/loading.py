@@ -70,13 +70,13 @@ class StreamLoader(DataLoader[Loaded]):
             for examples, faults in batches:
                 self.tally.add(faults, len(examples.images))
                 yield examples
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader"):
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader"):
                 raise
             raise RuntimeError(
-                f"{error} A worker that loads {self.tally.name} images was killed, crashed, or gave no batch within "
-                f"{self.timeout:g} s. Look at the memory ({_SHARED} too) and at the dataset; change "
-                "`loader.num_workers`, `loader.prefetch_factor` or `loader.timeout`."
+                f"a worker that loads {self.tally.name} images was killed, crashed, or gave no batch within "
+                f"{self.timeout:g} s ({type(error).__name__}: {error}). Look at the memory ({_SHARED} too) and at the "
+                "dataset; change `loader.num_workers`, `loader.prefetch_factor` or `loader.timeout`."
             ) from error
         finally:
             self.tally.end()

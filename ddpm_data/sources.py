@@ -35,7 +35,7 @@ class ImageFiles(Dataset[Image.Image]):
         if not self.root.is_dir():
             raise FileNotFoundError(f"ImageFiles: there is no folder {self.root.absolute()}. Change `dataset.root`.")
         kinds = _formats()
-        endings = {ending for ending, kind in Image.registered_extensions().items() if kind in kinds}
+        endings = {ending for ending, kind in Image.registered_extensions().items() if kind in kinds or kind == "MPO"}
         names = (path.relative_to(self.root) for path in self.root.rglob("*") if path.suffix.lower() in endings)
         self.names = sorted((str(name) for name in names if not _hidden(name)), key=_natural)
         if not self.names:
@@ -97,7 +97,7 @@ def _formats() -> list[str]:
 
 def _opened(content: bytes, ending: str) -> Image.Image:
     """An image whose header has been read; of bytes, so that no file stays open that is never decoded."""
-    kind = Image.registered_extensions()[ending]
+    kind = Image.registered_extensions()[ending].replace("MPO", "JPEG")  # which reads those too
     try:
         return Image.open(BytesIO(content), formats=[kind])  # asking every format takes as long as a small image
     except UnidentifiedImageError:
