@@ -2,6 +2,7 @@
 
 import os
 import re
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -10,10 +11,12 @@ from typing import Any, cast
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Subset
 
 from ddpm_data import DDPMDataModule, schedules
+from ddpm_data.policy import ImagePolicy
 from ddpm_data.sources import ImageFiles
 from tests.conftest import Recorder, trainer
 from tests.zoo import (
@@ -185,6 +188,27 @@ def test_everything_else_is_replaced_where_that_is_asked_for(
     assert "train: 1 of 40 images were bad" in capsys.readouterr().err
     shown = FILES[0]._replace(expected=LUMA if "channels" in bad.policy else COLOURS, policy=bad.policy)
     assert all(off(image, shown) <= shown.tolerance for image in recovered(datamodule, model))
+
+
+@pytest.mark.parametrize("bad", BAD, ids=lambda bad: bad.name)
+def test_setup_leaves_bad_items_to_be_replaced(bad: Bad, tmp_path: Path) -> None:
+    dataset = Subset(after_a_good_one(bad, tmp_path), [0, 1, 0, 0])
+    module(dataset, on_bad_item="replace", max_bad_fraction=0.25, **bad.policy).setup("fit")
+
+
+def test_a_small_part_has_neighbours_too(tmp_path: Path) -> None:
+    for seed in range(20):
+        items = [picture(COLOURS), None, picture(COLOURS), picture(COLOURS)]
+        datamodule = module(items, val=0.5, seed=seed, on_bad_item="replace", max_bad_fraction=1.0)
+        datamodule.setup("fit")
+        with warnings.catch_warnings(action="ignore", category=UserWarning):
+            list(datamodule.train_dataloader())
+            list(datamodule.val_dataloader())
+
+
+@pytest.mark.parametrize("size", [(1, 300_000), (300_000, 1)])
+def test_thin_images_take_no_memory_that_is_cropped_away(size: tuple[int, int]) -> None:
+    assert ImagePolicy(image_size=256, channels=3)(Image.new("L", size, 7)).unique().tolist() == [7]
 
 
 def test_too_many_bad_items_stop_the_run(tmp_path: Path) -> None:
