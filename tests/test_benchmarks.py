@@ -1,13 +1,17 @@
-"""What the benchmarks claim of CUDA devices: here by what the compiler reports, there by running them."""
+"""What the benchmarks claim of CUDA devices, here by the compiler's report, there by running them; and the fuzzer."""
 
 import importlib.util
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks.mutants import mutant
+from benchmarks.watched import Verdict, Worker, verdicts
 from tests.conftest import ROOT
+from tests.unwell import unwell
 
 
 def printed(*command: str) -> list[list[str]]:
@@ -35,3 +39,18 @@ def test_a_batch_is_one_kernel_after_a_tiny_one_for_its_steps() -> None:
 def test_the_transforms_benchmark_runs_on_a_cuda_device() -> None:
     pytest.importorskip("denoising_diffusion_pytorch", reason="pip install -e '.[bench]'")
     assert printed("benchmarks.transform", "--device", "cuda", "--quick")
+
+
+def test_the_fuzzer_knows_which_file_a_process_died_or_hung_at(tmp_path: Path) -> None:
+    pool = [Worker(tmp_path, unwell)]
+    found = dict(verdicts(pool, range(8), lambda: Worker(tmp_path, unwell), limit=0.5))
+    pool[0].process.kill()
+    assert found.pop(3) == Verdict("crashes", "the process ended with status -11")
+    assert found.pop(5).column == "hangs"
+    assert found == dict.fromkeys((0, 1, 2, 4, 6, 7), Verdict("images"))
+
+
+def test_the_same_number_is_the_same_damage_and_most_numbers_do_some() -> None:
+    files = [mutant(number) for number in range(200)]
+    assert files == [mutant(number) for number in range(200)]
+    assert len({content for _, content in files}) > 190
