@@ -1,8 +1,8 @@
 """The array behind a dataset, where there is one: whole batches are gathered from it at once, with no call an item."""
 
 import warnings
-from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
@@ -67,9 +67,11 @@ class Stacks(NamedTuple):
         return isinstance(conditions, Tensor) and same(kept, conditions) and same(self.images.gather(indices), images)
 
 
-def stacks_behind(dataset: object, image_key: ItemKey | None, condition: ItemKey | None) -> Stacks | None:
+def stacks_behind(
+    dataset: object, image_key: ItemKey | None, condition: ItemKey | None, channels_first: bool
+) -> Stacks | None:
     """The arrays that a dataset's items are cut from, if all that is wanted of them is in one."""
-    images = stack_behind(dataset, image_key)
+    images = stack_behind(dataset, image_key, channels_first)
     conditions = None if condition is None else conditions_behind(dataset, condition)
     return None if images is None or (condition is not None and conditions is None) else Stacks(images, conditions)
 
@@ -79,26 +81,26 @@ def same(some: Tensor | Sequence[Tensor], others: Tensor | Sequence[Tensor]) -> 
     return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(some, others, strict=True))
 
 
-def stack_behind(dataset: object, image_key: ItemKey | None) -> Stack | None:
+def stack_behind(dataset: object, image_key: ItemKey | None, channels_first: bool = False) -> Stack | None:
     """The array that a dataset's images are cut from, if it is one of the kinds known to do nothing else to them.
 
     These are tensors and NumPy arrays themselves, ``TensorDataset``, torchvision's datasets that keep their images in
     ``data`` and were given no ``transform``, subsets of all these, and datasets with a :class:`Stack` of their own, as
-    ``stack``.
+    ``stack``, or a dict of tensors, as ``columns``.
     """
     own = getattr(dataset, "stack", None)
     if isinstance(own, Stack):
         return own
     if inner := _inner(dataset):
-        stack = stack_behind(inner.dataset, image_key)
+        stack = stack_behind(inner.dataset, image_key, channels_first)
         return stack.subset(inner.indices) if stack else None
     if isinstance(dataset, Tensor | np.ndarray):
-        return _stack(dataset)
-    if tensors := _tensors(dataset):
-        found = [tensor for i, tensor in enumerate(tensors) if image_key in (i, None) and tensor.dim() in (3, 4)]
-        return _stack(found[0]) if len(found) == 1 else None
-    if _is_torchvisions(dataset) and image_key in (None, 0):
-        return _stack(getattr(dataset, "data", None)) if getattr(dataset, "transform", None) is None else None
+        return _stack(dataset, channels_first)
+    if columns := _columns(dataset):
+        found = [column for key, column in columns.items() if image_key in (key, None) and column.dim() in (3, 4)]
+        return _stack(found[0], channels_first) if len(found) == 1 else None
+    if _is_torchvisions(dataset) and image_key in (None, 0) and getattr(dataset, "transform", None) is None:
+        return _stack(getattr(dataset, "data", None), channels_first)
     return None
 
 
@@ -107,8 +109,8 @@ def conditions_behind(dataset: object, key: ItemKey) -> Stack | None:
     if inner := _inner(dataset):
         stack = conditions_behind(inner.dataset, key)
         return stack.subset(inner.indices) if stack else None
-    if (tensors := _tensors(dataset)) and key in range(len(tensors)):
-        return Stack(tensors[int(key)].detach())
+    if key in (columns := _columns(dataset)):
+        return Stack(columns[key].detach())
     if _is_torchvisions(dataset) and key == 1 and getattr(dataset, "target_transform", None) is None:
         targets = getattr(dataset, "targets", None)
         return Stack(torch.as_tensor(targets)) if isinstance(targets, list | Tensor) and len(targets) else None
@@ -120,10 +122,12 @@ def _inner(dataset: object) -> Subset[object] | None:
     return dataset if isinstance(dataset, Subset) and is_plain else None
 
 
-def _tensors(dataset: object) -> tuple[Tensor, ...]:
+def _columns(dataset: object) -> Mapping[ItemKey, Tensor]:
     if isinstance(dataset, TensorDataset) and type(dataset).__getitem__ is TensorDataset.__getitem__:
-        return dataset.tensors
-    return ()
+        return dict(enumerate(dataset.tensors))
+    own = getattr(dataset, "columns", None)
+    is_column = isinstance(own, dict) and all(isinstance(column, Tensor) for column in own.values())
+    return cast(Mapping[ItemKey, Tensor], own) if is_column else {}
 
 
 def _is_torchvisions(dataset: object) -> bool:
@@ -131,7 +135,7 @@ def _is_torchvisions(dataset: object) -> bool:
     return getattr(method, "__module__", "").startswith("torchvision.datasets.")
 
 
-def _stack(array: object) -> Stack | None:
+def _stack(array: object, channels_first: bool) -> Stack | None:
     if isinstance(array, np.ndarray) and array.dtype.isnative and min(array.strides, default=-1) >= 0:
         with warnings.catch_warnings(action="ignore"):  # of arrays that must not be written to: nothing here writes
             try:
@@ -147,5 +151,5 @@ def _stack(array: object) -> Stack | None:
         return None
     if values.dim() == 3:
         return Stack(values[:, None])
-    channels_last = channels_come_last(values.shape[1:], isinstance(array, np.ndarray))
+    channels_last = not channels_first and channels_come_last(values.shape[1:], isinstance(array, np.ndarray))
     return Stack(values.permute(0, 3, 1, 2) if channels_last else values)

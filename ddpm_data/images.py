@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from ddpm_data.arrays import MapDataset, same, stacks_behind
+from ddpm_data.arrays import MapDataset, Stacks, same, stacks_behind
 from ddpm_data.conditions import collated
 from ddpm_data.faults import BAD, Fault, named, of_small, same_shape
 from ddpm_data.items import ItemKey, find_condition
@@ -84,7 +84,7 @@ class Images(Dataset[Tensor]):
         self.cache = cache
         self.is_stored = False  # whether an array holds the images as they are wanted; known once they are checked
         self.bytes_an_image = 0  # in a batch; known once they are checked
-        self._stacks = stacks_behind(dataset, policy.image_key, condition)
+        self._stacks = self._found_stacks()
 
     def __len__(self) -> int:
         return len(self.dataset) if self.part is None else len(self.part)
@@ -205,8 +205,10 @@ class Images(Dataset[Tensor]):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        has_stacks = state["_stacks"]
-        self._stacks = stacks_behind(self.dataset, self.policy.image_key, self.condition) if has_stacks else None
+        self._stacks = self._found_stacks() if state["_stacks"] else None
+
+    def _found_stacks(self) -> Stacks | None:
+        return stacks_behind(self.dataset, self.policy.image_key, self.condition, self.policy.channels_first)
 
     def _fetched(self, indices: Sequence[int]) -> list[Any]:
         """Items that the dataset gives all at once; nothing where it does not, or where one of them is bad."""

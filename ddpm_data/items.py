@@ -9,30 +9,36 @@ from PIL import Image
 from torch import Tensor
 
 ItemKey = int | str  # a place in a tuple, or a key in a dict
+_WANTED = ("a PIL image, a tensor or array of 2 or 3 dimensions", "a tensor or array of 4 dimensions")
 Raw = Image.Image | Tensor | np.ndarray[Any, Any]
 
 
-def find_image(item: object, key: ItemKey | None) -> Raw:
+def find_image(item: object, key: ItemKey | None, batched: bool = False) -> Raw:
     """The image in a dataset's item: the item itself, or the value at ``key``, or the only image-like value.
+
+    Args:
+        item: What the dataset gave.
+        key: Place in a tuple, or key in a dict.
+        batched: Whether it is a batch of items, and its image a batch of images.
 
     Raises:
         TypeError: There is none.
         ValueError: There are several, or none at ``key``.
     """
-    if _is_image(item):
+    if _is_image(item, batched):
         return item
     values = _parts(item)
     if values is None:
         raise TypeError(
-            f"an item is a {_describe(item)}; a PIL image, a tensor or array of 2 or 3 dimensions, or a tuple or dict "
-            "that holds one is needed. Change `dataset`, or wrap it so that it returns the image."
+            f"an item is a {_describe(item)}; {_WANTED[batched]}, or a tuple or dict that holds one, is needed. Change "
+            "`dataset`, or wrap it so that it returns the image."
         )
     parts = _listed(values)
     if key is not None:
-        if key in values and _is_image(value := values[key]):
+        if key in values and _is_image(value := values[key], batched):
             return value
         raise ValueError(f"there is no image at {key!r}; the item holds {parts}. Change `dataset.image_key`.")
-    found = [value for value in values.values() if _is_image(value)]
+    found = [value for value in values.values() if _is_image(value, batched)]
     if not found:
         raise TypeError(f"the item holds no image, but {parts}. Change `dataset`, so that an item holds one.")
     if len(found) > 1:
@@ -98,8 +104,10 @@ def _listed(values: Mapping[Any, object]) -> str:
     return ", ".join(f"{name!r}: {_describe(value)}" for name, value in values.items())
 
 
-def _is_image(value: object) -> TypeGuard[Raw]:
-    return isinstance(value, Image.Image) or (isinstance(value, Tensor | np.ndarray) and value.ndim in (2, 3))
+def _is_image(value: object, batched: bool) -> TypeGuard[Raw]:
+    if isinstance(value, Tensor | np.ndarray):
+        return value.ndim == 4 if batched else value.ndim in (2, 3)
+    return isinstance(value, Image.Image) and not batched
 
 
 def _describe(value: object) -> str:

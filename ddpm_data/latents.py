@@ -91,6 +91,8 @@ class LatentPolicy:
         image_key: Place in a tuple, or key in a dict, where an item holds its latent, or the latent's mean.
     """
 
+    channels_first = True
+
     def __init__(self, latents: Latents, image_key: ItemKey | None = None) -> None:
         self.std_key = latents.std_key
         self.channels_of = [len(value) for value in (latents.scale, latents.shift) if isinstance(value, tuple)]

@@ -16,6 +16,7 @@ from ddpm_data.faults import Loaded, Tally
 from ddpm_data.images import Images
 from ddpm_data.iterables import Arrivals, IterableImages, PositionedItems
 from ddpm_data.philox import Key, Purpose, key_from, words
+from ddpm_data.ready import PositionedBatches, ReadyBatches
 from ddpm_data.stream import EvalSampler, Request, StreamSampler
 from ddpm_data.types import About, Examples, Stage
 
@@ -23,6 +24,7 @@ from ddpm_data.types import About, Examples, Stage
 # threads do so when they let go of a collective's tensors; a moment later they are done. benchmarks/forks.py counts.
 _MOMENT = 0.01 if sys.version_info < (3, 11, 10) else 0.0  # seconds
 
+AnyImages = Images | IterableImages | ReadyBatches
 _SHARED = Path("/dev/shm")  # where Linux has it
 
 
@@ -61,6 +63,8 @@ class StreamLoader(DataLoader[Loaded]):
     def __iter__(self) -> Iterator[Examples]:  # type: ignore[override]  # any iterator will do for every caller
         if self.num_workers and distributed.is_available() and distributed.is_initialized():
             time.sleep(_MOMENT)
+        if self.arrivals and isinstance(self.dataset, PositionedBatches):
+            self.dataset.set_epoch(self.arrivals.epoch())
         batches = self._counted(super().__iter__())
         yield from self.arrivals.placed(batches, self.num_workers) if self.arrivals else batches
 
@@ -171,7 +175,7 @@ class Loading:
 
     def loader(
         self,
-        images: Images | IterableImages,
+        images: AnyImages,
         stage: Stage,
         order: StreamSampler | EvalSampler | Arrivals,
         world: tuple[int, int],
@@ -193,24 +197,28 @@ class Loading:
         Raises:
             ValueError: The batches that workers have ready would not fit into shared memory.
         """
-        dataset: Positioned | PositionedItems
+        dataset: Positioned | PositionedItems | PositionedBatches
+        num_workers = self.num_workers
         if isinstance(images, Images):
             self._check_shared(images)
             crops = stage == "train" and getattr(images.policy, "crop", "center") == "random"
             dataset = Positioned(images, stage, key_from(seed) if crops else None)
+        elif isinstance(images, ReadyBatches):
+            images.check(world[0])
+            dataset, num_workers = PositionedBatches(images, stage, *world), 0  # it may have workers of its own
         else:
             dataset = PositionedItems(images, stage, self.batch_size, self.drop_last and stage == "train", *world)
         loader = StreamLoader(
             dataset,
             batch_size=None,  # the sampler, or the dataset, makes whole batches
             sampler=None if isinstance(order, Arrivals) else order,
-            num_workers=self.num_workers,
-            prefetch_factor=self.prefetch_factor,
-            persistent_workers=self.persistent_workers and self.num_workers > 0,
-            multiprocessing_context=self.multiprocessing_context,
+            num_workers=num_workers,
+            prefetch_factor=self.prefetch_factor if num_workers else None,
+            persistent_workers=self.persistent_workers and num_workers > 0,
+            multiprocessing_context=self.multiprocessing_context if num_workers else None,
             generator=torch.Generator().manual_seed((seed + world[1]) % 2**63),  # else drawn from the global one
             pin_memory=pin_memory,
-            timeout=self.timeout if self.num_workers else 0,
+            timeout=self.timeout if num_workers else 0,
         )
         loader.arrivals = order if isinstance(order, Arrivals) else None
         length = -(-len(images) // world[0]) if isinstance(images, Images) else None

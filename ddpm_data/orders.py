@@ -3,8 +3,8 @@
 import lightning as L
 
 from ddpm_data.images import Images
-from ddpm_data.iterables import Arrivals, IterableImages
-from ddpm_data.loading import Loading
+from ddpm_data.iterables import Arrivals
+from ddpm_data.loading import AnyImages, Loading
 from ddpm_data.philox import Key
 from ddpm_data.resume import Resume
 from ddpm_data.stream import EvalSampler, StreamSampler
@@ -14,7 +14,7 @@ Order = StreamSampler | EvalSampler | Arrivals
 
 
 def train_order(
-    images: Images | IterableImages, loading: Loading, key: Key, about: dict[str, int], trainer: L.Trainer | None
+    images: AnyImages, loading: Loading, key: Key, about: dict[str, int], trainer: L.Trainer | None
 ) -> tuple[Order, Resume]:
     """The training stream's order, and what keeps its place in checkpoints.
 
@@ -39,7 +39,7 @@ def train_order(
     return order, resume
 
 
-def eval_order(images: Images | IterableImages, loading: Loading, trainer: L.Trainer | None) -> Order:
+def eval_order(images: AnyImages, loading: Loading, trainer: L.Trainer | None) -> Order:
     """The order of a validation, test or prediction set, the same each time."""
     world_size, rank = world_of(trainer)
     if isinstance(images, Images):

@@ -20,6 +20,7 @@ class Policy(Protocol):
     """How items become what is noised: :class:`ImagePolicy`, or :class:`~ddpm_data.latents.LatentPolicy`."""
 
     image_key: ItemKey | None
+    channels_first: bool  # whether an array's channels come first; else its shape is looked at
 
     def pixels(self, item: object, /) -> Tensor:
         """The item's values as they are, shape ``(channels, height, width)``."""
@@ -58,6 +59,8 @@ class ImagePolicy:
         TypeError: An argument is of the wrong type.
         ValueError: It has no possible value.
     """
+
+    channels_first = False
 
     def __init__(
         self,

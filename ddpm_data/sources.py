@@ -4,9 +4,11 @@ import re
 from bisect import bisect_right
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, UnidentifiedImageError
+from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 from ddpm_data.decoding import unreadable
@@ -57,6 +59,53 @@ class ImageFiles(Dataset[Image.Image]):
             raise unreadable(path, error) from error
         image.filename = str(path)  # type: ignore[attr-defined]  # PIL's files have one, for errors to name
         return image
+
+
+class TensorFile(Dataset[dict[str, Tensor]]):
+    """Rows of the tensors in a ``.safetensors`` file, mapped into memory: latents with their labels, say.
+
+    Items are dicts with a row of each tensor.
+
+    Args:
+        path: The file; all its tensors are of one length.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ImportError: The package safetensors is missing.
+        ValueError: It is no such file, or its tensors differ in length.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        try:
+            from safetensors import SafetensorError
+            from safetensors.torch import load_file
+        except ImportError as error:
+            raise ImportError(".safetensors files need safetensors: pip install 'ddpm-data[latents]'") from error
+        self.path = Path(path).expanduser()
+        if not self.path.is_file():
+            raise FileNotFoundError(f"TensorFile: there is no file {self.path.absolute()}. Change `dataset.path`.")
+        try:
+            self.columns: dict[str, Tensor] = load_file(self.path)
+        except SafetensorError as error:
+            raise ValueError(
+                f"TensorFile: {self.path} is no safetensors file: {error}. Change `dataset.path`."
+            ) from error
+        shapes = {name: tuple(column.shape) for name, column in self.columns.items()}
+        if len({shape[:1] for shape in shapes.values()} | {()}) != 2:
+            raise ValueError(
+                f"TensorFile: the tensors of {self.path} are {shapes}; each needs a row for every item. Change "
+                "`dataset.path`."
+            )
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {name: column[index] for name, column in self.columns.items()}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A worker maps the file itself instead of being sent its content."""
+        return TensorFile, (self.path,)
 
 
 def digits() -> TensorDataset:

@@ -13,10 +13,11 @@ from ddpm_data.cache import Cache, cached
 from ddpm_data.images import Images
 from ddpm_data.items import ItemKey
 from ddpm_data.iterables import IterableImages
-from ddpm_data.loading import Loading
+from ddpm_data.loading import AnyImages, Loading
 from ddpm_data.permutation import Part
 from ddpm_data.philox import Key
 from ddpm_data.policy import Policy
+from ddpm_data.ready import ReadyBatches
 from ddpm_data.types import Stage
 
 SomeDataset = MapDataset | Iterable[object]
@@ -69,7 +70,7 @@ class Splits:
         self._sources = {stage: _source(stage, given) for stage, given in sources.items() if _is_given(stage, given)}
         self._built: dict[Stage, SomeDataset] = {}
         self._caches: dict[Stage, Cache] = {}
-        self._images: dict[Stage, Images | IterableImages] = {}
+        self._images: dict[Stage, AnyImages] = {}
 
     def prepare(self, stages: Iterable[Stage]) -> None:
         """Call every factory, for what it downloads, and decode what some stages need into the cache.
@@ -87,7 +88,7 @@ class Splits:
         """Whether there is a set for this stage."""
         return stage in self._sources or (stage == "val" and self.fraction is not None)
 
-    def open(self, stage: Stage) -> Images | IterableImages:
+    def open(self, stage: Stage) -> AnyImages:
         """Build one stage's images and look at some of them, which an iterable source does not allow.
 
         Raises:
@@ -96,7 +97,7 @@ class Splits:
         """
         whole = self._whole(stage)
         dataset, cache = self._dataset(whole), self._cache(whole)
-        images: Images | IterableImages
+        images: AnyImages
         if not _is_map_style(dataset):
             images = self._iterable(stage, dataset)
         else:
@@ -129,7 +130,7 @@ class Splits:
             self._caches[stage] = cached(images, self.cache_dir, self.loading)
         return self._caches.get(stage)
 
-    def images(self, stage: Stage) -> Images | IterableImages:
+    def images(self, stage: Stage) -> AnyImages:
         """What :meth:`open` has built.
 
         Raises:
@@ -152,7 +153,7 @@ class Splits:
     def _is_part(self, stage: Stage) -> bool:
         return self.fraction is not None and stage in ("train", "val")
 
-    def _iterable(self, stage: Stage, dataset: SomeDataset) -> IterableImages:
+    def _iterable(self, stage: Stage, dataset: SomeDataset) -> IterableImages | ReadyBatches:
         if self._is_part(stage):
             raise ValueError(
                 f"val={self.fraction}: a {type(dataset).__name__} gives its items in an order of its own, so none can "
@@ -163,6 +164,8 @@ class Splits:
                 f"crop='random': a {type(dataset).__name__} gives its items in an order of its own, and a crop is "
                 "picked by the place in the stream. Crop in the dataset, or change `dataset.crop`."
             )
+        if isinstance(dataset, DataLoader):
+            return ReadyBatches(dataset, self.policy, stage, self.condition)
         return IterableImages(
             cast(Iterable[object], dataset), self.policy, stage, self.condition, self.loading.replaces
         )
@@ -219,8 +222,6 @@ def _checked(name: str, dataset: object) -> SomeDataset:
     if isinstance(dataset, Mapping):
         keys = ", ".join(map(repr, dataset))
         raise TypeError(f"{name} is a {kind} of {keys}: give one of its datasets, `dataset.{name}`.")
-    if isinstance(dataset, DataLoader):
-        raise TypeError(f"{name} is a {kind}, but DDPMDataModule makes its own: give its dataset, `dataset.{name}`.")
     if isinstance(dataset, Iterator):
         raise TypeError(
             f"{name} is a {kind}, which can be gone through once: there would be no second epoch. Give an "

@@ -19,7 +19,11 @@ from tests.conftest import ROOT
 from train_stub import DDPM, check
 
 CONF = ROOT / "conf"
-NEEDS = {"image_folder": ["dataset.root=images"], "base": ["dataset.train=[]"]}
+NEEDS = {
+    "image_folder": ["dataset.root=images"],
+    "latents": ["dataset.path=latents.safetensors"],
+    "base": ["dataset.train=[]"],
+}
 
 
 def composed(*overrides: str, output_dir: str | Path = "outputs") -> DictConfig:

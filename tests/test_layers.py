@@ -16,7 +16,7 @@ LAYERS = [
     {"latents", "images", "compiling"},
     {"fused"},
     {"transform", "stream"},
-    {"iterables", "resume", "trainers"},
+    {"iterables", "ready", "resume", "trainers"},
     {"loading", "fingerprint", "columns"},
     {"cache", "orders"},
     {"splits"},
