@@ -141,6 +141,7 @@ def path_of(dataset: object, index: int) -> str | None:
 
 
 def _formats() -> list[str]:
+    Image.init()  # else there are only those that something else happens to have imported
     return [kind for kind in Image.OPEN if kind not in _NOT_READ]
 
 

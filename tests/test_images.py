@@ -1,6 +1,8 @@
 """Items of every container and kind become the uint8 CHW images their policy says."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from ddpm_data.permutation import Part
 from ddpm_data.philox import key_from
 from ddpm_data.policy import ImagePolicy
 from ddpm_data.sources import ImageFiles, digits
-from tests.conftest import uint8_images
+from tests.conftest import ROOT, uint8_images
 
 COLOUR = uint8_images(1, 3, 8, 6)[0]
 GREY = uint8_images(1, 1, 8, 6)[0]
@@ -354,6 +356,9 @@ def test_a_folder_is_read_flat_and_nested_in_natural_order(folder: Path) -> None
     assert files.names == ["1.png", "2.png", "10.png", "cats/a.jpg", "cats/B.PNG"]
     assert [picture.size for picture in files] == [(40, 30), (30, 40), (32, 32), (64, 48), (9, 9)]  # type: ignore[attr-defined]
     assert ImageFiles(str(folder)).names == files.names
+    code = f"from ddpm_data.sources import ImageFiles; print(*ImageFiles({str(folder)!r}).names)"
+    fresh = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert fresh.stdout.split() == files.names  # in a process that has not yet opened or saved an image
 
 
 def test_a_wrong_ending_is_no_matter(tmp_path: Path) -> None:
