@@ -24,7 +24,7 @@ def test_the_two_set_up_commands_stand_verbatim() -> None:
     assert len(PYTHON) == 3
 
 
-@pytest.mark.parametrize("block", PYTHON, ids=["lightning", "by hand", "plain"])
+@pytest.mark.parametrize("block", PYTHON, ids=["lightning", "by hand", "conditions", "plain"])
 def test_python_blocks_run_from_anywhere(block: str, tmp_path: Path) -> None:
     script = tmp_path / "block.py"
     script.write_text(block)
