@@ -21,7 +21,7 @@ def test_the_two_set_up_commands_stand_verbatim() -> None:
     assert COMMANDS.count("pip install -e '.[demo]' && python train_stub.py") == 1
     assert COMMANDS.count("pip install -e '.[test]' && pytest") == 1
     assert len(JOBS) == 7
-    assert len(PYTHON) == 3
+    assert len(PYTHON) == 4
 
 
 @pytest.mark.parametrize("block", PYTHON, ids=["lightning", "by hand", "conditions", "plain"])

@@ -72,7 +72,7 @@ def test_a_cache_with_code_in_it_is_not_loaded(tmp_path: Path) -> None:
     digest = blake2b(path.read_bytes()).hexdigest()
     about["files"] = [{"bytes": path.stat().st_size, "modified": path.stat().st_mtime_ns, "blake2b": digest}]
     path.with_suffix(".json").write_text(json.dumps(about))
-    with pytest.raises(ValueError, match=r"allow_pickle=False"):
+    with pytest.raises(ValueError, match="Python objects"):
         module(cache_dir=tmp_path / "cache").prepare_data()
     assert not (tmp_path / "gone off").exists()
 
