@@ -169,11 +169,13 @@ class DDPM(L.LightningModule):
 
 
 def draw(model: DDPM, datamodule: DDPMDataModule, folder: Path, samples: int, seed: int) -> None:
-    """Write the three pictures into the run's folder."""
+    """Write the three pictures into the run's folder; of latents, which cannot be looked at, the schedule's alone."""
+    plots.schedule_curves(datamodule.transform.process, folder / "schedule.png")
+    if datamodule.transform.latents is not None:
+        return
     batches = itertools.islice(datamodule.train_dataloader(), -(-samples // datamodule.batch_size))
     real = torch.cat([batch.images for batch in batches])[:samples]
     plots.noising_strip(datamodule.transform.process, real[:8], folder / "noising.png")
-    plots.schedule_curves(datamodule.transform.process, folder / "schedule.png")
     drawn = model.sample((samples, *real.shape[1:]), seed)
     plots.samples_beside(drawn, real, folder / "samples.png")
 
@@ -210,6 +212,8 @@ def main(cfg: DictConfig) -> float:
     datamodule: DDPMDataModule = instantiate(cfg.datamodule)
     L.seed_everything(cfg.seed % 2**32, workers=True)  # NumPy's limit; for the network's first weights only
     model: DDPM = instantiate(cfg.model)
+    if isinstance(model, DDPM) and datamodule.splits.condition is not None:
+        raise ValueError("this U-Net takes no condition. Leave `dataset.condition` null, or give a `model` that does.")
     trainer: L.Trainer = instantiate(
         cfg.trainer,
         callbacks=list(instantiate(cfg.callbacks).values()),
