@@ -19,7 +19,14 @@ from tests.conftest import ROOT
 from train_stub import DDPM, check
 
 CONF = ROOT / "conf"
-NEEDS = {"image_folder": ["dataset.root=images"], "base": ["dataset.train=[]"]}
+NEEDS = {
+    "image_folder": ["dataset.root=images"],
+    "base": ["dataset.train=[]"],
+    "arrays": ["dataset.path=images.npy"],
+    "huggingface": ["dataset.path=images"],
+    "webdataset": ["dataset.shards=a.tar"],
+    "litdata": ["dataset.root=chunks"],
+}
 
 
 def composed(*overrides: str, output_dir: str | Path = "outputs") -> DictConfig:
