@@ -1,10 +1,12 @@
 """Sources that give their items in an order of their own: images, places of their own, and taking them up again.
 
-Such a source (an ``IterableDataset``, a streamed or sharded set) splits itself over processes and workers and decides
-which image comes when; the stream decides the rest. An item's position is ``epoch * EPOCH + (c * R + r) * W + w``, for
-the c-th item of worker w of W on process r of R: no two items share one, but it depends on R and W.
+Such a source (an ``IterableDataset``, a streamed or sharded set) decides which image comes when; the stream decides the
+rest. It is split over processes and workers by itself or by :mod:`ddpm_data.streaming`. An item's position is
+``epoch * EPOCH + (c * R + r) * W + w``, for the c-th item of worker w of W on process r of R: no two items share one,
+but it depends on R and W.
 """
 
+import copy
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from hashlib import blake2b
@@ -20,6 +22,7 @@ from ddpm_data.faults import Fault, Loaded, named, same_shape
 from ddpm_data.items import ItemKey, find_condition
 from ddpm_data.policy import Policy
 from ddpm_data.stream import ENDLESS, Cuts, Epochs
+from ddpm_data.streaming import Share, shared
 from ddpm_data.types import About, Examples, Stage
 
 EPOCH = 2**40 + 15  # a prime: more places than any epoch has, and epochs that differ in low-discrepancy t
@@ -93,6 +96,12 @@ class IterableImages:
             yield item
             count += 1
 
+    def of(self, share: Share) -> "IterableImages":
+        """What one process reads in one epoch."""
+        images = copy.copy(self)
+        images.source = shared(self.source, share)
+        return images
+
 
 class PositionedItems(IterableDataset[Loaded]):
     """Batches of a source's images with their places, as one process or one of its workers sees them.
@@ -115,12 +124,18 @@ class PositionedItems(IterableDataset[Loaded]):
         self.drop_last = drop_last
         self.world_size = world_size
         self.rank = rank
+        self._epoch = torch.zeros((), dtype=torch.int64)
+        self._epoch.share_memory_()  # type: ignore[no-untyped-call]  # torch's; so that workers that stay hear of it
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch is to come, before workers begin it."""
+        self._epoch.fill_(epoch)
 
     def __iter__(self) -> Iterator[Loaded]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         first, step = self.rank * workers + worker, self.world_size * workers
-        entries = iter(self.images)
+        entries = iter(self.images.of(Share(int(self._epoch), self.world_size, self.rank)))
         for start in itertools.count(0, self.batch_size):
             batch = list(itertools.islice(entries, self.batch_size))
             if not batch or (self.drop_last and len(batch) < self.batch_size):

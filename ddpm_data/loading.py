@@ -63,7 +63,7 @@ class StreamLoader(DataLoader[Loaded]):
     def __iter__(self) -> Iterator[Examples]:  # type: ignore[override]  # any iterator will do for every caller
         if self.num_workers and distributed.is_available() and distributed.is_initialized():
             time.sleep(_MOMENT)
-        if self.arrivals and isinstance(self.dataset, PositionedBatches):
+        if self.arrivals and isinstance(self.dataset, PositionedItems | PositionedBatches):
             self.dataset.set_epoch(self.arrivals.epoch())
         batches = self._counted(super().__iter__())
         yield from self.arrivals.placed(batches, self.num_workers) if self.arrivals else batches

@@ -1,18 +1,22 @@
-"""Datasets of our own: a folder of images, and the offline digits of the main job."""
+"""Datasets of our own: a folder of images, a file of arrays, and the offline digits of the main job."""
 
 import re
 from bisect import bisect_right
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, is_zipfile
 
+import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
+from ddpm_data.arrays import Stack, stack_behind
 from ddpm_data.decoding import unreadable
 
+Array = np.ndarray[Any, Any]
 # EPS is a program, which PIL has Ghostscript run; of the others it reads no pixels by itself.
 _NOT_READ = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"}
 
@@ -108,6 +112,49 @@ class TensorFile(Dataset[dict[str, Tensor]]):
         return TensorFile, (self.path,)
 
 
+class ArrayFile(Dataset[Array]):
+    """Images of one shape in a NumPy file: ``.npy``, mapped into memory, or an array of an ``.npz``, read into it.
+
+    Of an item's three axes the channels are the first or the last, as :func:`~ddpm_data.items.pixels` has it.
+    Pickled objects in such a file are never loaded: loading them would run their code.
+
+    Args:
+        path: The file; its array has shape ``(count, height, width)``, or four axes with the channels first or last.
+        key: Which array of an ``.npz`` file; ``None`` takes the only one there is.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no NumPy file, holds pickled objects or no images, or ``key`` names none of its arrays.
+    """
+
+    def __init__(self, path: str | Path, key: str | None = None) -> None:
+        self.path = Path(path).expanduser()
+        self.key = key
+        self.array = _loaded(self.path, key)
+        if self.array.ndim not in (3, 4):
+            raise ValueError(
+                f"ArrayFile: {self.path} holds {self.array.dtype} of shape {self.array.shape}; images in one array "
+                "have shape (count, height, width), or four axes with the channels first or last. Change "
+                "`dataset.path` or `dataset.key`."
+            )
+
+    @property
+    def stack(self) -> Stack | None:
+        """The array, to gather whole batches from; ``None`` where torch does not have its dtype."""
+        return stack_behind(self.array, None)
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __getitem__(self, index: int) -> Array:
+        image: Array = self.array[index]
+        return image
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A worker opens the file itself instead of being sent its content."""
+        return ArrayFile, (self.path, self.key)
+
+
 def digits() -> TensorDataset:
     """The 1,797 handwritten digits that ship with scikit-learn (UCI; Alpaydin & Kaynak 1998), 8 x 8 pixels, grey.
 
@@ -124,6 +171,28 @@ def digits() -> TensorDataset:
     bunch = load_digits()
     images = torch.from_numpy(bunch.images)[:, None]  # float64, whole numbers 0 to 16
     return TensorDataset((images * (255 / 16)).round().to(torch.uint8), torch.from_numpy(bunch.target).long())
+
+
+def _loaded(path: Path, key: str | None) -> Array:
+    if not path.is_file():
+        raise FileNotFoundError(f"ArrayFile: there is no file {path.absolute()}. Change `dataset.path`.")
+    names: list[str] = []
+    try:
+        if is_zipfile(path):
+            with np.load(path, allow_pickle=False) as content:
+                names = content.files
+                if key in names or (key is None and len(names) == 1):
+                    return np.asarray(content[key or names[0]])
+        elif key is None:
+            return np.lib.format.open_memmap(path, mode="r")
+    except (ValueError, EOFError, BadZipFile) as error:
+        raise ValueError(
+            f"ArrayFile: {path} cannot be read as an array of numbers: {error} Pickled objects are never "
+            "loaded, as that would run whatever code is in them. Save the images by numpy.save, or change "
+            "`dataset.path`."
+        ) from error
+    held = f"the arrays {', '.join(names)}" if names else "one array without a name"
+    raise ValueError(f"ArrayFile(key={key!r}): {path} holds {held}. Say which: `dataset.key`.")
 
 
 def path_of(dataset: object, index: int) -> str | None:

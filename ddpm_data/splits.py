@@ -22,6 +22,11 @@ from ddpm_data.types import Stage
 
 SomeDataset = MapDataset | Iterable[object]
 Source = SomeDataset | Callable[[], SomeDataset]
+CONTRACT = (  # the README's lines
+    "A dataset has `__len__` and `__getitem__(index)`, and gives the same item for the same index, in every process;",
+    "or it has `__iter__`, which begins anew each time and gives what this process and this worker are to read.",
+    "An item is a PIL image, a tensor or array (CHW, HWC, or HW), or a tuple, list or dict that holds one.",
+)
 
 
 class Splits:
@@ -222,14 +227,14 @@ def _checked(name: str, dataset: object) -> SomeDataset:
     if isinstance(dataset, Mapping):
         keys = ", ".join(map(repr, dataset))
         raise TypeError(f"{name} is a {kind} of {keys}: give one of its datasets, `dataset.{name}`.")
-    if isinstance(dataset, Iterator):
+    if isinstance(dataset, Iterator) and not isinstance(dataset, IterableDataset):  # LitData's is both
         raise TypeError(
             f"{name} is a {kind}, which can be gone through once: there would be no second epoch. Give an "
             f"IterableDataset, or another object whose __iter__ begins anew: `dataset.{name}`."
         )
     if isinstance(dataset, bytes) or not (_is_map_style(dataset) or isinstance(dataset, Iterable)):
         raise TypeError(
-            f"{name} is a {kind}, not a dataset: __getitem__ and __len__ are needed, or at least __iter__. Give "
+            f"{name} is a {kind}, not a dataset. {' '.join(CONTRACT)} Give "
             f"such an object, or a function without arguments that returns one: `dataset.{name}`."
         )
     return cast(SomeDataset, dataset)

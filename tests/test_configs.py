@@ -23,6 +23,10 @@ NEEDS = {
     "image_folder": ["dataset.root=images"],
     "latents": ["dataset.path=latents.safetensors"],
     "base": ["dataset.train=[]"],
+    "arrays": ["dataset.path=images.npy"],
+    "huggingface": ["dataset.path=images"],
+    "webdataset": ["dataset.shards=a.tar"],
+    "litdata": ["dataset.root=chunks"],
 }
 
 

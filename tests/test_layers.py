@@ -12,7 +12,8 @@ from tests.conftest import ROOT
 LAYERS = [
     {"types", "checks", "decoding"},
     {"schedules", "philox", "items"},
-    {"process", "timesteps", "permutation", "sources", "policy", "arrays", "conditions", "faults"},
+    {"process", "timesteps", "permutation", "policy", "arrays", "conditions", "faults", "streaming"},
+    {"sources"},
     {"latents", "images", "compiling"},
     {"fused"},
     {"transform", "stream"},
@@ -76,18 +77,20 @@ def test_only_core_packages_are_imported_outright(path: Path) -> None:
 
 def test_a_missing_extra_is_named() -> None:
     code = """
-import sys, ddpm_data.sources
-sys.modules |= dict.fromkeys(["matplotlib.axes", "sklearn.datasets"])
-for use in (ddpm_data.sources.digits, lambda: __import__("ddpm_data.plots")):
+import sys, ddpm_data.sources, ddpm_data.streaming
+sys.modules |= dict.fromkeys(["matplotlib.axes", "sklearn.datasets", "webdataset.shardlists"])
+shards = lambda: ddpm_data.streaming.TarShards("a.tar")
+for use in (ddpm_data.sources.digits, lambda: __import__("ddpm_data.plots"), shards):
     try:
         use()
     except ImportError as error:
         print(error)
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    digits, pictures = result.stdout.splitlines()
+    digits, pictures, shards = result.stdout.splitlines()
     assert "ddpm-data[demo]" in digits
     assert "ddpm-data[plots]" in pictures
+    assert "ddpm-data[webdataset]" in shards
 
 
 def test_files_stay_small() -> None:

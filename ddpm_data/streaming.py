@@ -1,0 +1,165 @@
+"""Sources of streaming libraries: what each process reads of them in which epoch, and tar shards for WebDataset."""
+
+import json
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlparse
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import IterableDataset, get_worker_info
+
+from ddpm_data import checks
+
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # not EPS, for which PIL would start Ghostscript
+
+
+class Share(NamedTuple):
+    """What one process is to read of a source.
+
+    Attributes:
+        epoch: Which order, of a source that has several.
+        world_size: How many processes there are.
+        rank: Which of them this is.
+    """
+
+    epoch: int
+    world_size: int
+    rank: int
+
+
+def shared(source: Iterable[object], share: Share) -> Iterable[object]:
+    """A source as one process reads it in one epoch; over its workers, the source splits that itself.
+
+    Streamed sets of Hugging Face's ``datasets`` and :class:`TarShards` are split over processes here. LitData finds its
+    process itself, when it is made, and is asked what it found. All others are taken to split themselves. Whatever has
+    a ``set_epoch`` is told the epoch.
+
+    Raises:
+        ValueError: The source is split already, or takes itself for another process's.
+    """
+    if isinstance(source, TarShards):
+        return source.samples(share)
+    kind = type(source).__name__
+    if _is_hugging_face(source):
+        from datasets.distributed import split_dataset_by_node
+
+        if getattr(source, "_distributed", None) is not None:
+            raise ValueError(
+                f"the {kind} has been split over processes already, and would be a second time: most of it would "
+                "never be seen. Give it whole, without split_dataset_by_node: `dataset`."
+            )
+        source = split_dataset_by_node(source, rank=share.rank, world_size=share.world_size)
+    found = getattr(source, "distributed_env", None)  # LitData's
+    if found is not None and (found.world_size, found.global_rank) != (share.world_size, share.rank):
+        raise ValueError(
+            f"the {kind} takes itself for process {found.global_rank} of {found.world_size}, and this is process "
+            f"{share.rank} of {share.world_size}: it was made before the processes were, and some images "
+            "would come twice. Give a function that makes it, which is called when they are there; in the configs "
+            "`_partial_: true`."
+        )
+    set_epoch = getattr(source, "set_epoch", None)
+    if callable(set_epoch):
+        set_epoch(share.epoch)
+    return source
+
+
+class TarShards(IterableDataset[dict[str, object]]):
+    """Samples of tar files as WebDataset has them; an epoch gives each file to one worker of one process.
+
+    A sample is a dict of the files that share a name, by their endings. Images are PIL's, not yet decoded; ``cls``,
+    ``txt``, ``json`` and ``npy`` become what they say; all else stays bytes. Nothing is unpickled, as WebDataset's own
+    decoders do with ``.pyd``, ``.pickle`` and ``.pth``, which runs whatever code whoever wrote the file put there.
+
+    Args:
+        shards: Paths or URLs, in a list or in one string with braces: ``"shards/{000..099}.tar"``.
+        shuffle: Samples each worker keeps to draw from; the files' order is shuffled too. 0 leaves all in order.
+        seed: Of the shuffling, which is another each epoch and the same in each run.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        ImportError: The package webdataset is missing.
+        TypeError: A number is no whole number.
+        ValueError: There are no shards, or a number is negative.
+    """
+
+    def __init__(self, shards: str | Path | Sequence[str | Path], shuffle: int = 1000, seed: int = 0) -> None:
+        try:
+            from webdataset.shardlists import expand_urls
+        except ImportError as error:
+            raise ImportError("tar shards are read by webdataset: pip install 'ddpm-data[webdataset]'") from error
+        given = [shards] if isinstance(shards, str | Path) else shards
+        self.shards: list[str] = [shard for part in given for shard in expand_urls(str(part))]
+        self.shuffle = checks.whole("TarShards", "dataset.train.shuffle", shuffle, 0)
+        self.seed = checks.whole("TarShards", "dataset.train.seed", seed, 0)
+        if not self.shards:
+            raise ValueError("TarShards([]): there is nothing to read. Change `dataset.shards`.")
+        for shard in self.shards:
+            address = urlparse(shard)
+            if address.scheme in ("", "file") and not Path(address.path).is_file():
+                raise FileNotFoundError(f"TarShards: there is no file {shard}. Change `dataset.shards`.")
+
+    def __iter__(self) -> Iterator[dict[str, object]]:
+        return self.samples(Share(0, 1, 0))
+
+    def samples(self, share: Share) -> Iterator[dict[str, object]]:
+        """The samples of one worker of a process.
+
+        Raises:
+            ValueError: There are fewer shards than workers of all processes, or a file's content is not what it says.
+        """
+        from webdataset import WebDataset
+
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        first, step = share.rank * workers + worker, share.world_size * workers
+        if len(self.shards) < step:
+            raise ValueError(
+                f"TarShards: {len(self.shards)} shard(s) cannot be shared out to {share.world_size} process(es) of "
+                f"{workers} worker(s): some would have none, and the others wait for them for ever. Lower "
+                "`loader.num_workers`, use fewer devices, or write more and smaller shards (`dataset.shards`)."
+            )
+        order = self.shards
+        if self.shuffle:
+            order = random.Random(f"{self.seed} {share.epoch}").sample(order, len(order))  # the same in every process
+        tar = WebDataset(order[first::step], nodesplitter=None, workersplitter=None, shardshuffle=False, seed=0)
+        buffered = tar.shuffle(self.shuffle, rng=random.Random(f"{self.seed} {share.epoch} {first}"))
+        return map(_read, buffered)
+
+
+def _read(sample: dict[str, object]) -> dict[str, object]:
+    return {
+        name: _field(f"{sample['__url__']}, {sample['__key__']}.{name}", name.rpartition(".")[2], value)
+        if isinstance(value, bytes)
+        else value
+        for name, value in sample.items()
+    }
+
+
+def _field(where: str, ending: str, content: bytes) -> object:
+    try:
+        if ending in _READERS:
+            return _READERS[ending](content)
+        if Image.registered_extensions().get(f".{ending}") not in _FORMATS:
+            return content
+        image = Image.open(BytesIO(content), formats=_FORMATS)
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"{where} cannot be read: {error}") from error
+    image.filename = where  # for errors to name
+    return image
+
+
+def _array(content: bytes) -> object:
+    return np.load(BytesIO(content), allow_pickle=False)
+
+
+_READERS: dict[str, Callable[[bytes], object]] = {"cls": int, "txt": bytes.decode, "json": json.loads, "npy": _array}
+
+
+def _is_hugging_face(source: object) -> bool:
+    """Of their streamed kind; looked up by name, so that nobody without such a set imports the package."""
+    name = ("datasets.iterable_dataset", "IterableDataset")
+    return any((kind.__module__, kind.__name__) == name for kind in type(source).__mro__)
