@@ -51,6 +51,33 @@ def test_hugging_face_sets_in_every_format(kind: str | None, images: Tensor) -> 
     assert served(module(hugging_face(images).with_format(kind))) == rows(images)
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("kind", [None, "torch"])
+def test_hugging_face_labels_and_captions_are_conditions(kind: str | None, streamed: bool) -> None:
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "label": datasets.ClassLabel(names=["even", "odd"]),
+            "caption": datasets.Value("string"),
+        }
+    )
+    columns = {
+        "image": [F.to_pil_image(image) for image in IMAGES],
+        "label": [n % 2 for n in range(20)],
+        "caption": [f"number {n}" for n in range(20)],
+    }
+    data = datasets.Dataset.from_dict(columns, features=features).with_format(kind)
+    data = data.to_iterable_dataset() if streamed else data
+    number = {image.numpy().tobytes(): n for n, image in enumerate(IMAGES)}
+    for condition, of in (("label", lambda n: n % 2), ("caption", lambda n: f"number {n}")):
+        dm = module(data, condition=condition)
+        dm.setup("fit")
+        for batch in dm.train_dataloader():
+            expected = [of(number[image.numpy().tobytes()]) for image in batch.images]
+            assert list(batch.about.condition) == expected
+
+
 def test_hugging_face_sets_are_asked_for_whole_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     data = hugging_face()
     asked, fetch = [], type(data).__getitems__
