@@ -25,7 +25,7 @@ from ddpm_data.columns import Column, fault_of, gathered, mapped, to_disk
 from ddpm_data.faults import Fault, differing
 from ddpm_data.fingerprint import fingerprint
 from ddpm_data.images import Batch, Images
-from ddpm_data.loading import Loading, StreamLoader
+from ddpm_data.loading import Loading, StreamLoader, cores
 from ddpm_data.stream import EvalSampler
 
 _FORMAT = 2  # raised whenever the same dataset and policy come to give other bytes, or the files another meaning
@@ -207,8 +207,7 @@ def _write(images: Images, path: Path, loading: Loading, columns: list[Column]) 
 
 
 def _loader(images: Images, loading: Loading) -> StreamLoader:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(loading.num_workers or cores, -(-len(images) // _BATCH))
+    workers = min(loading.num_workers or cores(), -(-len(images) // _BATCH))
     decoding = copy(loading)
     decoding.batch_size, decoding.num_workers = _BATCH, workers
     decoding.prefetch_factor, decoding.persistent_workers, decoding.drop_last = None, False, False

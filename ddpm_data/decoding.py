@@ -89,8 +89,8 @@ def decoded(image: Image.Image, fit: Fit | None, background: Colour, alpha: bool
     """
     try:
         if image.format == "TIFF":
-            image.load()  # PIL itself turns these, and takes the tag away
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1), _TURNS[1])
+            image.load()
+        turn = turn_of(image)
     except MemoryError:
         raise
     except Exception as error:  # PIL's decoders raise errors of many kinds on damaged files; few name the file
@@ -112,6 +112,17 @@ def decoded(image: Image.Image, fit: Fit | None, background: Colour, alpha: bool
         values = F.interpolate(values[None], scale_factor=scale, mode="bilinear", antialias=True)[0]
     values = values.transpose(1, 2) if turn.lies else values
     return values.flip(turn.axes) if turn.axes else values
+
+
+def turn_of(image: Image.Image) -> Turn:
+    """What its EXIF tag says; PIL turns TIFF files itself when it loads them, and takes the tag away."""
+    return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1), _TURNS[1])
+
+
+def is_transparent(image: Image.Image) -> bool:
+    """Whether it has an alpha channel, or a colour that stands for transparency."""
+    palette = getattr(image.palette, "mode", "")
+    return "A" in image.getbands() or "transparency" in image.info or palette.endswith("A")
 
 
 def unreadable(path: object, error: Exception) -> OSError:
@@ -155,7 +166,7 @@ def _opaque(image: Image.Image, background: Colour, alpha: bool) -> Image.Image:
     if image.mode in _PREMULTIPLIED:
         image = image.convert(_PREMULTIPLIED[image.mode])
     mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
-    if _is_transparent(image):
+    if is_transparent(image):
         # Converting alone would show the colours that transparency hides.
         clear = image.convert("RGBA")
         if alpha:
@@ -164,8 +175,3 @@ def _opaque(image: Image.Image, background: Colour, alpha: bool) -> Image.Image:
         image = Image.alpha_composite(Image.new("RGBA", clear.size, (*background, 255)), clear)
     mode = "RGBA" if alpha else mode
     return image if image.mode == mode else image.convert(mode)
-
-
-def _is_transparent(image: Image.Image) -> bool:
-    palette = getattr(image.palette, "mode", "")
-    return "A" in image.getbands() or "transparency" in image.info or palette.endswith("A")

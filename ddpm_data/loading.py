@@ -1,6 +1,7 @@
 """From a sampler's requests, or a source's own order, to batches: in this process or in workers."""
 
 import multiprocessing
+import os
 import shutil
 import sys
 import time
@@ -225,11 +226,15 @@ class Loading:
         loader.tally = Tally(stage, self.max_bad_fraction, length, report)
         return loader
 
+    def shared(self, bytes_an_image: int) -> int:
+        """Bytes of shared memory that the batches take which workers have ready."""
+        return self.num_workers * (self.prefetch_factor or 2) * self.batch_size * bytes_an_image
+
     def _check_shared(self, images: Images) -> None:
         """Workers hand batches over in shared memory; where it is full they die of a bus error."""
         if not self.num_workers or not _SHARED.is_dir():
             return
-        needed = self.num_workers * (self.prefetch_factor or 2) * self.batch_size * images.bytes_an_image
+        needed = self.shared(images.bytes_an_image)
         free = shutil.disk_usage(_SHARED).free
         if needed > free:
             raise ValueError(
@@ -238,6 +243,11 @@ class Loading:
                 "container: docker run --shm-size). Lower `loader.num_workers`, `loader.prefetch_factor` or "
                 "`loader.batch_size`."
             )
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _flag(name: str, value: bool) -> bool:

@@ -1,6 +1,6 @@
 """Pictures: images on their way into noise, a schedule's curves, samples beside real images."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -82,6 +82,30 @@ def samples_beside(samples: Tensor, real: Tensor, path: Path) -> None:
         _show(axes, _mosaic(images.cpu()))
         axes.set_title(name, fontsize=13)
     figure.savefig(path, dpi=150)
+
+
+def image_grids(grids: Mapping[str, Sequence[Tensor]], path: Path) -> None:
+    """Draw squares of images, side by side, each under its title; images that differ in size are framed in white.
+
+    Args:
+        grids: By title, uint8, shape ``(channels, height, width)`` with 1, 3 or 4 channels.
+        path: The PNG file.
+    """
+    mosaics = {title: _mosaic(_framed(images)) for title, images in grids.items()}
+    height = max(6 / mosaic.shape[2] * mosaic.shape[1] for mosaic in mosaics.values())
+    figure = Figure(figsize=(6.2 * len(mosaics), height + 0.7), layout="constrained")
+    for axes, (title, mosaic) in zip(figure.subplots(1, len(mosaics), squeeze=False)[0], mosaics.items(), strict=True):
+        _show(axes, mosaic)
+        axes.set_title(title, fontsize=11)
+    figure.savefig(path, dpi=150)
+
+
+def _framed(images: Sequence[Tensor]) -> Tensor:
+    channels, height, width = (max(image.shape[axis] for image in images) for axis in range(3))
+    framed = torch.full((len(images), channels, height, width), 255, dtype=torch.uint8)
+    for place, image in zip(framed, images, strict=True):
+        place[:, : image.shape[1], : image.shape[2]] = image  # grey becomes every channel
+    return framed.float() / 127.5 - 1
 
 
 def _mosaic(images: Tensor) -> Tensor:

@@ -100,19 +100,28 @@ class Splits:
             TypeError: A factory returned no dataset, or an item holds no image.
             ValueError: The set is empty, or images cannot be converted or share no shape.
         """
-        whole = self._whole(stage)
-        dataset, cache = self._dataset(whole), self._cache(whole)
-        images: AnyImages
-        if not _is_map_style(dataset):
-            images = self._iterable(stage, dataset)
-        else:
-            # A part is named after the whole: an index in an error is one of the dataset that was given.
-            part = self._part(stage, len(dataset))
-            images = Images(dataset, self.policy, whole, part, self.condition, self.loading.replaces, cache)
+        cache, images = self._cache(self._whole(stage)), self.unchecked(stage)
+        if isinstance(images, Images):
+            images.cache = cache
             if cache is None:
                 images.check()
         self._images[stage] = images
         return images
+
+    def unchecked(self, stage: Stage) -> AnyImages:
+        """One stage's images without a cache, and without a look at any of them.
+
+        Raises:
+            TypeError: A factory returned no dataset.
+            ValueError: The set leaves nothing to train or validate on.
+        """
+        whole = self._whole(stage)
+        dataset = self._dataset(whole)
+        if not _is_map_style(dataset):
+            return self._iterable(stage, dataset)
+        # A part is named after the whole: an index in an error is one of the dataset that was given.
+        part = self._part(stage, len(dataset))
+        return Images(dataset, self.policy, whole, part, self.condition, self.loading.replaces)
 
     def _cache(self, stage: Stage) -> Cache | None:
         """What the cache has of a whole dataset; ``None`` where there is to be no cache, or no need of one."""

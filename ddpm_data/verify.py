@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ddpm_data.composing import add_options, composed
 from ddpm_data.datamodule import DDPMDataModule
 from ddpm_data.images import Images
 from ddpm_data.types import Triple
@@ -42,10 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m ddpm_data.verify", description=__doc__)
     parser.add_argument("--processes", type=int, default=2, help="how many to compare with one (default 2)")
     parser.add_argument("--steps", type=int, default=20, help="optimizer steps (default 20)")
-    parser.add_argument("--config-dir", type=Path, default=Path("conf"), help="folder of your configs (default conf)")
-    parser.add_argument("--config-name", default="train", help="the root config (default train)")
-    parser.add_argument("--key", default="datamodule", help="where in it the DataModule is (default datamodule)")
-    parser.add_argument("overrides", nargs="*", help="as for training: dataset=digits loader.batch_size=32")
+    add_options(parser)
     args = parser.parse_args(arguments)
     if args.processes < 2 or args.steps < 2:
         parser.error("--processes and --steps are at least 2")
@@ -99,18 +97,9 @@ def _flat(steps: Steps) -> list[Row]:
 
 def _write_config(args: argparse.Namespace, path: Path) -> int:
     """Compose the DataModule's configuration into a file; returns its batch size."""
-    import hydra
     from omegaconf import OmegaConf
 
-    if not args.config_dir.is_dir():
-        raise SystemExit(f"there is no folder {args.config_dir.absolute()}: give the one of your configs, --config-dir")
-    with hydra.initialize_config_dir(str(args.config_dir.absolute()), version_base="1.3"):
-        cfg = hydra.compose(args.config_name, args.overrides)
-    node = OmegaConf.select(cfg, args.key)
-    if node is None:
-        raise SystemExit(f"the configuration has no {args.key}: say where its DataModule is, --key")
-    values = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
-    assert isinstance(values, dict)
+    values = composed(args)
     OmegaConf.save(values, path)
     return int(values.get("batch_size", 64))
 
