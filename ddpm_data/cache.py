@@ -25,7 +25,8 @@ from ddpm_data.columns import Column, fault_of, gathered, mapped, to_disk
 from ddpm_data.faults import Fault, differing
 from ddpm_data.fingerprint import fingerprint
 from ddpm_data.images import Batch, Images
-from ddpm_data.loading import Loading, StreamLoader, cores
+from ddpm_data.loaders import StreamLoader
+from ddpm_data.loading import Loading, cores
 from ddpm_data.stream import EvalSampler
 
 _FORMAT = 2  # raised whenever the same dataset and policy come to give other bytes, or the files another meaning

@@ -13,7 +13,8 @@ from ddpm_data.fused import Timesteps
 from ddpm_data.images import Images
 from ddpm_data.items import ItemKey
 from ddpm_data.latents import LatentPolicy, Latents
-from ddpm_data.loading import Loading, StreamLoader
+from ddpm_data.loaders import StreamLoader
+from ddpm_data.loading import Loading
 from ddpm_data.orders import Order, eval_order, train_order
 from ddpm_data.philox import STAGES, key_from
 from ddpm_data.policy import ImagePolicy
@@ -115,12 +116,11 @@ class DDPMDataModule(L.LightningDataModule):
         self.transform = ForwardDiffusion(ForwardProcess(schedule), seed, timesteps, flip, augment, compile, latents)
         self.dropout = ConditionDropout(condition_dropout, null_condition, seed)
         policy = ImagePolicy(image_key, image_size, value_range, channels, resize, crop, background)
-        self._key = key_from(seed)
         self.splits = Splits(
             {"train": train, "val": val, "test": test, "predict": predict},
             policy if latents is None else LatentPolicy.instead_of(policy, latents),
             condition,
-            self._key,
+            key_from(seed),
             cache_dir,
             self.loading,
         )
@@ -162,7 +162,7 @@ class DDPMDataModule(L.LightningDataModule):
                         self.dropout.check(images.batch(images.first()).condition)
                 if name == "train":
                     about = {"seed": self.transform.seed, "num_timesteps": self.transform.process.num_timesteps}
-                    self._order, self._resume = train_order(images, self.loading, self._key, about, self.trainer)
+                    self._order, self._resume = train_order(images, self.loading, about, self.trainer)
             elif stage and name == _STAGES_OF[stage][0]:
                 raise ValueError(
                     f"no {name} set was given. Give DDPMDataModule({name}=...), in the configs `dataset.{name}`."

@@ -1,97 +1,23 @@
-"""From a sampler's requests, or a source's own order, to batches: in this process or in workers."""
+"""How batches are loaded: in this process or in workers, what becomes of bad items, how long to wait."""
 
 import multiprocessing
 import os
 import shutil
-import sys
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import torch
-from torch import distributed
-from torch.utils.data import DataLoader, Dataset
 
 from ddpm_data import checks
-from ddpm_data.faults import Loaded, Tally
+from ddpm_data.faults import Tally
 from ddpm_data.images import Images
 from ddpm_data.iterables import Arrivals, IterableImages, PositionedItems
-from ddpm_data.philox import Key, Purpose, key_from, words
+from ddpm_data.loaders import SHARED, Positioned, StreamLoader
+from ddpm_data.philox import key_from
 from ddpm_data.ready import PositionedBatches, ReadyBatches
-from ddpm_data.stream import EvalSampler, Request, StreamSampler
-from ddpm_data.types import About, Examples, Stage
-
-# CPython before 3.11.10 (gh-112275): a process forked while another thread asks for the GIL may never wake up. gloo's
-# threads do so when they let go of a collective's tensors; a moment later they are done. benchmarks/forks.py counts.
-_MOMENT = 0.01 if sys.version_info < (3, 11, 10) else 0.0  # seconds
+from ddpm_data.stream import EvalSampler, StreamSampler
+from ddpm_data.types import Stage
 
 AnyImages = Images | IterableImages | ReadyBatches
-_SHARED = Path("/dev/shm")  # where Linux has it
-
-
-class Positioned(Dataset[Loaded]):
-    """Batches of images with their positions: ``dataset[request]``.
-
-    Args:
-        images: The images.
-        stage: The stream they are served to.
-        key: The seed's, where images are cropped by their positions.
-    """
-
-    def __init__(self, images: Images, stage: Stage, key: Key | None) -> None:
-        self.images = images
-        self.stage = stage
-        self.key = key
-
-    def __getitem__(self, request: Request) -> Loaded:
-        position = torch.arange(request.positions.start, request.positions.stop)
-        spots = None
-        if self.key is not None:
-            spots = torch.cat(words(self.key, Purpose.CROP, self.stage, position)[:2], dim=1)
-        images, condition, faults = self.images.batch(request.indices, spots)
-        return Loaded(Examples(images, About(position, self.stage, condition)), faults)
-
-
-class StreamLoader(DataLoader[Loaded]):
-    """A DataLoader that starts its workers at the first batch instead of at ``iter()``.
-
-    Lightning calls ``iter()`` before ``set_epoch()``; a resumed run would get the positions of an earlier epoch.
-    """
-
-    arrivals: Arrivals | None = None
-    tally: Tally
-
-    def __iter__(self) -> Iterator[Examples]:  # type: ignore[override]  # any iterator will do for every caller
-        if self.num_workers and distributed.is_available() and distributed.is_initialized():
-            time.sleep(_MOMENT)
-        if self.arrivals and isinstance(self.dataset, PositionedItems | PositionedBatches):
-            self.dataset.set_epoch(self.arrivals.epoch())
-        batches = self._counted(super().__iter__())
-        yield from self.arrivals.placed(batches, self.num_workers) if self.arrivals else batches
-
-    def _counted(self, batches: Iterator[Loaded]) -> Iterator[Examples]:
-        self.tally.begin()
-        try:
-            for examples, faults in batches:
-                self.tally.add(faults, len(examples.images))
-                yield examples
-        except (RuntimeError, ConnectionError, EOFError) as error:
-            if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader"):
-                raise
-            raise RuntimeError(
-                f"a worker that loads {self.tally.name} images was killed, crashed, or gave no batch within "
-                f"{self.timeout:g} s ({type(error).__name__}: {error}). Look at the memory ({_SHARED} too) and at the "
-                "dataset; change `loader.num_workers`, `loader.prefetch_factor` or `loader.timeout`."
-            ) from error
-        finally:
-            self.tally.end()
-
-    def state_dict(self) -> dict[str, int]:
-        """Nothing: the DataModule keeps the stream's place. Without this method Lightning warns of a lost place."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Nothing, as there is nothing to load."""
 
 
 class Loading:
@@ -232,14 +158,14 @@ class Loading:
 
     def _check_shared(self, images: Images) -> None:
         """Workers hand batches over in shared memory; where it is full they die of a bus error."""
-        if not self.num_workers or not _SHARED.is_dir():
+        if not self.num_workers or not SHARED.is_dir():
             return
         needed = self.shared(images.bytes_an_image)
-        free = shutil.disk_usage(_SHARED).free
+        free = shutil.disk_usage(SHARED).free
         if needed > free:
             raise ValueError(
                 f"{self.num_workers} workers with {self.prefetch_factor or 2} batches of {self.batch_size} images each "
-                f"need {needed / 1e6:.3g} MB of shared memory, and {_SHARED} has {free / 1e6:.3g} MB free (in a "
+                f"need {needed / 1e6:.3g} MB of shared memory, and {SHARED} has {free / 1e6:.3g} MB free (in a "
                 "container: docker run --shm-size). Lower `loader.num_workers`, `loader.prefetch_factor` or "
                 "`loader.batch_size`."
             )

@@ -5,7 +5,7 @@ import lightning as L
 from ddpm_data.images import Images
 from ddpm_data.iterables import Arrivals
 from ddpm_data.loading import AnyImages, Loading
-from ddpm_data.philox import Key
+from ddpm_data.philox import key_from
 from ddpm_data.resume import Resume
 from ddpm_data.stream import EvalSampler, StreamSampler
 from ddpm_data.trainers import world_of
@@ -14,20 +14,20 @@ Order = StreamSampler | EvalSampler | Arrivals
 
 
 def train_order(
-    images: AnyImages, loading: Loading, key: Key, about: dict[str, int], trainer: L.Trainer | None
+    images: AnyImages, loading: Loading, about: dict[str, int], trainer: L.Trainer | None
 ) -> tuple[Order, Resume]:
     """The training stream's order, and what keeps its place in checkpoints.
 
     Args:
         images: The training set.
         loading: Batch size and what becomes of an incomplete batch.
-        key: The seed's.
-        about: What makes the stream another one, for checkpoints: the seed, the number of steps.
+        about: What makes the stream another one, for checkpoints: its ``seed``, the number of steps.
         trainer: What counts epochs and batches, if anything does.
     """
     (world_size, rank), size = world_of(trainer), loading.batch_size
     order: StreamSampler | Arrivals
     if isinstance(images, Images):
+        key = key_from(about["seed"])
         order = StreamSampler(len(images), size, world_size, rank, key, loading.drop_last, images.part)
         about = about | {"length": len(images)}
     else:

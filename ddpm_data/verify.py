@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Mapping
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -23,11 +24,11 @@ from tqdm import tqdm
 from ddpm_data.composing import add_options, composed
 from ddpm_data.datamodule import DDPMDataModule
 from ddpm_data.images import Images
-from ddpm_data.types import Triple
+from ddpm_data.types import ConditionedTriple, Triple
 
-Row = tuple[str, str, str]  # digests of an example's x_t, t and noise
+Row = tuple[str, ...]  # digests of an example's x_t, t, noise and condition
 Steps = list[list[Row]]
-_PARTS = ("x_t", "t", "noise")
+_PARTS = ("x_t", "t", "noise", "condition")
 
 
 class Seen(NamedTuple):
@@ -68,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
         if one.by_number or start:
             good &= _report(f"training, {name}", _flat(one.train[start:]), _flat(run.train))
             good &= _report(f"validation, {name}", one.val, run.val)
-        noises = [noise for _, _, noise in _flat(run.train)]
+        noises = [row[2] for row in _flat(run.train)]
         shared = len(noises) - len(set(noises))
         good &= not shared
         print(f"{'SHARED' if shared else 'unique':8}noise of {len(noises)} training examples, {name}")
@@ -82,7 +83,7 @@ def _report(what: str, first: list[Row], second: list[Row]) -> bool:
         return False
     both = list(zip(first, second, strict=False))
     for number, (a, b) in enumerate(both):
-        parts = [name for name, x, y in zip(_PARTS, a, b, strict=True) if x != y]
+        parts = [name for name, x, y in zip(_PARTS, a, b, strict=False) if x != y]
         if parts:
             random = " (t and noise agree: an item, or `augment`, is random)" if parts == ["x_t"] else ""
             print(f"DIFFERS {what}: {' and '.join(parts)} of example {number} of {len(both)}{random}")
@@ -131,20 +132,31 @@ class _Recorder(L.LightningModule):
         self.train_rows: dict[int, list[Row]] = {}
         self.val_rows: Steps = []
 
-    def training_step(self, batch: Triple, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Triple | ConditionedTriple, batch_idx: int) -> Tensor:
         self.train_rows.setdefault(self.global_step, []).extend(_digests(batch))
         return self.weight.sum()
 
-    def validation_step(self, batch: Triple, batch_idx: int) -> None:
+    def validation_step(self, batch: Triple | ConditionedTriple, batch_idx: int) -> None:
         self.val_rows.append(_digests(batch))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def _digests(batch: Triple) -> list[Row]:
-    rows = zip(*(tensor.contiguous() for tensor in batch), strict=True)
-    return [tuple(blake2b(part.numpy().tobytes(), digest_size=8).hexdigest() for part in row) for row in rows]  # type: ignore[misc]  # three parts
+def _digests(batch: Triple | ConditionedTriple) -> list[Row]:
+    rows = zip(*(_bytes(part) for part in batch), strict=True)
+    return [tuple(blake2b(part, digest_size=8).hexdigest() for part in row) for row in rows]
+
+
+def _bytes(part: Any) -> list[bytes]:  # noqa: ANN401  # conditions are of any kind
+    """What each example has of a tensor, a list of strings, or a dict or list of these."""
+    if isinstance(part, Tensor):
+        return [row.numpy().tobytes() for row in part.contiguous()]
+    if isinstance(part, Mapping):
+        part = list(part.values())
+    if all(isinstance(text, str) for text in part):
+        return [text.encode() for text in part]
+    return [b"|".join(row) for row in zip(*(_bytes(other) for other in part), strict=True)]
 
 
 class _SaveAt(L.Callback):

@@ -9,7 +9,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddpm_data.images import Images
-from ddpm_data.loading import Loading, Positioned
+from ddpm_data.loaders import Positioned
+from ddpm_data.loading import Loading
 from ddpm_data.permutation import Part, permute
 from ddpm_data.philox import Purpose, key_from
 from ddpm_data.policy import ImagePolicy

@@ -27,8 +27,11 @@ def verify(*words: str) -> tuple[int, str, str]:
     return result.returncode, result.stdout, result.stderr
 
 
+CONDITIONS = ("dataset.condition=1", "dataset.condition_dropout=0.1", "dataset.null_condition=10")
+
+
 def test_streams_that_agree() -> None:
-    code, said, _ = verify("--steps", "4", "dataset=digits", "loader.batch_size=500")
+    code, said, _ = verify("--steps", "4", "dataset=digits", "loader.batch_size=500", *CONDITIONS)
     assert code == 0
     assert said.splitlines()[-6:] == [
         "agrees  training, 2 processes: 3234 examples",  # two epochs of 1617, in steps of 1000 and 617
