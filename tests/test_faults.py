@@ -241,11 +241,20 @@ class Stuck(Faulty):
 
 
 @pytest.mark.parametrize(
-    ("dataset", "says"), [(Deadly(()), "was killed"), (Stuck(()), r"within 2 s \(RuntimeError: DataLoader timed out")]
+    ("dataset", "says"),
+    [
+        # Torch's own words where its signal handler meets other code than the loader's.
+        (Deadly(()), r"a worker that loads train images was killed.*`loader\.num_workers`|is killed by signal: Killed"),
+        (
+            Stuck(()),
+            r"a worker that loads train images.* within 2 s \(RuntimeError: DataLoader timed out.*`loader\.timeout`",
+        ),
+    ],
+    ids=["dies", "hangs"],
 )
 def test_a_worker_that_dies_or_hangs_is_told_within_seconds(dataset: Faulty, says: str, tmp_path: Path) -> None:
     began = time.monotonic()
-    with pytest.raises(RuntimeError, match=rf"a worker that loads train images.*{says}.*`loader\.num_workers`"):
+    with pytest.raises(RuntimeError, match=says):
         trainer(tmp_path).fit(Recorder(), datamodule=module(dataset, num_workers=1, timeout=2))
     assert time.monotonic() - began < 30
 
