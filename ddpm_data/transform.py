@@ -132,8 +132,10 @@ class ForwardDiffusion(nn.Module):
                 images = self._drawn(tables, images, position, stage, compiles)
             flip = self.flip if stage == "train" else 0.0
             batch = fused.Batch(images, position, self._steps(position, stage), flip, stage, dtype)
-            x_t, t, noise = self._compiled(tables, batch) if compiles else fused.triple_in_blocks(tables, batch)
-        return Triple(x_t.contiguous(memory_format=layout), t, noise.contiguous(memory_format=layout))
+            made = self._compiled(tables, batch) if compiles else fused.triple_in_blocks(tables, batch)
+        if layout is torch.contiguous_format:
+            return made
+        return Triple(made.x_t.contiguous(memory_format=layout), made.t, made.noise.contiguous(memory_format=layout))
 
     def _is_worth_compiling(self, images: Tensor) -> bool:
         enough = len(images) > 0 and images.shape[1:].numel() >= _WORTH_COMPILING
