@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 from hydra.utils import instantiate
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from ddpm_data import DDPMDataModule, schedules
 from ddpm_data.iterables import Arrivals, IterableImages
 from ddpm_data.loading import Loading
 from ddpm_data.policy import ImagePolicy
@@ -215,6 +217,36 @@ def test_litdata_that_does_not_know_its_process_is_refused(chunks: Path) -> None
 def test_litdata_by_config(chunks: Path) -> None:
     config = ["dataset=litdata", f"dataset.root={chunks}", "dataset.image_size=null", "loader.num_workers=2"]
     assert served(instantiate(composed(*config).datamodule)) == rows(IMAGES)
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed:UserWarning")
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("library", ["datasets", "webdataset", "litdata"])
+def test_a_run_resumes_inside_an_epoch(
+    library: str, workers: int, shards: list[str], chunks: Path, tmp_path: Path
+) -> None:
+    """The second epoch's, on shuffled streams: the same triples as the run that was not interrupted."""
+
+    def fit(folder: Path, ckpt: Path | None = None) -> Recorder:
+        if library == "litdata":
+            source: Any = litdata.StreamingDataset(str(chunks), shuffle=True, seed=1)
+        elif library == "webdataset":
+            source = TarShards(shards, shuffle=5)
+        else:
+            source = hugging_face(IMAGES).to_iterable_dataset(num_shards=4).shuffle(seed=1, buffer_size=5)
+        save = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+        run = trainer(tmp_path, max_epochs=2, enable_checkpointing=True, callbacks=[save])
+        data = DDPMDataModule(source, schedule=schedules.linear(10), batch_size=4, num_workers=workers)
+        model = Recorder()
+        run.fit(model, datamodule=data, ckpt_path=ckpt)
+        return model
+
+    litdata = pytest.importorskip("litdata")
+    whole = fit(tmp_path / "whole").seen["train"]
+    resumed = fit(tmp_path / "resumed", tmp_path / "whole" / "step=8.ckpt").seen["train"]
+    assert len(resumed) == len(whole) - 8
+    for one, other in zip(resumed, whole[8:], strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def test_two_processes_see_every_image_once_and_share_no_noise(tmp_path: Path) -> None:
