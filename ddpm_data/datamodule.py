@@ -228,9 +228,8 @@ class DDPMDataModule(L.LightningDataModule):
         return self.trainer is not None and self.trainer.state.fn == "fit"
 
     def _loader(self, stage: Stage) -> StreamLoader:
-        images, order = self.splits.images(stage), self._order
-        if stage != "train":
-            order = eval_order(images, self.loading, self.trainer)
+        images = self.splits.images(stage)
+        order = self._order if stage == "train" else eval_order(images, self.loading, self.trainer)
         assert order is not None
         pin_memory = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         world, seed = world_of(self.trainer), self.transform.seed
@@ -239,7 +238,8 @@ class DDPMDataModule(L.LightningDataModule):
     def _log_bad(self, stage: str, count: int) -> None:
         """At an epoch's end, where there were any."""
         for logger in self.trainer.loggers if self.trainer else ():
-            logger.log_metrics({f"{stage}_bad_items": count}, step=self.trainer.global_step)  # type: ignore[union-attr]
+            step = self.trainer.global_step  # type: ignore[union-attr]  # it has loggers, so it is there
+            logger.log_metrics({f"{stage}_bad_items": count}, step)
 
     def _follow(self, device: torch.device) -> None:
         """Move the tables, once a device: a DataModule is no nn.Module, so Lightning does not."""

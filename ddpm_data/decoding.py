@@ -103,7 +103,7 @@ def decoded(image: Image.Image, fit: Fit | None, background: Colour, alpha: bool
         image.load()
     except MemoryError:
         raise
-    except Exception as error:
+    except Exception as error:  # as above
         raise unreadable(getattr(image, "filename", "an image"), error) from error
     values = _values(image, background, alpha)
     if target is not None and area is not None:

@@ -214,7 +214,7 @@ class Images(Dataset[Tensor]):
         """Items that the dataset gives all at once; nothing where it does not, or where one of them is bad."""
         fetch = getattr(self.dataset, "__getitems__", None)
         if callable(fetch):
-            with suppress(Exception):
+            with suppress(Exception):  # asked for one by one, below, the bad one says which it is
                 items = list(fetch(list(indices)))
                 return items if len(items) == len(indices) else []
         return []

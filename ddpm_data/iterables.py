@@ -91,7 +91,7 @@ class IterableImages:
                 item = next(items)
             except StopIteration:
                 return
-            except Exception as error:
+            except Exception as error:  # a source of the user's may raise anything
                 raise named(f"{where} {count}", error) from error
             yield item
             count += 1

@@ -62,7 +62,7 @@ class ReadyBatches:
             try:
                 images = self.policy.fit(self._images(batch)).contiguous()
                 condition = None if self.condition is None else find_condition(batch, self.condition)
-            except Exception as error:
+            except Exception as error:  # whatever it is, the batch is to be named
                 raise named(f"{self.name}, batch {number}", error) from error
             yield images, condition
 
