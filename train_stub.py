@@ -3,7 +3,6 @@
 Run ``python train_stub.py``; every value of ``conf/`` can be overridden on the command line.
 """
 
-import inspect
 import itertools
 import math
 import time
@@ -24,7 +23,6 @@ from torchmetrics import MeanMetric
 from tqdm import tqdm
 
 from ddpm_data import DDPMDataModule, ForwardProcess, Triple, checks, plots
-from ddpm_data.loading import Loading
 
 _NO_NEWS = (
     "The '.*' does not have many workers",  # none is fastest for data in memory
@@ -190,9 +188,6 @@ def check(cfg: DictConfig) -> None:
         ValueError: A count is too small.
     """
     OmegaConf.to_container(cfg, throw_on_missing=True)
-    keys = [*inspect.signature(Loading).parameters, "cache_dir"]
-    if unknown := set(cfg.loader) - set(keys):
-        raise ValueError(f"loader has no {', '.join(sorted(unknown))}; its keys are {', '.join(keys)}.")
     if cfg.ckpt_path is not None and not Path(cfg.ckpt_path).is_file():
         raise FileNotFoundError(f"there is no checkpoint {Path(cfg.ckpt_path).absolute()}. Change `ckpt_path`.")
     checks.whole("train_stub.py", "samples", cfg.samples, 1)
@@ -220,7 +215,6 @@ def main(cfg: DictConfig) -> float:
         logger=list(instantiate(cfg.logger).values()),
     )
     if trainer.is_global_zero:
-        OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
         print(f"The run's folder is {folder}")
     trainer.fit(model, datamodule=datamodule, ckpt_path=cfg.ckpt_path)
     metrics = trainer.callback_metrics

@@ -1,16 +1,43 @@
-"""The DataModule's part of a user's configuration, as the commands that are run by ``python -m`` take it."""
+"""A user's configuration, as the commands that are run by ``python -m`` take it."""
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+_ROOTS = ("train", "config")  # names that root configs usually have
+_KEYS = ("datamodule", "ddpm_data.datamodule")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Have a command ask for a configuration as training does."""
-    parser.add_argument("--config-dir", type=Path, default=Path("conf"), help="folder of your configs (default conf)")
-    parser.add_argument("--config-name", default="train", help="the root config (default train)")
-    parser.add_argument("--key", default="datamodule", help="where in it the DataModule is (default datamodule)")
+    parser.add_argument("--config-dir", type=Path, help="folder of your configs (default conf; where it is not, ours)")
+    parser.add_argument("--config-name", help=f"the root config (default {' or '.join(_ROOTS)})")
+    parser.add_argument("--key", help=f"where in it the DataModule is (default {' or '.join(_KEYS)})")
     parser.add_argument("overrides", nargs="*", help="as for training: dataset=digits loader.batch_size=32")
+
+
+@contextmanager
+def configs(args: argparse.Namespace) -> Iterator[str]:
+    """Have Hydra look into the folder of configs; gives the root config's name.
+
+    Raises:
+        SystemExit: There is no such folder, or no root config in it.
+    """
+    import hydra
+
+    from hydra_plugins.ddpm_data import configs as ours
+
+    folder = args.config_dir or next(path for path in (Path("conf"), ours()) if path.is_dir())
+    if not folder.is_dir():
+        raise SystemExit(f"there is no folder {folder.absolute()}: give the one of your configs, --config-dir")
+    names = [args.config_name] if args.config_name else _ROOTS
+    name = next((name for name in names if (folder / name).with_suffix(".yaml").is_file()), None)
+    if name is None:
+        raise SystemExit(f"{folder.absolute()} has no {' or '.join(names)}.yaml: say which is the root, --config-name")
+    with hydra.initialize_config_dir(str(folder.absolute()), version_base="1.3"):
+        yield name
 
 
 def composed(args: argparse.Namespace) -> dict[str, Any]:
@@ -22,13 +49,12 @@ def composed(args: argparse.Namespace) -> dict[str, Any]:
     import hydra
     from omegaconf import OmegaConf
 
-    if not args.config_dir.is_dir():
-        raise SystemExit(f"there is no folder {args.config_dir.absolute()}: give the one of your configs, --config-dir")
-    with hydra.initialize_config_dir(str(args.config_dir.absolute()), version_base="1.3"):
-        cfg = hydra.compose(args.config_name, args.overrides)
-    node = OmegaConf.select(cfg, args.key)
+    with configs(args) as name:
+        cfg = hydra.compose(name, args.overrides)
+    keys = [args.key] if args.key else _KEYS
+    node = next((node for key in keys if (node := OmegaConf.select(cfg, key)) is not None), None)
     if node is None:
-        raise SystemExit(f"the configuration has no {args.key}: say where its DataModule is, --key")
+        raise SystemExit(f"the configuration has no {' or '.join(keys)}: say where its DataModule is, --key")
     values = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
     assert isinstance(values, dict)
     return {str(name): value for name, value in values.items()}

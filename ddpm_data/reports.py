@@ -1,7 +1,7 @@
 """What the check command says of a set: plain numbers for its JSON file, and cells for its table."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -81,9 +81,15 @@ def table(sets: Mapping[str, Facts]) -> str:
     columns = {name: _cells(found) for name, found in sets.items()}
     heads = list(dict.fromkeys(head for cells in columns.values() for head in cells))
     lines = [["", *columns], *([head, *(cells.get(head, "") for cells in columns.values())] for head in heads)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, ["-" * width for width in widths])
-    return "\n".join(f"| {' | '.join(map(str.ljust, line, widths))} |" for line in lines)
+    return markdown(lines)
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown, its columns aligned; the first line is its head."""
+    cells = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    cells.insert(1, ["-" * width for width in widths])
+    return "\n".join(f"| {' | '.join(map(str.ljust, line, widths))} |" for line in cells)
 
 
 def remarks(name: str, found: Facts) -> list[str]:

@@ -43,7 +43,7 @@ def names(group: str) -> list[str]:
 
 
 def test_the_groups_are_those_of_the_design() -> None:
-    groups = "callbacks dataset experiment loader logger model schedule timesteps trainer"
+    groups = "callbacks datamodule dataset experiment loader logger model schedule sweep timesteps trainer transform"
     assert sorted(path.name for path in CONF.iterdir() if path.is_dir()) == groups.split()
 
 

@@ -25,11 +25,9 @@ LAYERS = [
     {"datamodule"},
     {"callbacks", "plots"},
     {"verify", "check"},
+    {"__main__"},
 ]
-COMMANDS = {
-    "verify",
-    "check",
-}  # run by python -m, they read a user's configs and run a Trainer; no other file imports them
+COMMANDS = {"verify", "check"}  # run by python -m, they read a user's configs or runs; no other file imports them
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 FILES = sorted(path for path in (ROOT / "ddpm_data").glob("*.py") if path.stem != "__init__")
 

@@ -1,0 +1,42 @@
+"""``python -m ddpm_data`` or ``ddpm-data``: which commands there are, and a way to run them."""
+
+import os
+import runpy
+import sys
+
+import ddpm_data
+
+_COMMANDS = {
+    "check": "look at every item of a dataset before training on it",
+    "verify": "train twice, on one process and several, whole and resumed, and compare the streams",
+}
+_HELP = f"""ddpm_data {ddpm_data.__version__}: any image dataset in; (x_t, t, noise) out, on the training device.
+
+{chr(10).join(f"  ddpm-data {name:8} {what}" for name, what in _COMMANDS.items())}
+
+Each is python -m ddpm_data.<command> too, and says more with --help. They take your configs and overrides:
+
+  ddpm-data check dataset=image_folder dataset.root=/path/to/images dataset.image_size=64
+
+In a Hydra app of your own the configs are ddpm_data/schedule, ddpm_data/datamodule and so on."""
+
+
+def main() -> None:
+    """Run the command that is named first; without one, print the help.
+
+    Raises:
+        SystemExit: There is no such command.
+    """
+    command = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if command in ("-h", "--help", "help"):
+        print(_HELP)
+        return
+    if command not in _COMMANDS:
+        raise SystemExit(f"ddpm-data has no command {command}; there are {', '.join(_COMMANDS)}.")
+    sys.argv = [f"ddpm-data {command}", *sys.argv[2:]]
+    sys.path.insert(0, os.getcwd())  # as python -m does: configs name modules of the project
+    runpy.run_module(f"ddpm_data.{command}", run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""Sweeps as a user runs them: real launchers and sweepers, jobs that fail, one cache, a comparison at the end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from tests.conftest import ROOT
+from tests.test_configs import composed
+
+SMALL = ["trainer=smoke", "trainer.limit_train_batches=2", "samples=1", "compile=false", "schedule.num_timesteps=10"]
+WRONG_WIDTH = "ValueError: DDPM(width=12): GroupNorm wants a multiple of 8. Change `model.width`."
+
+
+def sweep(folder: Path, *overrides: str) -> tuple[int, str]:
+    """Run one in a process group of its own; its status and what it printed."""
+    command = [sys.executable, str(ROOT / "train_stub.py"), "-m", *SMALL, f"hydra.sweep.dir={folder}", *overrides]
+    process = subprocess.Popen(
+        command, cwd=folder.parent, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    try:
+        printed, _ = process.communicate(timeout=240)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    return process.returncode, printed
+
+
+def records(folder: Path) -> list[dict[str, object]]:
+    paths = sorted(folder.glob("*/job.json"), key=lambda path: int(path.parent.name))
+    return [json.loads(path.read_text()) for path in paths]
+
+
+def test_jobs_side_by_side_share_one_cache_and_a_crashed_one_is_named_at_the_end(tmp_path: Path) -> None:
+    varied = ["schedule=linear,cosine", "model.width=8,12", "sweep=joblib"]
+    status, printed = sweep(tmp_path / "runs", *varied, "loader=cached", f"loader.cache_dir={tmp_path / 'cache'}")
+    assert status == 1
+    assert "2 of 4 jobs failed:" in printed
+    end = printed[printed.index("2 of 4 jobs failed:") :]
+    for number, schedule in ((1, "linear"), (3, "cosine")):
+        assert f"job {number} (schedule={schedule} model.width=12): {WRONG_WIDTH}" in end
+        folder = tmp_path / "runs" / str(number)
+        assert str(folder / "error.txt") in end
+        assert "Traceback" in (folder / "error.txt").read_text()
+    assert [job["status"] for job in records(tmp_path / "runs")] == ["finished", "failed"] * 2
+    for number in (0, 2):
+        left = os.listdir(tmp_path / "runs" / str(number))
+        assert {"config.yaml", "metrics.csv", "noising.png", "schedule.png", "samples.png"} <= set(left)
+
+
+def test_optuna_goes_on_without_the_jobs_that_fail(tmp_path: Path) -> None:
+    search = ["schedule=choice(linear,cosine)", "model.width=choice(8,12)", "hydra.sweeper.n_trials=4"]
+    status, printed = sweep(tmp_path / "runs", "sweep=optuna", *search)
+    assert status == 1, printed[-3000:]
+    jobs = records(tmp_path / "runs")
+    assert len(jobs) == 4
+    assert {job["status"] for job in jobs} == {"failed", "finished"}
+    best = OmegaConf.load(tmp_path / "runs" / "optimization_results.yaml")
+    values = [job["value"] for job in jobs if job["status"] == "finished"]
+    assert best.best_value == min(values)  # type: ignore[type-var]
+    assert best.best_params["model.width"] == 8
+
+
+def test_submitit_runs_each_job_in_a_process_of_its_own(tmp_path: Path) -> None:
+    status, printed = sweep(tmp_path / "runs", "sweep=slurm_here", "timesteps=uniform,low_discrepancy")
+    assert status == 0, printed[-3000:]
+    assert "2 of 2 jobs finished" in printed
+    assert len(list((tmp_path / "runs" / ".submitit").glob("*/*_submitted.pkl"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "launcher"),
+    [
+        ("joblib", "hydra_joblib_launcher.joblib_launcher.JoblibLauncher"),
+        ("slurm", "hydra_submitit_launcher.submitit_launcher.SlurmLauncher"),
+        ("slurm_here", "hydra_submitit_launcher.submitit_launcher.LocalLauncher"),
+        ("ray", "hydra_ray_launcher.ray_launcher.RayLauncher"),
+    ],
+)
+def test_sweep_configs_choose_their_launcher(name: str, launcher: str) -> None:
+    if name == "ray":
+        pytest.importorskip("hydra_plugins.hydra_ray_launcher")
+    from hydra.core.hydra_config import HydraConfig
+
+    composed(f"sweep={name}")
+    assert HydraConfig.get().launcher._target_ == f"hydra_plugins.{launcher}"
