@@ -133,11 +133,13 @@ class DDPM(L.LightningModule):
         super().optimizer_step(*args, **kwargs)
         self.ema.update_parameters(self.net)
 
-    def validation_step(self, batch: Triple, batch_idx: int) -> None:
-        """The loss of a validation triple, which is the same triple every epoch."""
+    def validation_step(self, batch: Triple, batch_idx: int) -> Tensor:
+        """The loss of each validation triple, which is the same triple every epoch."""
         x_t, t, noise = batch
-        self.val_loss.update(F.mse_loss(self.ema(x_t, t), noise), len(t))
+        predicted = self.ema(x_t, t)
+        self.val_loss.update(F.mse_loss(predicted, noise), len(t))
         self.log("val_loss", self.val_loss, prog_bar=True)
+        return F.mse_loss(predicted, noise, reduction="none").flatten(1).mean(1)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam, at one rate."""
@@ -167,13 +169,12 @@ class DDPM(L.LightningModule):
 
 
 def draw(model: DDPM, datamodule: DDPMDataModule, folder: Path, samples: int, seed: int) -> None:
-    """Write the three pictures into the run's folder; of latents, which cannot be looked at, the schedule's alone."""
+    """Draw the schedule and, unless they are latents, which cannot be looked at, samples beside real images."""
     plots.schedule_curves(datamodule.transform.process, folder / "schedule.png")
     if datamodule.transform.latents is not None:
         return
     batches = itertools.islice(datamodule.train_dataloader(), -(-samples // datamodule.batch_size))
     real = torch.cat([batch.images for batch in batches])[:samples]
-    plots.noising_strip(datamodule.transform.process, real[:8], folder / "noising.png")
     drawn = model.sample((samples, *real.shape[1:]), seed)
     plots.samples_beside(drawn, real, folder / "samples.png")
 

@@ -8,14 +8,17 @@ import ddpm_data
 
 _COMMANDS = {
     "check": "look at every item of a dataset before training on it",
+    "report": "draw schedules: beta, signal left, log-SNR, density of t, loss weights, noised images",
     "verify": "train twice, on one process and several, whole and resumed, and compare the streams",
+    "compare": "make one table and one picture of a sweep",
 }
 _HELP = f"""ddpm_data {ddpm_data.__version__}: any image dataset in; (x_t, t, noise) out, on the training device.
 
 {chr(10).join(f"  ddpm-data {name:8} {what}" for name, what in _COMMANDS.items())}
 
-Each is python -m ddpm_data.<command> too, and says more with --help. They take your configs and overrides:
+Each is python -m ddpm_data.<command> too, and says more with --help. All but compare take your configs and overrides:
 
+  ddpm-data report schedule=linear,cosine
   ddpm-data check dataset=image_folder dataset.root=/path/to/images dataset.image_size=64
 
 In a Hydra app of your own the configs are ddpm_data/schedule, ddpm_data/datamodule and so on."""

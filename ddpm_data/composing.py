@@ -40,8 +40,8 @@ def configs(args: argparse.Namespace) -> Iterator[str]:
         yield name
 
 
-def composed(args: argparse.Namespace) -> dict[str, Any]:
-    """The DataModule's configuration, ready to be instantiated.
+def datamodule_in(args: argparse.Namespace) -> Any:  # noqa: ANN401  # a DictConfig, which only Hydra's users know of
+    """The DataModule's configuration, as it stands.
 
     Raises:
         SystemExit: There is no such folder of configs, or no DataModule where it is said to be.
@@ -55,6 +55,17 @@ def composed(args: argparse.Namespace) -> dict[str, Any]:
     node = next((node for key in keys if (node := OmegaConf.select(cfg, key)) is not None), None)
     if node is None:
         raise SystemExit(f"the configuration has no {' or '.join(keys)}: say where its DataModule is, --key")
-    values = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+    return node
+
+
+def composed(args: argparse.Namespace) -> dict[str, Any]:
+    """The DataModule's configuration, resolved and ready to be instantiated.
+
+    Raises:
+        SystemExit: See :func:`datamodule_in`.
+    """
+    from omegaconf import OmegaConf
+
+    values = OmegaConf.to_container(datamodule_in(args), resolve=True, throw_on_missing=True)
     assert isinstance(values, dict)
     return {str(name): value for name, value in values.items()}

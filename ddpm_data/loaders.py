@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -54,14 +54,23 @@ class StreamLoader(DataLoader[Loaded]):
 
     arrivals: Arrivals | None = None
     tally: Tally
+    mark: Callable[[str], None] | None = None  # told when a batch is "asked" for, and when it has "arrived"
 
     def __iter__(self) -> Iterator[Examples]:  # type: ignore[override]  # any iterator will do for every caller
+        self._tell("asked")
         if self.num_workers and distributed.is_available() and distributed.is_initialized():
             time.sleep(_MOMENT)
         if self.arrivals and isinstance(self.dataset, PositionedItems | PositionedBatches):
             self.dataset.set_epoch(self.arrivals.epoch())
         batches = self._counted(super().__iter__())
-        yield from self.arrivals.placed(batches, self.num_workers) if self.arrivals else batches
+        for examples in self.arrivals.placed(batches, self.num_workers) if self.arrivals else batches:
+            self._tell("arrived")
+            yield examples
+            self._tell("asked")
+
+    def _tell(self, moment: str) -> None:
+        if self.mark is not None:
+            self.mark(moment)
 
     def _counted(self, batches: Iterator[Loaded]) -> Iterator[Examples]:
         self.tally.begin()

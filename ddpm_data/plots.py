@@ -1,21 +1,18 @@
-"""Pictures: images on their way into noise, a schedule's curves, samples beside real images."""
+"""Pictures: images on their way into noise, a schedule's curves, samples beside real images, losses by timestep."""
 
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ddpm_data.philox import Purpose, key_from, normals
+from ddpm_data.drawing import COLOURS, DPI, Axes, Figure, log_axis, noised, panel, pixels, show_rows
+from ddpm_data.losses import Row
 from ddpm_data.process import ForwardProcess
 
-try:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-except ImportError as error:
-    raise ImportError("pictures need matplotlib: pip install 'ddpm-data[plots]'") from error
-
-_INK = "#0072B2"  # blue of Okabe & Ito's palette, told apart by every kind of colour vision
+_EARLIER = 20  # validations beside the last, spread over the training
 
 
 def noising_strip(process: ForwardProcess, images: Tensor, path: Path, columns: int = 10) -> None:
@@ -28,18 +25,10 @@ def noising_strip(process: ForwardProcess, images: Tensor, path: Path, columns: 
         columns: How many steps: 0, T/columns, 2T/columns, ...
     """
     steps = sorted({column * process.num_timesteps // columns for column in range(columns)})
-    rows, device = len(images), process.betas.device
-    x_0 = images.to(device).float() / 127.5 - 1
-    position = torch.arange(rows, device=device)
-    noise = normals(key_from(0), Purpose.NOISE, "predict", position, x_0[0].numel()).view(x_0.shape)
-    figure = Figure(figsize=(len(steps), rows + 0.45), layout="constrained")
-    axes = figure.subplots(rows, len(steps), squeeze=False)
-    for column, step in enumerate(steps):
-        x_t = process.q_sample(x_0, torch.full((rows,), step, device=device), noise).cpu()
-        for row in range(rows):
-            _show(axes[row, column], x_t[row])
-        axes[0, column].set_title(f"t = {step}", fontsize=10)
-    figure.savefig(path, dpi=150)
+    rows = noised(process, images, steps)
+    figure = Figure(figsize=(len(steps), len(rows) * images.shape[2] / images.shape[3] + 0.3), layout="constrained")
+    show_rows(figure.subplots(), rows, [f"t = {step}" for step in steps])
+    figure.savefig(path, dpi=DPI)
 
 
 def schedule_curves(process: ForwardProcess, path: Path) -> None:
@@ -58,12 +47,46 @@ def schedule_curves(process: ForwardProcess, path: Path) -> None:
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     for axes, (name, values) in zip(figure.subplots(1, 3), curves.items(), strict=True):
         finite = values.isfinite()  # zero terminal SNR is minus infinity decibels
-        axes.plot(t[finite].cpu().numpy(), values[finite].cpu().numpy(), color=_INK, linewidth=2)
-        axes.set_title(name, loc="left", fontsize=11)
-        axes.set_xlabel("t, step")
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
+        axes.plot(t[finite].cpu().numpy(), values[finite].cpu().numpy(), color=COLOURS[0], linewidth=2)
+        panel(axes, name, "t, step")
+    figure.savefig(path, dpi=DPI)
+
+
+def timestep_losses(rows: Sequence[Row], path: Path) -> None:
+    """Draw the last validation's loss against t, and the earlier ones faintly.
+
+    Args:
+        rows: Of :class:`~ddpm_data.callbacks.TimestepLoss`'s table, at least one with a loss.
+        path: The PNG file.
+    """
+    validations: dict[int, list[Row]] = {}
+    for row in rows:
+        if row.loss is not None:
+            validations.setdefault(row.step, []).append(row)
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    steps = sorted(validations)
+    shown = sorted({steps[number * (len(steps) - 1) // _EARLIER] for number in range(_EARLIER)} - {steps[-1]})
+    for place, step in enumerate(shown):
+        _loss_curve(axes, validations[step], color="#999999", alpha=0.3 + 0.7 * place / len(shown), linewidth=1)
+    last = validations[steps[-1]]
+    label = f"epoch {last[0].epoch}, step {last[0].step:,}"
+    _loss_curve(axes, last, color=COLOURS[0], linewidth=2, marker="o", markersize=4, label=label)
+    if shown:
+        label = f"{len(shown)} earlier, darker later" if len(shown) > 1 else f"earlier, step {shown[0]:,}"
+        axes.plot([], [], color="#999999", linewidth=1, label=label)
+    values = [row.loss for row in rows if row.loss is not None and isfinite(row.loss)]
+    if values and min(values) > 0 and max(values) > 10 * min(values):
+        log_axis(axes, min(values), max(values))
+    axes.set_xlim(0, 1 + max(row.last_t for row in rows))
+    panel(axes, "validation loss of an example, mean over a range of t", "t, step")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    figure.savefig(path, dpi=DPI)
+
+
+def _loss_curve(axes: Axes, rows: Sequence[Row], **how: Any) -> None:  # noqa: ANN401  # matplotlib's
+    points = [((row.first_t + row.last_t) / 2, row.loss) for row in rows if row.loss is not None]
+    axes.plot(*zip(*points, strict=True), **how)
 
 
 def samples_beside(samples: Tensor, real: Tensor, path: Path) -> None:
@@ -81,7 +104,7 @@ def samples_beside(samples: Tensor, real: Tensor, path: Path) -> None:
     for axes, (name, images) in zip(figure.subplots(1, 2), sides, strict=True):
         _show(axes, _mosaic(images.cpu()))
         axes.set_title(name, fontsize=13)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=DPI)
 
 
 def image_grids(grids: Mapping[str, Sequence[Tensor]], path: Path) -> None:
@@ -97,7 +120,7 @@ def image_grids(grids: Mapping[str, Sequence[Tensor]], path: Path) -> None:
     for axes, (title, mosaic) in zip(figure.subplots(1, len(mosaics), squeeze=False)[0], mosaics.items(), strict=True):
         _show(axes, mosaic)
         axes.set_title(title, fontsize=11)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=DPI)
 
 
 def _framed(images: Sequence[Tensor]) -> Tensor:
@@ -121,6 +144,5 @@ def _mosaic(images: Tensor) -> Tensor:
 
 
 def _show(axes: Axes, image: Tensor) -> None:
-    pixels = ((image + 1) / 2).clamp(0, 1).permute(1, 2, 0).numpy()
-    axes.imshow(pixels[..., 0] if pixels.shape[-1] == 1 else pixels, cmap="gray", vmin=0, vmax=1)
+    axes.imshow(pixels(image), cmap="gray", vmin=0, vmax=1)
     axes.set_axis_off()

@@ -10,24 +10,26 @@ import pytest
 from tests.conftest import ROOT
 
 LAYERS = [
-    {"types", "checks", "decoding", "copies", "composing"},
+    {"types", "checks", "decoding", "copies", "composing", "stopwatch", "loggers"},
     {"schedules", "philox", "items", "headers"},
     {"process", "timesteps", "permutation", "policy", "arrays", "conditions", "faults", "streaming"},
     {"sources"},
-    {"latents", "images", "compiling"},
+    {"latents", "images", "compiling", "losses", "drawing"},
     {"fused"},
-    {"transform", "stream"},
+    {"transform", "stream", "sheets"},
     {"iterables", "ready", "resume", "trainers", "survey"},
     {"loaders", "fingerprint", "columns"},
     {"loading", "walks"},
     {"cache", "orders", "reports"},
     {"splits"},
-    {"datamodule"},
-    {"callbacks", "plots"},
-    {"verify", "check"},
+    {"datamodule", "plots"},
+    {"throughput"},
+    {"callbacks"},
+    {"verify", "check", "report", "compare"},
     {"__main__"},
 ]
-COMMANDS = {"verify", "check"}  # run by python -m, they read a user's configs or runs; no other file imports them
+# Run by python -m, they read a user's configs or runs; no other file imports them.
+COMMANDS = {"verify", "check", "report", "compare"}
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 FILES = sorted(path for path in (ROOT / "ddpm_data").glob("*.py") if path.stem != "__init__")
 
@@ -61,7 +63,9 @@ def test_hydra_and_lightning_stay_where_they_belong(path: Path) -> None:
         "orders",
         "resume",
         "trainers",
+        "throughput",
         "callbacks",
+        "loggers",
         *COMMANDS,
     }
 
@@ -82,16 +86,18 @@ def test_a_missing_extra_is_named() -> None:
 import sys, ddpm_data.sources, ddpm_data.streaming
 sys.modules |= dict.fromkeys(["matplotlib.axes", "sklearn.datasets", "webdataset.shardlists"])
 shards = lambda: ddpm_data.streaming.TarShards("a.tar")
-for use in (ddpm_data.sources.digits, lambda: __import__("ddpm_data.plots"), shards):
+callback = lambda: __import__("ddpm_data.callbacks").callbacks.TimestepLoss()
+for use in (ddpm_data.sources.digits, lambda: __import__("ddpm_data.plots"), callback, shards):
     try:
         use()
     except ImportError as error:
         print(error)
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    digits, pictures, shards = result.stdout.splitlines()
+    digits, pictures, callback, shards = result.stdout.splitlines()
     assert "ddpm-data[demo]" in digits
     assert "ddpm-data[plots]" in pictures
+    assert "ddpm-data[plots]" in callback
     assert "ddpm-data[webdataset]" in shards
 
 

@@ -13,10 +13,12 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from ddpm_data import DDPMDataModule, schedules
+from ddpm_data.callbacks import TimestepLoss
+from ddpm_data.losses import read_losses
 from tests.conftest import ROOT, trainer, uint8_images
 from train_stub import DDPM, UNet
 
-PICTURES = ("noising.png", "schedule.png", "samples.png")
+PICTURES = ("noising.png", "schedule.png", "samples.png", "timestep_loss.png")
 
 
 def job(*overrides: str, cwd: Path | None = None) -> str:
@@ -45,7 +47,7 @@ def test_the_main_job_trains_and_leaves_what_it_names(tmp_path: Path) -> None:
     assert "Warning" not in printed
     last = printed[printed.index("The run took") :]
     assert str(folder) in last
-    for name in (*PICTURES, "metrics.csv", "config.yaml", "checkpoints/last.ckpt"):
+    for name in (*PICTURES, "metrics.csv", "timestep_loss.csv", "config.yaml", "checkpoints/last.ckpt"):
         assert name in last
         assert (folder / name).is_file()
     for name in PICTURES:
@@ -105,6 +107,17 @@ def test_the_average_follows_optimizer_steps_not_batches(tmp_path: Path) -> None
     run.fit(model, datamodule=dm)
     assert run.global_step == 3
     assert int(model.ema.n_averaged) == 3
+
+
+def test_the_validation_loss_is_the_mean_of_the_losses_by_timestep(tmp_path: Path) -> None:
+    model = DDPM(schedules.linear(10), channels=1, width=8, learning_rate=1e-3, ema_decay=0.9)
+    dm = DDPMDataModule(uint8_images(24, 1, 4, 4), 0.3, schedule=schedules.linear(10), batch_size=4)
+    run = trainer(tmp_path, callbacks=[TimestepLoss(4)])
+    run.fit(model, datamodule=dm)
+    rows = read_losses(tmp_path / "timestep_loss.csv")
+    assert sum(row.examples for row in rows) == 7
+    mean = sum((row.loss or 0) * row.examples for row in rows) / 7
+    assert mean == pytest.approx(float(run.callback_metrics["val_loss"]), rel=1e-6)
 
 
 @pytest.mark.parametrize("schedule", ["jsd", "zero_terminal_snr"])
