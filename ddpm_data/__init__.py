@@ -2,6 +2,7 @@
 
 from ddpm_data import schedules
 from ddpm_data.datamodule import DDPMDataModule
+from ddpm_data.loops import triples
 from ddpm_data.process import ForwardProcess
 from ddpm_data.timesteps import UniformTimesteps
 from ddpm_data.transform import ForwardDiffusion
@@ -17,4 +18,5 @@ __all__ = [
     "Triple",
     "UniformTimesteps",
     "schedules",
+    "triples",
 ]

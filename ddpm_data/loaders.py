@@ -9,12 +9,13 @@ import torch
 from torch import distributed
 from torch.utils.data import DataLoader, Dataset
 
+from ddpm_data import checks
 from ddpm_data.faults import Loaded, Tally
 from ddpm_data.images import Images
 from ddpm_data.iterables import Arrivals, PositionedItems
 from ddpm_data.philox import Key, Purpose, words
 from ddpm_data.ready import PositionedBatches
-from ddpm_data.stream import Request
+from ddpm_data.stream import Request, StreamSampler
 from ddpm_data.types import About, Examples, Stage
 
 # CPython before 3.11.10 (gh-112275): a process forked while another thread asks for the GIL may never wake up. gloo's
@@ -52,6 +53,7 @@ class StreamLoader(DataLoader[Loaded]):
     Lightning calls ``iter()`` before ``set_epoch()``; a resumed run would get the positions of an earlier epoch.
     """
 
+    dataset: Positioned | PositionedItems | PositionedBatches
     arrivals: Arrivals | None = None
     tally: Tally
     mark: Callable[[str], None] | None = None  # told when a batch is "asked" for, and when it has "arrived"
@@ -88,6 +90,33 @@ class StreamLoader(DataLoader[Loaded]):
             ) from error
         finally:
             self.tally.end()
+
+    def set_epoch(self, epoch: int, place: int = 0) -> None:
+        """Say, in a loop without a Trainer, which epoch of the training stream is to come: 0, then 1, and so on.
+
+        Evaluation is the same every epoch.
+
+        Args:
+            epoch: At least 0.
+            place: Where in it to begin: how many of its examples all processes together have seen before. Of a source
+                with an order of its own, how many of its batches this process has, which are read again and left out.
+
+        Raises:
+            TypeError: One of them is no whole number.
+            ValueError: There is no such place.
+        """
+        epoch = checks.whole("StreamLoader.set_epoch", "epoch", epoch, 0)
+        place = checks.whole("StreamLoader.set_epoch", "place", place, 0)
+        order = self.arrivals or self.sampler
+        if not isinstance(order, StreamSampler | Arrivals) or self.dataset.stage != "train":
+            return
+        if place > order.epochs.cuts.length:
+            raise ValueError(
+                f"StreamLoader.set_epoch(epoch={epoch}, place={place}): an epoch has {order.epochs.cuts.length} "
+                "examples. Count those of all processes, from the epoch's beginning: `place`."
+            )
+        order.epochs.resumed = (epoch, place)
+        order.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, int]:
         """Nothing: the DataModule keeps the stream's place. Without this method Lightning warns of a lost place."""

@@ -122,8 +122,14 @@ class Loading:
             report: See :class:`~ddpm_data.faults.Tally`.
 
         Raises:
-            ValueError: The batches that workers have ready would not fit into shared memory.
+            ValueError: The batches that workers have ready would not fit into shared memory, or there are other
+                processes than when the order was made.
         """
+        if isinstance(order, StreamSampler) and (order.num_replicas, order.rank) != world:
+            raise ValueError(
+                f"setup() found {order.num_replicas} process(es), and now this is process {world[1]} of {world[0]}. "
+                "Connect the processes (torch.distributed.init_process_group, Fabric's launch) before setup()."
+            )
         dataset: Positioned | PositionedItems | PositionedBatches
         num_workers = self.num_workers
         if isinstance(images, Images):

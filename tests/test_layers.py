@@ -23,7 +23,7 @@ LAYERS = [
     {"cache", "orders", "reports"},
     {"splits"},
     {"datamodule", "plots"},
-    {"throughput"},
+    {"throughput", "loops"},
     {"callbacks"},
     {"verify", "check", "report", "compare"},
     {"__main__"},

@@ -1,7 +1,6 @@
 """The verify command tells a configuration whose streams agree from one whose do not."""
 
 import itertools
-import subprocess
 import sys
 from collections.abc import Iterator
 
@@ -11,6 +10,7 @@ from torch.utils.data import IterableDataset
 
 from ddpm_data.verify import _report, main
 from tests.conftest import ROOT, uint8_images
+from tests.groups import finished
 
 
 class Sharded(IterableDataset[Tensor]):
@@ -21,17 +21,15 @@ class Sharded(IterableDataset[Tensor]):
         return itertools.islice(uint8_images(80, 1, 8, 8), world[0], None, world[1])
 
 
-def verify(*words: str) -> tuple[int, str, str]:
-    command = [sys.executable, "-m", "ddpm_data.verify", *words]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
-    return result.returncode, result.stdout, result.stderr
+def verify(*words: str) -> tuple[int, str]:
+    return finished([sys.executable, "-m", "ddpm_data.verify", *words], ROOT, timeout=280)
 
 
 CONDITIONS = ("dataset.condition=1", "dataset.condition_dropout=0.1", "dataset.null_condition=10")
 
 
 def test_streams_that_agree() -> None:
-    code, said, _ = verify("--steps", "4", "dataset=digits", "loader.batch_size=500", *CONDITIONS)
+    code, said = verify("--steps", "4", "dataset=digits", "loader.batch_size=500", *CONDITIONS)
     assert code == 0
     assert said.splitlines()[-6:] == [
         "agrees  training, 2 processes: 3234 examples",  # two epochs of 1617, in steps of 1000 and 617
@@ -46,7 +44,7 @@ def test_streams_that_agree() -> None:
 def test_a_random_augmentation_is_found() -> None:
     augment = "dataset.augment={_target_:torchvision.transforms.v2.RandomHorizontalFlip}"
     # Whole batches are flipped or not: two processes would agree with one by chance once in 4 ** 8 runs.
-    code, said, _ = verify("--steps", "8", "dataset=digits", "loader.batch_size=32", augment)
+    code, said = verify("--steps", "8", "dataset=digits", "loader.batch_size=32", augment)
     assert code == 1
     assert "DIFFERS training, 2 processes: x_t of example" in said
     assert "`augment`, is random" in said
@@ -60,8 +58,8 @@ def test_an_iterable_source_is_held_to_what_it_can_promise() -> None:
         "+dataset.train={_target_:tests.test_verify.Sharded}",
         "dataset.val=null",
     ]
-    code, said, problem = verify("--steps", "4", "loader.batch_size=8", *source)
-    assert code == 0, problem
+    code, said = verify("--steps", "4", "loader.batch_size=8", *source)
+    assert code == 0, said
     assert "The training set is iterable" in said
     assert [line.split(":")[0] for line in said.splitlines()[-4:]] == [
         "unique  noise of 64 training examples, 2 processes",
