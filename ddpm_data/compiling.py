@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from tqdm import tqdm
 
+from ddpm_data.ranks import speaks
+
 # Quarters are to be written to their places in the result at once. For CUDA inductor would sooner write bfloat16
 # ones elsewhere and join them by another kernel: 29 bytes a number instead of 5, by its count (benchmarks.kernels).
 OPTIONS = {
@@ -118,7 +120,13 @@ def _filled(tensor: Tensor, size: int) -> Tensor:
 def _compile(work: Work, shared: Signature, rows: Signature, size: int) -> Compiled:
     """One process needs the code once, however many transforms there are."""
     batch = [(torch.Size((size, *shape)), dtype, device) for shape, dtype, device in rows]
-    bar = tqdm(desc="Compiling the batch transform, once a run", total=1, bar_format="{desc} ...", leave=False)
+    bar = tqdm(
+        desc="Compiling the batch transform, once a run",
+        total=1,
+        bar_format="{desc} ...",
+        leave=False,
+        disable=not speaks(),
+    )
     with bar, torch.inference_mode(False), torch.no_grad():  # what is traced in inference mode would run in no other
         examples: list[Any] = [torch.zeros(s, dtype=dtype, device=d) for s, dtype, d in (*shared, *batch)]
         compiled: Compiled = torch._inductor.compile(make_fx(work.__call__)(*examples), examples, OPTIONS)

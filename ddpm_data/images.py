@@ -155,8 +155,8 @@ class Images(Dataset[Tensor]):
             raise bad[0]
         return found
 
-    def check(self) -> None:
-        """Look at up to 128 items (all, if there are no more) and raise what a batch would raise, but now.
+    def check(self, warns: bool = True) -> None:
+        """Look at up to 128 items (all, if no more), raise now what a batch would, and ``warns`` of small images.
 
         Raises:
             OSError, RuntimeError: An item cannot be had.
@@ -186,7 +186,7 @@ class Images(Dataset[Tensor]):
         same_shape(self.name, [one.item for one, _ in fitted], images)
         self.is_stored = self._stacks is not None and len(fitted) == len(raw) and same(images, raw)
         self.bytes_an_image = images[0].nbytes
-        if size and (warning := of_small(self.name, raw, size)):
+        if size and warns and (warning := of_small(self.name, raw, size)):
             warnings.warn(warning, stacklevel=2)
 
     def _fitted(self, looked: Looked) -> Tensor | None:

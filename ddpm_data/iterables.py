@@ -21,6 +21,7 @@ from ddpm_data.conditions import collated
 from ddpm_data.faults import Fault, Loaded, named, same_shape
 from ddpm_data.items import ItemKey, find_condition
 from ddpm_data.policy import Policy
+from ddpm_data.ranks import speaks
 from ddpm_data.stream import ENDLESS, Cuts, Epochs
 from ddpm_data.streaming import Share, shared
 from ddpm_data.types import About, Examples, Stage
@@ -171,7 +172,9 @@ class Arrivals:
         """
         epoch = self.epoch()
         batches = _told_apart(batches, workers)
-        for _ in tqdm(range(seen := self.epochs.of(epoch).start), "Reading up to the checkpoint", disable=not seen):
+        for _ in tqdm(
+            range(seen := self.epochs.of(epoch).start), "Reading up to the checkpoint", disable=not (seen and speaks())
+        ):
             next(batches, None)
         for images, about in batches:
             yield Examples(images, about._replace(position=about.position + epoch * EPOCH))

@@ -17,6 +17,7 @@ from ddpm_data.loading import AnyImages, Loading
 from ddpm_data.permutation import Part
 from ddpm_data.philox import Key
 from ddpm_data.policy import Policy
+from ddpm_data.ranks import speaks
 from ddpm_data.ready import ReadyBatches
 from ddpm_data.types import Stage
 
@@ -104,7 +105,7 @@ class Splits:
         if isinstance(images, Images):
             images.cache = cache
             if cache is None:
-                images.check()
+                images.check(warns=speaks() and stage == self._whole(stage))  # a held-out part says nothing new
         self._images[stage] = images
         return images
 
@@ -139,7 +140,7 @@ class Splits:
                 "another each epoch. Change `dataset.crop`, or leave `loader.cache_dir` null."
             )
         images = Images(dataset, self.policy, stage, None, self.condition, self.loading.replaces)
-        images.check()
+        images.check(warns=speaks())
         if not images.is_stored:
             self._caches[stage] = cached(images, self.cache_dir, self.loading)
         return self._caches.get(stage)

@@ -8,6 +8,8 @@ import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import distributed
 
+from ddpm_data.ranks import processes
+
 _DTYPES = {
     "bf16-true": torch.bfloat16,
     "16-true": torch.float16,
@@ -26,18 +28,14 @@ def world_of(trainer: L.Trainer | None) -> tuple[int, int]:
     """How many processes there are, and which this is: those of the Trainer, else of torch's process group."""
     if trainer:
         return trainer.world_size, trainer.global_rank
-    if not distributed.is_available():
-        return 1, 0
-    if distributed.is_initialized():
-        return distributed.get_world_size(), distributed.get_rank()
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count > 1 and distributed.is_torchelastic_launched():
+    found, count = processes(), int(os.environ.get("WORLD_SIZE", "1"))
+    if found == (1, 0) and count > 1 and distributed.is_available() and distributed.is_torchelastic_launched():
         warnings.warn(
             f"torchrun started {count} processes, and they are not yet connected: each will be served all images. Call "
             "torch.distributed.init_process_group (or Fabric's launch) before DDPMDataModule.setup.",
             stacklevel=3,
         )
-    return 1, 0
+    return found
 
 
 def refuse_clashes(trainer: L.Trainer | None) -> None:

@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import ROOT
 
 LAYERS = [
-    {"types", "checks", "decoding", "copies", "composing", "stopwatch", "loggers"},
+    {"types", "checks", "ranks", "decoding", "copies", "composing", "stopwatch", "loggers"},
     {"schedules", "philox", "items", "headers"},
     {"process", "timesteps", "permutation", "policy", "arrays", "conditions", "faults", "streaming"},
     {"sources"},
