@@ -5,6 +5,8 @@ Run ``python train_stub.py``; every value of ``conf/`` can be overridden on the 
 
 import itertools
 import math
+import os
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -224,8 +226,11 @@ def main(cfg: DictConfig) -> float:
             f"nothing was trained: the run is at epoch {trainer.current_epoch} and trainer.max_epochs="
             f"{cfg.trainer.max_epochs}. Raise `trainer.max_epochs` (or `trainer.limit_train_batches`)."
         )
+    weights = trainer.strategy.lightning_module_state_dict()  # under fsdp each process has but a part of the model
     if trainer.is_global_zero:
-        model.to(trainer.strategy.root_device)  # fit leaves it on the CPU
+        model = instantiate(cfg.model)
+        model.load_state_dict(weights)
+        model.to(trainer.strategy.root_device)
         draw(model, datamodule, folder, cfg.samples, cfg.seed)
         print(f"\nThe run took {time.monotonic() - began:.0f} s; it is in {folder}")
         for path in sorted(path for path in folder.rglob("*") if path.suffix in (".png", ".csv", ".ckpt", ".yaml")):
@@ -235,4 +240,6 @@ def main(cfg: DictConfig) -> float:
 
 
 if __name__ == "__main__":
+    if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))):  # torchrun's, srun's: rank 0 has the folder
+        sys.argv += ["hydra.run.dir=.", "hydra.output_subdir=null"]
     main()

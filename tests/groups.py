@@ -3,48 +3,66 @@
 import os
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO, NamedTuple
+
+
+class Started(NamedTuple):
+    """A command at work, and the file that both of its outputs go to: pipes of several would have to be emptied."""
+
+    process: subprocess.Popen[str]
+    output: IO[str]
+
+    def finished(self, timeout: float) -> tuple[int, str]:
+        """Its status and what it printed."""
+        try:
+            code = self.process.wait(timeout)
+        except subprocess.TimeoutExpired as error:
+            self.output.seek(0)
+            raise AssertionError(f"still at work after {timeout} s: {self.output.read()[-3000:]}") from error
+        self.output.seek(0)
+        return code, self.output.read()
 
 
 @contextmanager
-def started(command: list[str], folder: Path, **environment: str) -> Iterator[subprocess.Popen[str]]:
-    """A command at work in a folder; at the end it is killed with all it has started. Both outputs are one pipe."""
-    process = subprocess.Popen(
-        command,
-        cwd=folder,
-        env=os.environ | environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        # One by one, since torchrun puts each of its processes into a group of its own.
-        for number in (*_descendants(process.pid), process.pid):
+def started(command: list[str], folder: Path, **environment: str) -> Iterator[Started]:
+    """A command at work in a folder; at the end it is killed with all it has started."""
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=os.environ | environment,
+            text=True,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            yield Started(process, output)
+        finally:
+            # One by one, since torchrun puts each of its processes into a group of its own.
+            for number in _descendants(process.pid):
+                with suppress(ProcessLookupError):
+                    os.kill(number, signal.SIGKILL)
             with suppress(ProcessLookupError):
-                os.kill(number, signal.SIGKILL)
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # those whose parent has died before them
-        process.wait()
+                os.killpg(process.pid, signal.SIGKILL)  # also those whose parent has died before them
+            process.wait()
 
 
-def _descendants(number: int) -> Iterator[int]:
+def finished(command: list[str], folder: Path, timeout: float = 120) -> tuple[int, str]:
+    """A command's status and what it printed."""
+    with started(command, folder) as running:
+        return running.finished(timeout)
+
+
+def _descendants(number: int) -> list[int]:
     """Where Linux tells."""
+    found: list[int] = []
     for path in Path(f"/proc/{number}/task").glob("*/children"):
         with suppress(OSError):  # it has ended meanwhile
             for child in map(int, path.read_text().split()):
-                yield from _descendants(child)
-                yield child
-
-
-def finished(
-    command: list[str], folder: Path, timeout: float = 120, environment: Mapping[str, str] | None = None
-) -> tuple[int, str]:
-    """A command's status and what it printed."""
-    with started(command, folder, **(environment or {})) as process:
-        said, _ = process.communicate(timeout=timeout)
-    return process.returncode, said
+                found += [child, *_descendants(child)]
+    return found

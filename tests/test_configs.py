@@ -125,7 +125,28 @@ def test_trainers(name: str) -> None:
     cfg = composed(f"trainer={name}")
     if cfg.trainer.accelerator == "gpu" and not torch.cuda.is_available():
         cfg.trainer.accelerator, cfg.trainer.devices = "cpu", 1  # everything but the device
+        if name == "fsdp":  # which is refused without it
+            cfg.trainer.strategy._target_ = "tests.fsdp_cpu.OnCPU"
     assert isinstance(instantiate(cfg.trainer, logger=False, enable_checkpointing=False), L.Trainer)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"GROUP_WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "8"},
+        {"SLURM_NNODES": "3", "SLURM_NTASKS_PER_NODE": "8"},
+        # torchrun started by srun, one a machine
+        {"GROUP_WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "8", "SLURM_NNODES": "3", "SLURM_NTASKS_PER_NODE": "1"},
+    ],
+    ids=["torchrun", "srun", "torchrun in srun"],
+)
+def test_machines_and_processes_are_those_that_were_started(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    cfg = composed("trainer=multi_node")
+    assert (cfg.trainer.num_nodes, cfg.trainer.devices) == (3, 8)
 
 
 @pytest.mark.parametrize("group", ["logger", "callbacks"])
