@@ -15,7 +15,7 @@ from hydra.utils import instantiate
 from PIL import Image
 
 from tests.conftest import ROOT, Recorder, trainer
-from tests.groups import finished, started
+from tests.groups import started
 from tests.test_configs import composed
 from tests.test_ddp import free_port
 from tests.test_loops import by_example
@@ -157,15 +157,14 @@ def test_fsdp_in_two_tasks_of_slurm_learns_what_one_process_learns(tmp_path: Pat
         for rank in ("0", "1"):
             environment = slurm | {"SLURM_PROCID": rank, "SLURM_NODEID": rank}
             tasks.append(stack.enter_context(started([*job, *shards], tmp_path, **environment)))
+        alone = [*job, "trainer=cpu", "loader.batch_size=32", "hydra.run.dir=one"]
+        tasks.append(stack.enter_context(started(alone, tmp_path)))
         for task in tasks:
             code, said = task.finished(timeout=120)
             assert code == 0, said[-3000:]
     (run,) = tmp_path.glob("outputs/*/*")  # one folder, though each task has a clock
-    assert {path.name for path in tmp_path.iterdir()} == {"outputs"}
+    assert {path.name for path in tmp_path.iterdir()} == {"outputs", "one"}
     assert {"samples.png", "metrics.csv", "config.yaml"} < {path.name for path in run.iterdir()}
-
-    code, said = finished([*job, "trainer=cpu", "loader.batch_size=32", f"hydra.run.dir={tmp_path / 'one'}"], tmp_path)
-    assert code == 0, said[-3000:]
     sharded, whole = (torch.load(at / "checkpoints/last.ckpt")["state_dict"] for at in (run, tmp_path / "one"))
     assert sharded.keys() == whole.keys()
     fresh = 0.0
