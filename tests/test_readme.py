@@ -1,19 +1,18 @@
 """The README's blocks run, its commands compose, its tables are those of the repository."""
 
 import re
-import runpy
-import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests import blocks
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
-PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+PYTHON = [block.text for block in blocks.blocks(README) if block.language == "python"]
+COMMANDS = blocks.commands(README)
 JOBS = [line.partition("python train_stub.py")[2] for line in COMMANDS if "train_stub.py" in line]
 
 
@@ -36,16 +35,8 @@ def test_python_blocks_run_from_anywhere(block: str, tmp_path: Path) -> None:
 def test_commands_compose(
     arguments: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Hydra's ``--cfg job`` composes a command as it stands and prints the configuration; other tests run the jobs."""
-    plain = [word for word in shlex.split(arguments) if word != "-m"]
-    single = [word.partition(",")[0] for word in plain]  # one run of a sweep
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["train_stub.py", *single, "--cfg", "job"])
-    runpy.run_path(str(ROOT / "train_stub.py"), run_name="__main__")
-    printed = capfd.readouterr().out
-    for word in single:
-        key, _, value = word.partition("=")
-        assert "." not in key or f"{key.rpartition('.')[2]}: {value}" in printed
+    blocks.compose(arguments, monkeypatch, capfd)
 
 
 def test_the_table_of_groups_lists_every_config() -> None:
