@@ -1,0 +1,99 @@
+"""The site: its pages say what is true, as their blocks show, and it can be built."""
+
+import importlib
+import inspect
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ddpm_data
+from tests import blocks
+from tests.conftest import ROOT
+
+DOCS = ROOT / "docs"
+PAGES = {path.relative_to(DOCS).as_posix(): path.read_text() for path in sorted(DOCS.rglob("*.md"))}
+ELSEWHERE = {  # pages whose blocks want several processes or an installed package, and the tests that run them
+    "how-to/hydra.md": "test_installed.py",
+    "how-to/plain-torch.md": "test_loops.py",
+    "how-to/several-gpus.md": "test_several.py",
+}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site as it is published: strict, so that a link or a name that leads nowhere fails."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+@pytest.mark.parametrize("name", [name for name in PAGES if blocks.blocks(PAGES[name]) and name not in ELSEWHERE])
+def test_every_block_of_a_page_runs(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    blocks.run(PAGES[name], f"docs/{name}", tmp_path, monkeypatch, capfd)
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_the_other_pages_are_run_by_tests_of_their_own(name: str) -> None:
+    assert Path(name).name in (ROOT / "tests" / ELSEWHERE[name]).read_text()
+
+
+def printed(notebook: Path) -> list[str]:
+    """What a notebook's cells print, and how many pictures they draw."""
+    cells: list[dict[str, Any]] = json.loads(notebook.read_text())["cells"]
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    return ["".join(output["text"]) if "text" in output else ", ".join(sorted(output["data"])) for output in outputs]
+
+
+def test_the_notebook_prints_what_is_stored_in_it(tmp_path: Path) -> None:
+    notebook = DOCS / "forward_process.ipynb"
+    command = [sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute", "--output-dir", str(tmp_path)]
+    result = subprocess.run([*command, str(notebook)], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    number = re.compile(r"-?\d+\.\d+(?:e-?\d+)?")
+    for stored, now in zip(printed(notebook), printed(tmp_path / notebook.name), strict=True):
+        assert number.sub("#", stored).split() == number.sub("#", now).split()
+        # A hundredth: what is printed is rounded there.
+        assert [float(x) for x in number.findall(now)] == pytest.approx(
+            [float(x) for x in number.findall(stored)], abs=0.011
+        )
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    listed = re.findall(r": ([\w/-]+\.md)", (ROOT / "mkdocs.yml").read_text())
+    assert sorted(set(listed) - {"forward_process.md"}) == sorted(PAGES)  # that one is made of a notebook
+
+
+def test_the_reference_has_all_that_is_public_and_all_that_pages_import(site: Path) -> None:
+    html = "".join(path.read_text() for path in (site / "api").rglob("index.html"))
+    described = set(re.findall(r'id="(ddpm_data[\w.]+)"', html))
+    wanted = {getattr(ddpm_data, name) for name in ddpm_data.__all__}
+    for page in (*PAGES.values(), (ROOT / "README.md").read_text()):
+        for module, names in re.findall(r"^from (ddpm_data[\w.]*) import (.+)$", page, re.MULTILINE):
+            wanted |= {getattr(importlib.import_module(module), name) for name in names.split(", ")}
+    paths = {x.__name__ if inspect.ismodule(x) else f"{x.__module__}.{x.__qualname__}" for x in wanted}
+    assert paths - described == set()
+
+
+def test_the_built_pages_hold_no_markup_that_was_not_rendered(site: Path) -> None:
+    for path in site.rglob("index.html"):
+        article = path.read_text().partition("<article")[2].partition("</article")[0]
+        prose = re.sub(r"<(pre|code)\b.*?</\1>", "", article, flags=re.DOTALL)
+        for wrong in ("<autoref", "``", ":class:", ":func:", "|---", "README:", "]("):
+            assert wrong not in prose, f"{path}: {wrong}"
+
+
+def test_nothing_is_fetched_from_elsewhere_to_show_a_page(site: Path) -> None:
+    for path in site.rglob("*.html"):
+        loaded = re.findall(
+            r'<(?:script|img|link rel="stylesheet")[^>]+(?:src|href)="(https?:[^"]+)"', path.read_text()
+        )
+        assert loaded == [], path
