@@ -18,6 +18,7 @@ from torch import Tensor
 from ddpm_data.composing import add_options, composed, datamodule_in
 from ddpm_data.process import ForwardProcess
 from ddpm_data.reports import markdown
+from ddpm_data.timesteps import UniformTimesteps
 
 _ROWS = 3  # images on their way into noise
 _HEAD = ("schedule", "steps", "beta, first", "beta, last", "signal left", "SNR at the end", "as much noise as signal")
@@ -37,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
         node = datamodule_in(args)
         label = name or str(node.schedule._target_).rpartition(".")[2]
         processes[label] = ForwardProcess(instantiate(node.schedule))
-        timesteps[label] = instantiate(node.timesteps)
+        timesteps[label] = instantiate(node.timesteps) or UniformTimesteps()
         images = _images(args) if images is None else images
     print(markdown([_HEAD, *(numbers(name, process) for name, process in processes.items())]))
     args.out.mkdir(parents=True, exist_ok=True)

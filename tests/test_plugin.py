@@ -13,6 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm_data import DDPMDataModule, ForwardDiffusion, UniformTimesteps, schedules
+from ddpm_data.report import main as report
 from hydra_plugins.ddpm_data import GROUPS, configs
 from tests.conftest import ROOT
 from tests.test_configs import NEEDS, composed, names
@@ -95,6 +96,14 @@ def test_two_lines_of_defaults_make_a_datamodule(app: Path) -> None:
     assert torch.equal(instantiate(cfg.schedule), schedules.cosine())
     dm.setup("fit")
     assert next(iter(dm.train_dataloader())).images.shape == (16, 1, 8, 8)
+
+
+def test_the_report_reads_such_configs_too(app: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert report(["--config-dir", str(app), "--config-name", "small", "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "report.png").is_file()
+    captured = capsys.readouterr()
+    assert "| cosine " in captured.out
+    assert "no images" not in captured.err
 
 
 def test_own_schedule_and_dataset_stand_in_the_same_places(app: Path) -> None:

@@ -77,7 +77,7 @@ class Jobs(Callback):
             lines = [f"{len(failed)} of {len(jobs)} jobs failed:"]
             for path, job in failed.items():
                 own = [override for override in job["overrides"] if override not in common]
-                lines += [f"  job {path.name} ({' '.join(own)}): {job.get('error', 'it did not end')}"]
+                lines += [f"  job {path.name} ({' '.join(own)}): {job.get('error', 'it did not end').splitlines()[0]}"]
                 lines += [f"    {path / ERROR}"] if (path / ERROR).exists() else []
             raise SystemExit("\n".join(lines))
 
