@@ -99,3 +99,4 @@ def test_nothing_is_fetched_from_elsewhere_to_show_a_page(site: Path) -> None:
             r'<(?:script|img|link rel="stylesheet")[^>]+(?:src|href)="(https?:[^"]+)"', path.read_text()
         )
         assert loaded == [], path
+        assert 'data-md-component="source"' not in path.read_text(), f"{path}: its script asks GitHub for stars"

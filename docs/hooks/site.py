@@ -19,11 +19,10 @@ _LINK = re.compile(r"(?<=\]\()(?!https?:|#)([^)]+)")
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Put a block of the README, named by its first words, where ``<!-- README: first words -->`` stands alone."""
     up = "../" * page.file.src_uri.count("/")
-    source = f"{config.repo_url}/blob/main/"
 
     def linked(match: re.Match[str]) -> str:
         target = match[1].removeprefix("docs/")
-        return up + target if target != match[1] else source + target
+        return up + target if target != match[1] else config.extra["source"] + target
 
     def shared(match: re.Match[str]) -> str:
         blocks = _BLOCKS.findall((_ROOT / "README.md").read_text())
