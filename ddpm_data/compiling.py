@@ -121,7 +121,7 @@ def _compile(work: Work, shared: Signature, rows: Signature, size: int) -> Compi
     """One process needs the code once, however many transforms there are."""
     batch = [(torch.Size((size, *shape)), dtype, device) for shape, dtype, device in rows]
     bar = tqdm(
-        desc="Compiling the batch transform, once a run",
+        desc="Compiling the batch transform, once a stage",
         total=1,
         bar_format="{desc} ...",
         leave=False,

@@ -300,8 +300,9 @@ def test_without_matplotlib_there_is_no_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.axes", None)
-    monkeypatch.delitem(sys.modules, "ddpm_data.plots", raising=False)
-    monkeypatch.delattr("ddpm_data.plots", raising=False)
+    for name in ("ddpm_data.plots", "ddpm_data.drawing"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        monkeypatch.delattr(name, raising=False)
     code, found = check(tmp_path, *of("Pairs", "dataset.image_key=image"))
     assert (code, found["sets"]["train"]["items"]) == (0, 40)
     assert "no check.png: pictures need matplotlib: pip install 'ddpm-data[plots]'" in capsys.readouterr().out

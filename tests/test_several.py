@@ -121,8 +121,9 @@ def test_a_run_has_one_folder_that_of_rank_0(both: list[Node]) -> None:
     own = sorted(str(path.relative_to(run)) for path in run.rglob("*") if path.is_file())
     best = next(name for name in own if name.startswith("checkpoints/epoch001"))
     hydras = [f".hydra/{name}.yaml" for name in ("config", "hydra", "overrides")]
-    pictures = ["noising.png", "samples.png", "schedule.png"]
-    assert own == sorted([*hydras, best, "checkpoints/last.ckpt", "config.yaml", "metrics.csv", *pictures])
+    pictures = ["noising.png", "samples.png", "schedule.png", "timestep_loss.png"]
+    tables = ["config.yaml", "job.json", "metrics.csv", "timestep_loss.csv"]
+    assert own == sorted([*hydras, best, "checkpoints/last.ckpt", *tables, *pictures])
     left = ("cache", "calls.txt", "downloaded", "rank")  # the job's own, in the working folder
     assert {path.name for path in first.folder.iterdir() if not path.name.startswith(left)} == {"outputs"}
     assert not {path.name for path in second.folder.iterdir() if not path.name.startswith(left)}
