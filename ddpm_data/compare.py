@@ -74,16 +74,29 @@ def read(folder: Path, metric: str) -> list[Job]:
     """The jobs of a sweep, by their numbers.
 
     Raises:
-        SystemExit: There are none, or none has the metric.
+        SystemExit: There are none, or they have metrics, but none of them this one.
     """
     folders = {path.parent for path in folder.rglob("job.json")}
     folders |= {path.parent.parent for path in folder.rglob(".hydra/overrides.yaml")}
     if not folders:
         raise SystemExit(f"{folder.absolute()} has no jobs in it: no job.json, no .hydra. Give a sweep's folder.")
-    return [_job(path, metric) for path in sorted(folders, key=lambda path: (len(path.name), path))]
+    rows = {path: _metrics(path) for path in sorted(folders, key=lambda path: (len(path.name), path))}
+    columns = {column for found in rows.values() for row in found for column in row}
+    if columns and metric not in columns:
+        raise SystemExit(f"no job in {folder.absolute()} has {metric}: --metric is one of {', '.join(sorted(columns))}")
+    return [_job(path, metric, found) for path, found in rows.items()]
 
 
-def _job(folder: Path, metric: str) -> Job:
+def _metrics(folder: Path) -> list[dict[str, str]]:
+    """The rows of a job's newest metrics.csv; none where it left none."""
+    path = max(folder.rglob("metrics.csv"), key=lambda path: path.stat().st_mtime, default=None)
+    if path is None:
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _job(folder: Path, metric: str, rows: Sequence[dict[str, str]]) -> Job:
     from omegaconf import OmegaConf
 
     if (folder / "job.json").is_file():
@@ -93,11 +106,6 @@ def _job(folder: Path, metric: str) -> Job:
     else:  # of an app without our Hydra callback
         overrides, ended = OmegaConf.load(folder / ".hydra" / "overrides.yaml"), "unknown"
     pairs = (str(override).lstrip("+").partition("=") for override in overrides)
-    metrics = max(folder.rglob("metrics.csv"), key=lambda path: path.stat().st_mtime, default=None)
-    rows: list[dict[str, str]] = []
-    if metrics:
-        with metrics.open(newline="") as file:
-            rows = list(csv.DictReader(file))
     readings = [(float(row[metric]), row.get("epoch", "")) for row in rows if row.get(metric)]
     speeds = [float(row["images_per_s"]) for row in rows if row.get("images_per_s")]
     values = {key: value for key, _, value in pairs}
@@ -153,9 +161,7 @@ def _process(folder: Path) -> ForwardProcess | None:
     node = next((node for key in _SCHEDULES if (node := OmegaConf.select(cfg, key)) is not None), None)
     try:
         return None if node is None else ForwardProcess(instantiate(node))
-    except (
-        Exception
-    ) as error:  # Hydra's, around whatever the function raised: a job may have failed for that very reason
+    except Exception as error:  # whatever the function raised: the job may have failed for that very reason
         print(f"job {folder.name} is not in the picture: {str(error).splitlines()[0]}")
         return None
 

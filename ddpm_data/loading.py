@@ -148,7 +148,7 @@ class Loading:
             num_workers=num_workers,
             prefetch_factor=self.prefetch_factor if num_workers else None,
             persistent_workers=self.persistent_workers and num_workers > 0,
-            multiprocessing_context=self.multiprocessing_context if num_workers else None,
+            multiprocessing_context=_start_method(self.multiprocessing_context) if num_workers else None,
             generator=torch.Generator().manual_seed((seed + world[1]) % 2**63),  # else drawn from the global one
             pin_memory=pin_memory,
             timeout=self.timeout if num_workers else 0,
@@ -180,6 +180,13 @@ class Loading:
 def cores() -> int:
     """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _start_method(wanted: str | None) -> str | None:
+    """In a job of joblib's the default is loky's own method, by which torch's workers cannot be started."""
+    methods = multiprocessing.get_all_start_methods()  # the system's default first
+    is_foreign = multiprocessing.get_start_method(allow_none=True) not in (None, *methods)
+    return methods[0] if wanted is None and is_foreign else wanted
 
 
 def _flag(name: str, value: bool) -> bool:

@@ -87,7 +87,8 @@ class Throughput(L.Callback):
         if self._batches == self.every_n_steps:
             pl_module.log("images_per_s", self._images * trainer.world_size / self._seconds, prog_bar=True)
             self._images, self._batches, self._seconds = 0, 0, 0.0
-            self._unread = self._watch.take() if self._hook is not None else []
+            laps = self._watch.take()  # also where nobody asks for the shares: it would keep every batch
+            self._unread = laps if self._hook is not None else []
         if self._unread and stopwatch.has_passed(self._unread):
             shares = stopwatch.shares(self._unread)
             pl_module.log_dict({f"{name}_share": share for name, share in shares.items()})

@@ -90,6 +90,11 @@ def test_another_metric_and_an_app_without_our_hydra_callback(tmp_path: Path) ->
     assert not (tmp_path / "out" / "compare.png").exists()
 
 
+def test_a_metric_that_no_job_has_is_refused_with_those_there_are(sweep: Path) -> None:
+    with pytest.raises(SystemExit, match="one of epoch, images_per_s, val_loss"):
+        compare([str(sweep), "--metric", "val_los"])
+
+
 def test_a_folder_without_jobs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="no jobs in it"):
         compare([str(tmp_path)])

@@ -160,6 +160,7 @@ def test_every_choice_composes_there_as_it_does_here(group: str, app: Path) -> N
 WRONG = [
     ("++ddpm_data.loader.batch_sise=3", "ddpm_data.loader.batch_sise"),
     ("++ddpm_data.dataset.image_sise=3", "ddpm_data.dataset.image_sise"),
+    ("++ddpm_data.dataset.flipp=true", "ddpm_data.dataset.flipp"),
     ("++ddpm_data.scedule.start=3", "ddpm_data.scedule"),
     ("++ddpm_data.schedule.sart=3", "sart"),
     ("++ddpm_data.datamodule.batch=3", "batch"),

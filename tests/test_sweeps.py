@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+from PIL import Image
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, uint8_images
 from tests.test_configs import composed
 
 SMALL = ["trainer=smoke", "trainer.limit_train_batches=2", "samples=1", "compile=false", "schedule.num_timesteps=10"]
@@ -37,8 +38,13 @@ def records(folder: Path) -> list[dict[str, object]]:
 
 
 def test_jobs_side_by_side_share_one_cache_and_a_crashed_one_is_named_at_the_end(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for number, pixels in enumerate(uint8_images(40, 8, 8)):
+        Image.fromarray(pixels.numpy()).save(tmp_path / "images" / f"{number}.png")
+    data = ["dataset=image_folder", f"dataset.root={tmp_path / 'images'}", "dataset.image_size=8", "dataset.channels=1"]
+    cached = ["loader=cached", f"loader.cache_dir={tmp_path / 'cache'}", "loader.batch_size=16"]
     varied = ["schedule=linear,cosine", "model.width=8,12", "sweep=joblib"]
-    status, printed = sweep(tmp_path / "runs", *varied, "loader=cached", f"loader.cache_dir={tmp_path / 'cache'}")
+    status, printed = sweep(tmp_path / "runs", *varied, *data, *cached)
     assert status == 1
     assert "2 of 4 jobs failed:" in printed
     end = printed[printed.index("2 of 4 jobs failed:") :]
@@ -48,6 +54,8 @@ def test_jobs_side_by_side_share_one_cache_and_a_crashed_one_is_named_at_the_end
         assert str(folder / "error.txt") in end
         assert "Traceback" in (folder / "error.txt").read_text()
     assert [job["status"] for job in records(tmp_path / "runs")] == ["finished", "failed"] * 2
+    assert len(list((tmp_path / "cache").glob("*.npy"))) == 1
+    assert printed.count(f"Decoding train into {tmp_path / 'cache'}:   0%") == 1
     for number in (0, 2):
         left = os.listdir(tmp_path / "runs" / str(number))
         assert {"config.yaml", "metrics.csv", "noising.png", "schedule.png", "samples.png"} <= set(left)

@@ -35,11 +35,10 @@ class Jobs(Callback):
             (_folder(config) / ERROR).unlink(missing_ok=True)
             _write(config, {"status": "started"})
             resolved = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-            resolved._set_parent(config)
             try:
                 OmegaConf.save(resolved, _folder(config) / "config.yaml", resolve=True)
             except OmegaConfBaseException:
-                (_folder(config) / "config.yaml").unlink()  # a value is missing; the job will say so itself
+                (_folder(config) / "config.yaml").unlink(missing_ok=True)  # the job itself will say what is wrong
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:  # noqa: ANN401  # Hydra's
         """Write how it ended; keep a sweep from ending with it."""

@@ -34,7 +34,7 @@ def refuse_unread(value: str, *groups: str, _root_: DictConfig, _parent_: DictCo
     Raises:
         ValueError: Nothing reads a key.
     """
-    texts = [found for text in _texts(_root_) for found in _REFERENCE.findall(text)]
+    texts = [found for leaf in _leaves(_root_) for found in _REFERENCE.findall(str(leaf))]
     words = {word for text in texts for word in re.findall(r"\w+", text)}
     known = {str(key) for key in _parent_}
     namespaces = {name.rpartition(".")[0] for name in groups} - {""}
@@ -51,20 +51,22 @@ def refuse_unread(value: str, *groups: str, _root_: DictConfig, _parent_: DictCo
     return value
 
 
-def _texts(node: object) -> Iterator[str]:
+def _leaves(node: object) -> Iterator[object]:
     """Every value in a config, as it is written."""
     if isinstance(node, Container):
         node = OmegaConf.to_container(node)
     if isinstance(node, dict | list):
         for value in node.values() if isinstance(node, dict) else node:
-            yield from _texts(value)
+            yield from _leaves(value)
     else:
-        yield str(node)
+        yield node
 
 
 def _is_deeper(group: DictConfig, key: str) -> bool:
     content = OmegaConf.to_container(group)
     assert isinstance(content, dict)
-    value = str(content.pop(key))
-    deeper = [text for node in content.values() if isinstance(node, dict) for text in _texts(node)]
-    return not any("${" in text for text in deeper) and any(value in text for text in deeper)
+    value = content.pop(key)
+    leaves = [leaf for node in content.values() if isinstance(node, dict) for leaf in _leaves(node)]
+    if not value or isinstance(value, bool) or any("${" in str(leaf) for leaf in leaves):
+        return False
+    return any(value == leaf or (isinstance(value, str) and value in str(leaf)) for leaf in leaves)
