@@ -21,11 +21,13 @@ from ddpm_data.ranks import speaks
 
 # Quarters are to be written to their places in the result at once. For CUDA inductor would sooner write bfloat16
 # ones elsewhere and join them by another kernel: 29 bytes a number instead of 5, by its count (benchmarks.kernels).
-OPTIONS = {
+OPTIONS: dict[str, int | bool] = {
     name: 0
     for name in ("max_pointwise_cat_inputs", "max_complex_pointwise_cat_inputs")
     if hasattr(torch._inductor.config, name)
 }
+# Else what is compiled while torch has one thread would keep to one, whatever torch.set_num_threads() says later.
+OPTIONS["cpp.dynamic_threads"] = True
 
 Compiled = Callable[..., tuple[Tensor, ...]]
 Signature = tuple[tuple[torch.Size, torch.dtype, torch.device], ...]

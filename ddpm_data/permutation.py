@@ -1,6 +1,8 @@
 """A keyed shuffle without an array: where any place of an epoch leads, from the key alone, in constant memory."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,8 @@ _ROUNDS_OF_SMALL = 12  # in sets of a few items fewer rounds show: of 6, some of
 _SMALL = 4096
 
 Integers = np.ndarray[Any, np.dtype[np.int64]]
+Words = Callable[[Integers, Integers], Integers]
+Function = Callable[[Integers], Integers]
 
 
 def permute(places: Tensor, length: int, key: Key, purpose: Purpose, epoch: int = 0) -> Tensor:
@@ -35,10 +39,22 @@ def permute(places: Tensor, length: int, key: Key, purpose: Purpose, epoch: int 
     """
     height = max(math.isqrt(length - 1), 0) + 1
     width = -(-length // height)
-    # In NumPy, which does such small integer work in a third of torch's time.
-    result = _shuffle(places.numpy(), height, width, key, purpose, epoch)
-    while (outside := result >= length).any():
-        result[outside] = _shuffle(result[outside], height, width, key, purpose, epoch)
+    words = partial(_words, key=key, purpose=purpose, epoch=epoch)
+    numbers = np.arange(_ROUNDS_OF_SMALL if height * width < _SMALL else _ROUNDS)
+    # With as many places as a side has values, a table of what each value draws in each round is the shorter way.
+    functions = _tables if height <= places.numel() else _functions
+    of_right, of_left = functions(words, width, height, numbers[::2]), functions(words, height, width, numbers[1::2])
+
+    def shuffle(values: Integers) -> Integers:
+        left, right = np.divmod(values, width)
+        for draw_left, draw_right in zip(of_right, of_left, strict=True):
+            left = (left + draw_left(right)) % height
+            right = (right + draw_right(left)) % width
+        return left * width + right
+
+    result = shuffle(places.numpy())  # in NumPy, which does such small integer work in a third of torch's time
+    while len(outside := np.flatnonzero(result >= length)):
+        result.flat[outside] = shuffle(result.flat[outside])
     return torch.from_numpy(result)
 
 
@@ -66,15 +82,21 @@ class Part:
         return permute(numbers + self.start, self.length, self.key, Purpose.SPLIT)
 
 
-def _shuffle(values: Integers, height: int, width: int, key: Key, purpose: Purpose, epoch: int) -> Integers:
-    left, right = np.divmod(values, width)
-    for number in range(0, _ROUNDS_OF_SMALL if height * width < _SMALL else _ROUNDS, 2):
-        left = (left + _draw(right, height, number, key, purpose, epoch)) % height
-        right = (right + _draw(left, width, number + 1, key, purpose, epoch)) % width
-    return left * width + right
+def _functions(words: Words, domain: int, below: int, numbers: Integers) -> list[Function]:
+    """A function of the numbers in ``range(domain)`` to those in ``range(below)`` for each round."""
+
+    def draw(value: Integers, number: Integers) -> Integers:
+        return (words(value, number) * below) >> 32  # the high half of the product
+
+    return [partial(draw, number=number) for number in numbers[:, None]]
 
 
-def _draw(value: Integers, below: int, number: int, key: Key, purpose: Purpose, epoch: int) -> Integers:
-    """A number in ``[0, below)`` for each value: the high half of a product with a Philox word."""
-    what, low, high = (np.array([word]) for word in (purpose + 65536 * (number + 1), epoch & MASK, epoch >> 32))
-    return (philox_4x32((value, what, low, high), key)[0] * below) >> 32
+def _tables(words: Words, domain: int, below: int, numbers: Integers) -> list[Function]:
+    """As :func:`_functions`, looked up."""
+    return [table.take for table in (words(np.arange(domain), numbers[:, None]) * below) >> 32]
+
+
+def _words(value: Integers, number: Integers, key: Key, purpose: Purpose, epoch: int) -> Integers:
+    """A Philox word for each value and round, of the shape that these broadcast to."""
+    low, high = np.array([epoch & MASK]), np.array([epoch >> 32])
+    return philox_4x32((value, purpose + 65536 * (number + 1), low, high), key)[0]

@@ -166,6 +166,27 @@ assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(eager, fir
     assert "`compile=false`" in result.stdout
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="only Linux lists a process's threads")
+def test_what_was_compiled_for_one_thread_runs_on_all_that_are_allowed_later() -> None:
+    """In a process of its own, where no other operation has started threads."""
+    code = """
+import os, torch
+from ddpm_data import ForwardDiffusion, ForwardProcess, schedules
+transform = ForwardDiffusion(ForwardProcess(schedules.linear()))
+batch = torch.zeros(64, 3, 16, 16, dtype=torch.uint8), torch.arange(64)
+noise, threads = [], []
+for count in (1, 3):
+    torch.set_num_threads(count)
+    noise.append(transform(*batch).noise)
+    threads.append(set(os.listdir("/proc/self/task")))
+assert torch.equal(*noise)
+print(len(threads[1] - threads[0]))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.strip() == "2"
+
+
 def test_a_compiled_transform_can_be_sent_to_another_process() -> None:
     transform = make()
     first = transform(*batch(4, 3, 16, 16))
