@@ -171,6 +171,7 @@ def test_what_was_compiled_for_one_thread_runs_on_all_that_are_allowed_later() -
     """In a process of its own, where no other operation has started threads."""
     code = """
 import os, torch
+torch.set_num_threads(1)
 from ddpm_data import ForwardDiffusion, ForwardProcess, schedules
 transform = ForwardDiffusion(ForwardProcess(schedules.linear()))
 batch = torch.zeros(64, 3, 16, 16, dtype=torch.uint8), torch.arange(64)
