@@ -3,10 +3,10 @@
 Through a real Trainer, to a model that does nothing with them, on the CPU; every way with the numbers of workers (0, 1
 or 2) and of threads (1 or 2) that suit it best; all ways in turn, medians of whole epochs after the first.
 
-1,200 JPEGs of 300 to 450 pixels (PIL's own quality) to 64 x 64, batches of 64: ddpm_data, decoding each time and from
-its cache, beside denoising-diffusion-pytorch's Dataset with its ``q_sample``, and torchvision's ImageFolder with the
-transforms of diffusers' training script and ``add_noise``. Then 50,000 images of 32 x 32 in memory, batches of 128:
-ddpm_data beside torchvision's CIFAR10 with those transforms.
+1,200 JPEGs of 300 to 450 pixels (PIL's own quality) to 64 x 64, batches of 64: ddpm_data, decoding each time (with the
+extra ``decode``, and by PIL alone) and from its cache, beside denoising-diffusion-pytorch's Dataset with its
+``q_sample``, and torchvision's ImageFolder with the transforms of diffusers' training script and ``add_noise``. Then
+50,000 images of 32 x 32 in memory, batches of 128: ddpm_data beside torchvision's CIFAR10 with those transforms.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
@@ -185,10 +186,13 @@ def _files(root: Path) -> dict[str, Way]:
         transforms.ToTensor(),
         transforms.Normalize([0.5], [0.5]),
     ])  # fmt: skip
-    own = dict(train=lambda: ImageFiles(images), image_size=SIZE, channels=3, batch_size=64)
+    own = dict(image_size=SIZE, channels=3, batch_size=64)
+    ours = own | {"train": lambda: ImageFiles(images)}
+    opened = own | {"train": lambda: datasets.ImageFolder(str(images), loader=Image.open)}  # files, which PIL decodes
     return {
-        "ddpm_data, decoding": _ours(**own),
-        "ddpm_data, from its cache": _ours(**own, cache_dir=root / "cache"),
+        "ddpm_data, decoding": _ours(**ours),
+        "ddpm_data, decoding by PIL": _ours(**opened),
+        "ddpm_data, from its cache": _ours(**ours, cache_dir=root / "cache"),
         "denoising-diffusion-pytorch": _theirs(
             lambda: Dataset(images, SIZE, exts=["jpg"], augment_horizontal_flip=True), _lucidrains(SIZE), 64
         ),

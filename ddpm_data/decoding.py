@@ -8,6 +8,8 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 
+from ddpm_data import turbo
+
 Size = tuple[int, int]  # height, width
 Colour = tuple[int, int, int]  # red, green, blue, in [0, 255]
 _DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")  # more than 8 bits: PIL's own conversion would clip them
@@ -99,13 +101,15 @@ def decoded(image: Image.Image, fit: Fit | None, background: Colour, alpha: bool
         fit = fit.turned()  # the image as it is stored
     target = None if fit is None else fit.target(image.height, image.width)
     try:
-        area = None if target is None else _reduce(image, target)
-        image.load()
+        found = None if alpha else turbo.decoded(image, target)
+        area = found.area if found else None if target is None else _reduce(image, target)
+        if found is None:
+            image.load()
     except MemoryError:
         raise
     except Exception as error:  # as above
         raise unreadable(getattr(image, "filename", "an image"), error) from error
-    values = _values(image, background, alpha)
+    values = found.values if found else _values(image, background, alpha)
     if target is not None and area is not None:
         # The last row and column may be no whole ones, so the scale is that of the area, not of the array.
         scale = (target[0] / area[1], target[1] / area[0])

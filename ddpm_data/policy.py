@@ -153,12 +153,14 @@ class ImagePolicy:
     def _resize(self, image: Tensor, spots: Tensor | None) -> Tensor:
         if self.image_size is None or image.shape[-2:] == self.image_size:
             return image
-        fit = Fit(self.image_size, self.resize == "stretch")
-        target = list(fit.target(image.shape[-2], image.shape[-1]))
-        resized: Tensor = F.resize(image, target, interpolation=InterpolationMode.BILINEAR, antialias=True)
-        if spots is None:
-            return cast(Tensor, F.center_crop(resized, list(self.image_size)))
         height, width = self.image_size
+        target = Fit(self.image_size, self.resize == "stretch").target(image.shape[-2], image.shape[-1])
+        resized: Tensor = image
+        if image.shape[-2:] != target:  # a file may be decoded at this size
+            resized = F.resize(image, list(target), interpolation=InterpolationMode.BILINEAR, antialias=True)
+        if spots is None:
+            top, left = round((target[0] - height) / 2), round((target[1] - width) / 2)  # as torchvision's center_crop
+            return resized[..., top : top + height, left : left + width]
         room = torch.tensor([target[0] - height + 1, target[1] - width + 1])
         corners = (spots * room) >> 32
         if image.dim() == 3:

@@ -10,9 +10,9 @@ import pytest
 from tests.conftest import ROOT
 
 LAYERS = [
-    {"types", "checks", "ranks", "decoding", "copies", "composing", "stopwatch", "loggers"},
-    {"schedules", "philox", "items", "headers"},
-    {"process", "timesteps", "permutation", "policy", "arrays", "conditions", "faults", "streaming"},
+    {"types", "checks", "ranks", "turbo", "copies", "composing", "stopwatch", "loggers"},
+    {"schedules", "philox", "items", "decoding"},
+    {"headers", "process", "timesteps", "permutation", "policy", "arrays", "conditions", "faults", "streaming"},
     {"sources"},
     {"latents", "images", "compiling", "losses", "drawing"},
     {"fused"},
