@@ -52,10 +52,10 @@ def permute(places: Tensor, length: int, key: Key, purpose: Purpose, epoch: int 
             right = (right + draw_right(left)) % width
         return left * width + right
 
-    result = shuffle(places.numpy())  # in NumPy, which does such small integer work in a third of torch's time
+    result = shuffle(places.flatten().numpy())  # in NumPy, which does such small work in a third of torch's time
     while len(outside := np.flatnonzero(result >= length)):
-        result.flat[outside] = shuffle(result.flat[outside])
-    return torch.from_numpy(result)
+        result[outside] = shuffle(result[outside])
+    return torch.from_numpy(result).view(places.shape)
 
 
 class Part:

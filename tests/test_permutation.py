@@ -42,6 +42,7 @@ def test_places_may_be_asked_for_in_any_company(length: int) -> None:
     """Many at once are looked up in tables, these two are not."""
     whole = order(length, epoch=5)
     assert torch.equal(permute(torch.tensor([[7], [999]]), length, KEY, Purpose.SHUFFLE, 5), whole[[7, 999]][:, None])
+    assert torch.equal(permute(torch.tensor(7), length, KEY, Purpose.SHUFFLE, 5), whole[7])
 
 
 @pytest.mark.parametrize("length", [2, 3, 4, 5])
