@@ -16,7 +16,7 @@ from ddpm_data.philox import Key, Purpose, normal_quarters, words
 from ddpm_data.timesteps import UniformTimesteps
 from ddpm_data.types import Stage, Triple
 
-_EAGER_NUMBERS = 2**18  # drawn at once without a compiler: intermediates of a few MB, which stay in the caches
+_EAGER_NUMBERS = 2**19  # drawn at once without a compiler: intermediates of a few MB, which stay in the caches
 
 Timesteps = Callable[[Tensor, int, Key, Stage], Tensor]
 
