@@ -64,7 +64,10 @@ def test_compiled_and_eager_agree(shape: tuple[int, ...], stage: Stage, compilat
 def test_x_t_is_the_forward_process_to_the_last_bit(shape: tuple[int, ...]) -> None:
     images, position = batch(*shape)
     x_t, t, noise = make(flip=0.0)(images, position)
-    assert torch.equal(x_t, PROCESS.q_sample(images.float() / 127.5 - 1, t, noise))
+    expected = PROCESS.q_sample(images.float() / 127.5 - 1, t, noise)
+    if not torch.equal(x_t, expected):  # older inductors (torch 2.6) multiply by 1 / 127.5 instead
+        assert torch.equal(x_t, PROCESS.q_sample(images.float() * torch.tensor(1 / 127.5) - 1, t, noise))
+        assert torch.__version__ < "2.7"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
