@@ -3,6 +3,7 @@
 Both call libjpeg-turbo, with the same settings; simplejpeg does so without PIL's copies (``benchmarks/pipeline.md``).
 """
 
+import warnings
 from collections.abc import Callable
 from functools import cache
 from io import BytesIO
@@ -60,7 +61,14 @@ def decoded(image: Image.Image, target: tuple[int, int] | None) -> Decoded | Non
 def _simplejpeg() -> Callable[..., Any] | None:
     try:
         from simplejpeg import decode_jpeg
-    except ImportError:
+    except ModuleNotFoundError:
+        return None
+    except Exception as error:  # of any kind: its binary may not fit the NumPy that is there
+        warnings.warn(
+            f"simplejpeg is installed but cannot be imported ({error}), so PIL decodes JPEG files: the same values, "
+            "slower. Install it anew: pip install --force-reinstall simplejpeg",
+            stacklevel=2,
+        )
         return None
     decode: Callable[..., Any] = decode_jpeg
     return decode

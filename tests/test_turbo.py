@@ -1,7 +1,9 @@
 """JPEGs by simplejpeg are those by PIL, bit for bit; whatever it does not take, PIL does."""
 
 import random
+import sys
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -91,6 +93,19 @@ def test_all_else_is_pils() -> None:
     for picture in (opened(png.getvalue()), drafted, loaded, tiny, cmyk, PHOTOGRAPH):
         assert turbo.decoded(picture, None) is None
     assert ImagePolicy(channels=4)(opened(jpeg(64, 64))).shape == (4, 64, 64)
+
+
+def test_a_broken_installation_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "simplejpeg.py").write_text('raise ValueError("numpy.dtype size changed")')
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "simplejpeg", raising=False)
+    turbo._simplejpeg.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match="size changed.*force-reinstall simplejpeg"):
+            assert ImagePolicy()(opened(jpeg(20, 20))).shape == (3, 20, 20)
+        assert ImagePolicy()(opened(jpeg(20, 20))).shape == (3, 20, 20)  # a second warning would be an error
+    finally:
+        turbo._simplejpeg.cache_clear()
 
 
 def test_damaged_files_give_what_pil_gives(without: Any, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ANN401
