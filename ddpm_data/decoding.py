@@ -101,15 +101,16 @@ def decoded(image: Image.Image, fit: Fit | None, background: Colour, alpha: bool
         fit = fit.turned()  # the image as it is stored
     target = None if fit is None else fit.target(image.height, image.width)
     try:
+        area = None
         found = None if alpha else turbo.decoded(image, target)
-        area = found.area if found else None if target is None else _reduce(image, target)
         if found is None:
+            area = None if target is None else _reduce(image, target)
             image.load()
     except MemoryError:
         raise
     except Exception as error:  # as above
         raise unreadable(getattr(image, "filename", "an image"), error) from error
-    values = found.values if found else _values(image, background, alpha)
+    values, area = found or (_values(image, background, alpha), area)
     if target is not None and area is not None:
         # The last row and column may be no whole ones, so the scale is that of the area, not of the array.
         scale = (target[0] / area[1], target[1] / area[0])
