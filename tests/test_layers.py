@@ -31,7 +31,7 @@ LAYERS = [
 # Run by python -m, they read a user's configs or runs; no other file imports them.
 COMMANDS = {"verify", "check", "report", "compare"}
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-FILES = sorted(path for path in (ROOT / "ddpm_data").glob("*.py") if path.stem != "__init__")
+FILES = sorted(path for path in (ROOT / "ddpm_data").rglob("*.py") if path.stem != "__init__")
 
 
 def imported(tree: ast.AST) -> set[str]:
