@@ -24,7 +24,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchmetrics import MeanMetric
 from tqdm import tqdm
 
-from ddpm_data import DDPMDataModule, ForwardProcess, Triple, checks, plots
+from ddpm_data import DDPMDataModule, ForwardProcess, Triple, plots
+from ddpm_data import _checks as checks
 
 _NO_NEWS = (
     "The '.*' does not have many workers",  # none is fastest for data in memory

@@ -25,8 +25,8 @@ from tqdm import tqdm
 from benchmarks import harness
 from benchmarks.mutants import mutant, originals
 from benchmarks.watched import Verdict, Worker, verdicts
-from ddpm_data.images import Images
-from ddpm_data.policy import ImagePolicy
+from ddpm_data.images.processor import ImagePolicy
+from ddpm_data.loading.map_style import Images
 from ddpm_data.sources import ImageFiles
 
 LIMIT = 30.0  # seconds a file: PIL takes some for the largest that it takes at all, 179 million pixels

@@ -24,8 +24,8 @@ from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from benchmarks import harness
-from ddpm_data.compiling import OPTIONS
-from ddpm_data.fused import Making
+from ddpm_data.diffusion._compiler import OPTIONS
+from ddpm_data.diffusion._kernels import Making
 
 CARD = SimpleNamespace(
     major=9,

@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 
-from ddpm_data.timesteps import WEYL_STEP
+from ddpm_data.diffusion.timesteps import WEYL_STEP
 
 STRIDES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 72, 80, 96, 128, 256, 512, 1024)
 LOADS = (

@@ -1,11 +1,10 @@
 """Any image dataset in; ``(x_t, t, noise)`` out, on the training device; the same triples on one GPU or a thousand."""
 
 from ddpm_data import schedules
-from ddpm_data.datamodule import DDPMDataModule
-from ddpm_data.loops import triples
-from ddpm_data.process import ForwardProcess
-from ddpm_data.timesteps import UniformTimesteps
-from ddpm_data.transform import ForwardDiffusion
+from ddpm_data.datamodule import DDPMDataModule, triples
+from ddpm_data.diffusion.process import ForwardProcess
+from ddpm_data.diffusion.timesteps import UniformTimesteps
+from ddpm_data.diffusion.transform import ForwardDiffusion
 from ddpm_data.types import ConditionedTriple, Examples, Triple
 
 __version__ = "0.1.0"

@@ -1,8 +1,8 @@
 """``python -m ddpm_data`` or ``ddpm-data``: which commands there are, and a way to run them."""
 
 import os
-import runpy
 import sys
+from importlib import import_module
 
 import ddpm_data
 
@@ -24,8 +24,8 @@ Each is python -m ddpm_data.<command> too, and says more with --help. All but co
 In a Hydra app of your own the configs are ddpm_data/schedule, ddpm_data/datamodule and so on."""
 
 
-def main() -> None:
-    """Run the command that is named first; without one, print the help.
+def main() -> int:
+    """Run the command that is named first; without one, print the help. Returns its status.
 
     Raises:
         SystemExit: There is no such command.
@@ -33,13 +33,13 @@ def main() -> None:
     command = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if command in ("-h", "--help", "help"):
         print(_HELP)
-        return
+        return 0
     if command not in _COMMANDS:
         raise SystemExit(f"ddpm-data has no command {command}; there are {', '.join(_COMMANDS)}.")
-    sys.argv = [f"ddpm-data {command}", *sys.argv[2:]]
     sys.path.insert(0, os.getcwd())  # as python -m does: configs name modules of the project
-    runpy.run_module(f"ddpm_data.{command}", run_name="__main__")
+    status: int = import_module(f"ddpm_data.cli.{command}").main(sys.argv[2:])
+    return status
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ddpm_data import checks
+from ddpm_data import _checks as checks
 
 
 def linear(num_timesteps: int = 1000, start: float = 1e-4, end: float = 0.02, rescale: bool = False) -> Tensor:

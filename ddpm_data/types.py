@@ -69,3 +69,6 @@ class ConditionedTriple(NamedTuple):
     t: Tensor
     noise: Tensor
     condition: Any
+
+
+ItemKey = int | str  # a place in a tuple, or a key in a dict

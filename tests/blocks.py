@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import pytest
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from ddpm_data import composing
+from ddpm_data.cli import _config as composing
 from tests.conftest import ROOT
 
 _FENCE = re.compile(r'^```(\w*)(?: title="([^"]+)")?\n(.*?)^```$', re.DOTALL | re.MULTILINE)

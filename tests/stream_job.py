@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, distributed
 
 from ddpm_data import DDPMDataModule, schedules
-from ddpm_data.streaming import TarShards
+from ddpm_data.sources import TarShards
 from tests.conftest import Recorder, trainer
 
 

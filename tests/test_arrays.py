@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils.data import Subset, TensorDataset
 from torchvision import datasets
 
-from ddpm_data.arrays import Stack, stack_behind
-from ddpm_data.images import Images
-from ddpm_data.policy import ImagePolicy
+from ddpm_data.images.processor import ImagePolicy
+from ddpm_data.loading.map_style import Images
+from ddpm_data.sources._arrays import Stack, stack_behind
 from tests.conftest import uint8_images
 
 COLOUR = uint8_images(20, 3, 8, 6)

@@ -21,8 +21,8 @@ from torch.utils.data import IterableDataset, TensorDataset
 
 from ddpm_data import DDPMDataModule, Triple, plots, schedules
 from ddpm_data.callbacks import NoisingStrip, TimestepLoss
+from ddpm_data.diffusion.timestep_bins import Row, read_losses
 from ddpm_data.latents import Latents
-from ddpm_data.losses import Row, read_losses
 from tests.callbacks_job import Losses, main
 from tests.conftest import ROOT, Recorder, trainer, uint8_images
 

@@ -18,15 +18,16 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from ddpm_data import DDPMDataModule, schedules
-from ddpm_data.check import main
-from ddpm_data.copies import copies, digest, leaks
-from ddpm_data.images import Images
-from ddpm_data.latents import LatentPolicy, Latents
-from ddpm_data.loading import Loading
-from ddpm_data.policy import ImagePolicy
-from ddpm_data.reports import facts
-from ddpm_data.survey import ROW, Surveys
-from ddpm_data.walks import by_number
+from ddpm_data.cli.check import main
+from ddpm_data.cli.checking.duplicates import copies, digest, leaks
+from ddpm_data.cli.checking.summary import facts
+from ddpm_data.cli.checking.survey import ROW, Surveys
+from ddpm_data.cli.checking.walk import by_number
+from ddpm_data.images.latent_processor import LatentPolicy
+from ddpm_data.images.processor import ImagePolicy
+from ddpm_data.latents import Latents
+from ddpm_data.loading.map_style import Images
+from ddpm_data.loading.options import Loading
 from tests.conftest import ROOT, uint8_images
 from tests.zoo import BAD_FILES, COLOURS, FILES, GREYS, TURNED, content, picture
 
@@ -300,7 +301,7 @@ def test_without_matplotlib_there_is_no_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.axes", None)
-    for name in ("ddpm_data.plots", "ddpm_data.drawing"):
+    for name in ("ddpm_data.plots", "ddpm_data.plots._axes", "ddpm_data.plots.images", "ddpm_data.plots.curves"):
         monkeypatch.delitem(sys.modules, name, raising=False)
         monkeypatch.delattr(name, raising=False)
     code, found = check(tmp_path, *of("Pairs", "dataset.image_key=image"))

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from ddpm_data import ForwardProcess, schedules
-from ddpm_data.compare import main as compare
-from ddpm_data.losses import Row, write_losses
-from ddpm_data.report import each, numbers
-from ddpm_data.report import main as report
+from ddpm_data.cli.compare import main as compare
+from ddpm_data.cli.report import each, numbers
+from ddpm_data.cli.report import main as report
+from ddpm_data.diffusion.timestep_bins import Row, write_losses
 from tests.conftest import ROOT
 
 LOSSES = {"0": [0.5, 0.3], "1": [0.9, float("nan")], "3": [0.4, 0.6]}

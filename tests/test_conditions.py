@@ -13,9 +13,10 @@ from torch.utils.data import ConcatDataset, IterableDataset, Subset, TensorDatas
 from torchvision.datasets import FakeData, ImageFolder
 
 from ddpm_data import ConditionedTriple, DDPMDataModule, Triple, schedules
-from ddpm_data.conditions import ConditionDropout, collated
-from ddpm_data.images import Images
-from ddpm_data.policy import ImagePolicy
+from ddpm_data.diffusion.guidance import ConditionDropout
+from ddpm_data.images.processor import ImagePolicy
+from ddpm_data.loading.collate import collated
+from ddpm_data.loading.map_style import Images
 from ddpm_data.sources import digits
 from tests.conftest import trainer, uint8_images
 

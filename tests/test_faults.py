@@ -18,10 +18,11 @@ from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset
 from torchvision.datasets import ImageFolder
 
 from ddpm_data import DDPMDataModule, schedules
-from ddpm_data.faults import Fault, Tally
-from ddpm_data.images import Images
-from ddpm_data.policy import ImagePolicy
-from ddpm_data.sources import ImageFiles, path_of
+from ddpm_data.images.processor import ImagePolicy
+from ddpm_data.loading.bad_items import Fault, Tally
+from ddpm_data.loading.map_style import Images
+from ddpm_data.sources import ImageFiles
+from ddpm_data.sources._paths import path_of
 from tests.conftest import ROOT, Recorder, trainer
 from tests.groups import finished
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ddpm_data import ForwardDiffusion, ForwardProcess, UniformTimesteps, schedules
-from ddpm_data.compiling import Compiler, _compile
-from ddpm_data.fused import Making, Tables, mirror
+from ddpm_data.diffusion._compiler import Compiler, _compile
+from ddpm_data.diffusion._kernels import Making, Tables, mirror
 from ddpm_data.types import Stage
 from tests.conftest import ROOT, uint8_images
 

@@ -15,12 +15,12 @@ from torch import Tensor
 from torchvision.datasets import ImageFolder
 from torchvision.transforms.v2 import functional as F
 
-from ddpm_data.decoding import Fit
-from ddpm_data.images import Images
-from ddpm_data.items import find_image, pixels
-from ddpm_data.permutation import Part
-from ddpm_data.philox import key_from
-from ddpm_data.policy import ImagePolicy
+from ddpm_data.images.decode import Fit
+from ddpm_data.images.items import find_image, pixels
+from ddpm_data.images.processor import ImagePolicy
+from ddpm_data.loading.map_style import Images
+from ddpm_data.rng.permutation import Part
+from ddpm_data.rng.philox import key_from
 from ddpm_data.sources import ImageFiles, digits
 from tests.conftest import ROOT, uint8_images
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset, get_worker_info
 
 from ddpm_data import DDPMDataModule, ForwardDiffusion, ForwardProcess, UniformTimesteps, schedules
-from ddpm_data.iterables import EPOCH, IterableImages, PositionedItems
-from ddpm_data.policy import ImagePolicy
+from ddpm_data.images.processor import ImagePolicy
+from ddpm_data.loading.iterable import EPOCH, IterableImages, PositionedItems
 from tests.conftest import Recorder, trainer, uint8_images
 
 BETAS = schedules.linear(100)

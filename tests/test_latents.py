@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from ddpm_data import DDPMDataModule, ForwardDiffusion, ForwardProcess, schedules
-from ddpm_data.images import Images
-from ddpm_data.latents import LatentPolicy, Latents
+from ddpm_data.images.latent_processor import LatentPolicy
+from ddpm_data.latents import Latents
+from ddpm_data.loading.map_style import Images
 from ddpm_data.sources import TensorFile
 from tests.conftest import Recorder, trainer
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ddpm_data import ForwardProcess, schedules
-from ddpm_data.losses import Buckets, Row, read_losses, write_losses
+from ddpm_data.diffusion.timestep_bins import Buckets, Row, read_losses, write_losses
 
 
 @pytest.mark.parametrize("count", [1, 3, 10, 64])

@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from scipy import stats
 
-from ddpm_data.permutation import Part, permute
-from ddpm_data.philox import Purpose, key_from
+from ddpm_data.rng.permutation import Part, permute
+from ddpm_data.rng.philox import Purpose, key_from
 
 KEY = key_from(0)
 

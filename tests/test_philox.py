@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from ddpm_data.philox import Key, Purpose, Words, _box_muller, key_from, normals, philox_4x32, words
+from ddpm_data.rng.philox import Key, Purpose, Words, _box_muller, key_from, normals, philox_4x32, words
 
 KNOWN_ANSWERS = [  # Random123's kat_vectors, "philox4x32": rounds, counter, key, result
     (10, "00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),

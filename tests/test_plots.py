@@ -7,10 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from ddpm_data import ForwardProcess, UniformTimesteps, plots, schedules, sheets
-from ddpm_data.drawing import COLOURS, style
-from ddpm_data.losses import Row
-from ddpm_data.plots import _mosaic
+from ddpm_data import ForwardProcess, UniformTimesteps, plots, schedules
+from ddpm_data.diffusion.timestep_bins import Row
+from ddpm_data.plots import curves as sheets
+from ddpm_data.plots._axes import COLOURS, style
+from ddpm_data.plots.images import _mosaic
 from tests.conftest import uint8_images
 
 

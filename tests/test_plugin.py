@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm_data import DDPMDataModule, ForwardDiffusion, UniformTimesteps, schedules
-from ddpm_data.report import main as report
+from ddpm_data.cli.report import main as report
 from hydra_plugins.ddpm_data import GROUPS, configs
 from tests.conftest import ROOT
 from tests.test_configs import NEEDS, composed, names

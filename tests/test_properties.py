@@ -13,8 +13,8 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ddpm_data.images import Images
-from ddpm_data.policy import ImagePolicy
+from ddpm_data.images.processor import ImagePolicy
+from ddpm_data.loading.map_style import Images
 
 SEED = settings(derandomize=True, deadline=None, max_examples=60)
 sides = st.integers(5, 14)  # more than channels can be, so that no axis is mistaken for them

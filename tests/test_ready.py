@@ -9,11 +9,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from ddpm_data import DDPMDataModule, Triple, schedules
+from ddpm_data.datamodule._trainer import eval_order
+from ddpm_data.images.processor import ImagePolicy
 from ddpm_data.latents import Latents
-from ddpm_data.loading import Loading
-from ddpm_data.orders import eval_order
-from ddpm_data.policy import ImagePolicy
-from ddpm_data.ready import PositionedBatches, ReadyBatches
+from ddpm_data.loading.options import Loading
+from ddpm_data.loading.prebatched import PositionedBatches, ReadyBatches
 from tests.conftest import Recorder, trainer, uint8_images
 
 IMAGES, LABELS = uint8_images(22, 3, 8, 8), torch.arange(22)

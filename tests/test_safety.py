@@ -14,7 +14,7 @@ import torch
 
 from ddpm_data import DDPMDataModule, schedules
 from tests.conftest import ROOT, Recorder, trainer, uint8_images
-from tests.test_layers import FILES
+from tests.test_layers import FILES, name_of
 
 
 class Bomb:
@@ -32,7 +32,7 @@ def test_the_bomb_works(tmp_path: Path) -> None:
     assert (tmp_path / "gone off").exists()
 
 
-@pytest.mark.parametrize("path", [*FILES, ROOT / "train_stub.py"], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*FILES, ROOT / "train_stub.py"], ids=name_of)
 def test_no_file_unpickles(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import | ast.ImportFrom):

@@ -15,10 +15,10 @@ from torchvision.transforms import ToTensor
 from torchvision.transforms.v2 import functional as F
 
 from ddpm_data import DDPMDataModule, schedules
-from ddpm_data.images import Images
-from ddpm_data.policy import ImagePolicy
+from ddpm_data.datamodule.splits import CONTRACT
+from ddpm_data.images.processor import ImagePolicy
+from ddpm_data.loading.map_style import Images
 from ddpm_data.sources import ArrayFile, ImageFiles
-from ddpm_data.splits import CONTRACT
 from tests.conftest import ROOT, uint8_images
 from tests.test_configs import composed
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ddpm_data.images import Images
-from ddpm_data.loaders import Positioned
-from ddpm_data.loading import Loading
-from ddpm_data.permutation import Part, permute
-from ddpm_data.philox import Purpose, key_from
-from ddpm_data.policy import ImagePolicy
-from ddpm_data.stream import EvalSampler, Request, StreamSampler
+from ddpm_data.images.processor import ImagePolicy
+from ddpm_data.loading.loader import Positioned
+from ddpm_data.loading.map_style import Images
+from ddpm_data.loading.options import Loading
+from ddpm_data.loading.samplers import EvalSampler, Request, StreamSampler
+from ddpm_data.rng.permutation import Part, permute
+from ddpm_data.rng.philox import Purpose, key_from
 from tests.conftest import uint8_images
 
 KEY = key_from(0)

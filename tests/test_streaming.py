@@ -17,10 +17,12 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from ddpm_data import DDPMDataModule, schedules
-from ddpm_data.iterables import Arrivals, IterableImages
-from ddpm_data.loading import Loading
-from ddpm_data.policy import ImagePolicy
-from ddpm_data.streaming import Share, TarShards, shared
+from ddpm_data._distributed import Share
+from ddpm_data.images.processor import ImagePolicy
+from ddpm_data.loading.iterable import Arrivals, IterableImages
+from ddpm_data.loading.options import Loading
+from ddpm_data.sources import TarShards
+from ddpm_data.sources._sharding import shared
 from tests.conftest import ROOT, Recorder, trainer, uint8_images
 from tests.test_configs import composed
 from tests.test_sources import Evil, hugging_face, rows, served

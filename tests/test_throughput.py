@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from ddpm_data import DDPMDataModule, Triple, schedules
 from ddpm_data.callbacks import Throughput
-from ddpm_data.stopwatch import PARTS, Stopwatch, has_passed, shares
+from ddpm_data.callbacks._stopwatch import PARTS, Stopwatch, has_passed, shares
 from ddpm_data.types import Examples
 from tests.conftest import Recorder, trainer, uint8_images
 

@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 
 from ddpm_data import UniformTimesteps
-from ddpm_data.philox import key_from
+from ddpm_data.rng.philox import key_from
 
 KEY = key_from(0)
 

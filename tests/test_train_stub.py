@@ -14,7 +14,7 @@ from PIL import Image
 
 from ddpm_data import DDPMDataModule, schedules
 from ddpm_data.callbacks import TimestepLoss
-from ddpm_data.losses import read_losses
+from ddpm_data.diffusion.timestep_bins import read_losses
 from tests.conftest import ROOT, trainer, uint8_images
 from train_stub import DDPM, UNet
 

@@ -11,8 +11,8 @@ import torch
 from PIL import Image, ImageFile
 from sklearn.datasets import load_sample_images
 
-from ddpm_data import turbo
-from ddpm_data.policy import ImagePolicy
+from ddpm_data.images import _simplejpeg as turbo
+from ddpm_data.images.processor import ImagePolicy
 
 PHOTOGRAPH = Image.fromarray(load_sample_images().images[0])  # 640 x 427
 

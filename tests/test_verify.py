@@ -8,7 +8,7 @@ import pytest
 from torch import Tensor, distributed
 from torch.utils.data import IterableDataset
 
-from ddpm_data.verify import _report, main
+from ddpm_data.cli.verify import _report, main
 from tests.conftest import ROOT, uint8_images
 from tests.groups import finished
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from ddpm_data import DDPMDataModule, schedules
-from ddpm_data.policy import ImagePolicy
+from ddpm_data.images.processor import ImagePolicy
 from ddpm_data.sources import ImageFiles
 from tests.conftest import Recorder, trainer
 from tests.zoo import (

@@ -1,0 +1,1 @@
+"""Images are decoded once and read from a memory map afterwards."""

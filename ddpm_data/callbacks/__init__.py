@@ -1,0 +1,7 @@
+"""Lightning callbacks: what is logged while training."""
+
+from ddpm_data.callbacks.noising_strip import NoisingStrip
+from ddpm_data.callbacks.throughput import Throughput
+from ddpm_data.callbacks.timestep_loss import TimestepLoss
+
+__all__ = ["NoisingStrip", "Throughput", "TimestepLoss"]

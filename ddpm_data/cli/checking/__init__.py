@@ -1,0 +1,1 @@
+"""What ``ddpm-data check`` is made of."""

@@ -1,0 +1,1 @@
+"""Clean images and their positions become a training triple, on the device."""

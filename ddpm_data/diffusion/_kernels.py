@@ -1,0 +1,142 @@
+"""The transform's arithmetic as plain functions of tensors, written to be compiled into one pass over the images.
+
+An image's four quarters are walked side by side: a block of four Philox words becomes one number in each of them, so
+that a kernel reads and writes contiguous runs, and words, noise and ``x_t`` never leave its registers in between.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ddpm_data.diffusion.timesteps import Timesteps, UniformTimesteps
+from ddpm_data.latents import Latents
+from ddpm_data.rng.philox import Key, Purpose, normal_quarters, words
+from ddpm_data.types import Stage, Triple
+
+_EAGER_NUMBERS = 2**19  # drawn at once without a compiler: intermediates of a few MB, which stay in the caches
+
+
+class Batch(NamedTuple):
+    """What a triple is made of, besides the tables.
+
+    Attributes:
+        images: uint8 or floats, shape ``(batch, channels, height, width)``.
+        position: Places in the stream, int64, shape ``(batch,)``.
+        steps: ``t``, or what draws it.
+        flip: Probability of mirroring; 0 does not even draw it.
+        stage: The stream.
+        dtype: Of ``x_t`` and the noise.
+    """
+
+    images: Tensor
+    position: Tensor
+    steps: Timesteps | Tensor
+    flip: float
+    stage: Stage
+    dtype: torch.dtype
+
+
+class Tables(NamedTuple):
+    """What stays on the device: the process's two roots, float32 ``(num_timesteps,)``, and the key, int64 ``(2,)``."""
+
+    signal: Tensor
+    spread: Tensor
+    key: Tensor
+
+    def key_words(self) -> Key:
+        """The key's words, as tensors: one compiled graph serves any seed."""
+        return Key(self.key[0], self.key[1])
+
+
+def chosen(tables: Tables, position: Tensor, probability: float) -> Tensor:
+    """Which training images are mirrored: bool, shape ``(batch,)``."""
+    word = words(tables.key_words(), Purpose.FLIP, "train", position)[0][:, 0]
+    return word < round(probability * 2**32)
+
+
+def mirror(images: Tensor, mirrored: Tensor) -> Tensor:
+    """The images, some of them mirrored left to right."""
+    chosen = mirrored.view(-1, *[1] * (images.dim() - 1))
+    if images.dtype != torch.uint8 or images.device.type != "cpu":
+        return torch.where(chosen, images.flip(-1), images)  # on a GPU it becomes part of the one kernel
+    # On a CPU torch.where takes six times as long on bytes: it does not vectorise.
+    return images.flip(-1).bitwise_xor_(images).bitwise_and_(chosen.to(torch.uint8) * 255).bitwise_xor_(images)
+
+
+def triple(tables: Tables, batch: Batch) -> Triple:
+    """The triple, contiguous; computed in float32, cast last."""
+    images, position, steps, flip, stage, dtype = batch
+    if flip:
+        images = mirror(images, chosen(tables, position, flip))
+    t = steps if isinstance(steps, Tensor) else steps(position, len(tables.signal), tables.key_words(), stage)
+    numel = images.shape[1:].numel()
+    quarter = -(-numel // 4)
+    flat = images.reshape(len(images), numel)
+    quarters = (flat if numel % 4 == 0 else F.pad(flat, (0, 4 * quarter - numel))).view(-1, 4, quarter)
+    signal, spread = tables.signal[t][:, None], tables.spread[t][:, None]
+    noise = normal_quarters(tables.key_words(), Purpose.NOISE, stage, position, quarter)
+    x_t = [signal * scale(quarters[:, i]) + spread * noise[i] for i in range(4)]
+    return Triple(_joined(x_t, images.shape, dtype), t, _joined(noise, images.shape, dtype))
+
+
+def triple_in_blocks(tables: Tables, batch: Batch) -> Triple:
+    """As :func:`triple`, a few images at a time, for where nothing is compiled."""
+    images, position, steps, _, stage, dtype = batch
+    t = steps if isinstance(steps, Tensor) else steps(position, len(tables.signal), tables.key_words(), stage)
+    x_t = torch.empty(images.shape, dtype=dtype, device=images.device)
+    noise = torch.empty_like(x_t)
+    rows = max(1, _EAGER_NUMBERS // max(1, images.shape[1:].numel()))
+    for i in range(0, len(images), rows):
+        some = slice(i, i + rows)
+        part = batch._replace(images=images[some], position=position[some], steps=t[some])
+        x_t[some], _, noise[some] = triple(tables, part)
+    return Triple(x_t, t, noise)
+
+
+class Choosing(NamedTuple):
+    """:func:`chosen` as a function of tensors alone: the tables and the position."""
+
+    probability: float
+
+    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The mask."""
+        return (chosen(Tables(*tensors[:3]), tensors[3], self.probability),)
+
+
+class Making(NamedTuple):
+    """:func:`triple` as a function of tensors alone: the tables, images, position, and ``t`` where it is not drawn."""
+
+    low_discrepancy: bool | None
+    flip: float
+    stage: Stage
+    dtype: torch.dtype
+
+    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """``x_t``, ``t``, noise."""
+        images, position, *given = tensors[3:]
+        steps = given[0] if self.low_discrepancy is None else UniformTimesteps(self.low_discrepancy)
+        return tuple(triple(Tables(*tensors[:3]), Batch(images, position, steps, self.flip, self.stage, self.dtype)))
+
+
+class Drawing(NamedTuple):
+    """:meth:`~ddpm_data.latents.Latents.drawn` as a function of tensors alone: the tables, values and position."""
+
+    latents: Latents
+    stage: Stage
+
+    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The latents."""
+        values, position = tensors[3:]
+        return (self.latents.drawn(Tables(*tensors[:3]).key_words(), values, position, self.stage),)
+
+
+def scale(images: Tensor) -> Tensor:
+    """Float32 images; uint8 is mapped to [-1, 1], 0 and 255 exactly to the ends."""
+    return images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images.float()
+
+
+def _joined(quarters: list[Tensor], shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    flat = torch.stack([quarter.to(dtype) for quarter in quarters], dim=1).view(shape[0], -1)
+    return flat[:, : shape[1:].numel()].reshape(shape)

@@ -1,0 +1,1 @@
+"""Any dataset becomes batches of images with their positions, in worker processes."""

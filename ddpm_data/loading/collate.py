@@ -1,0 +1,22 @@
+"""Conditions of several examples as one batch."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch.utils.data import default_collate
+
+
+def collated(name: str, conditions: Sequence[object]) -> Any:  # noqa: ANN401  # any collatable kind
+    """Examples' conditions as a batch.
+
+    Raises:
+        TypeError: They are of a kind that makes no batch, or of several shapes.
+    """
+    try:
+        return default_collate(list(conditions))
+    except (TypeError, RuntimeError, KeyError, AttributeError) as error:
+        raise TypeError(
+            f"the conditions of {name} do not make a batch ({next(iter(str(error).splitlines()), '')}): numbers, "
+            "strings, tensors or arrays of one shape, or dicts or tuples of these, are needed. Change "
+            "`dataset.condition`, or have the dataset give one of these."
+        ) from error

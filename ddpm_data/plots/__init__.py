@@ -1,0 +1,16 @@
+"""Pictures, drawn by matplotlib (the extra ``plots``)."""
+
+from ddpm_data.plots.curves import Curve, Panel, compare_curves, schedule_curves, schedule_sheet, timestep_losses
+from ddpm_data.plots.images import image_grids, noising_strip, samples_beside
+
+__all__ = [
+    "Curve",
+    "Panel",
+    "compare_curves",
+    "image_grids",
+    "noising_strip",
+    "samples_beside",
+    "schedule_curves",
+    "schedule_sheet",
+    "timestep_losses",
+]

@@ -1,0 +1,85 @@
+"""Pictures of images: on their way into noise, samples beside real ones, grids."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ddpm_data.diffusion.process import ForwardProcess
+from ddpm_data.plots._axes import DPI, Axes, Figure, noised, pixels, show_rows
+
+
+def noising_strip(process: ForwardProcess, images: Tensor, path: Path, columns: int = 10) -> None:
+    """Draw real images, one a row, at steps spread evenly over the forward process; each row has one noise.
+
+    Args:
+        process: The forward process to show.
+        images: uint8, shape ``(rows, channels, height, width)``.
+        path: The PNG file.
+        columns: How many steps: 0, T/columns, 2T/columns, ...
+    """
+    steps = sorted({column * process.num_timesteps // columns for column in range(columns)})
+    rows = noised(process, images, steps)
+    figure = Figure(figsize=(len(steps), len(rows) * images.shape[2] / images.shape[3] + 0.3), layout="constrained")
+    show_rows(figure.subplots(), rows, [f"t = {step}" for step in steps])
+    figure.savefig(path, dpi=DPI)
+
+
+def samples_beside(samples: Tensor, real: Tensor, path: Path) -> None:
+    """Draw a square of generated images and one of real images, side by side.
+
+    Args:
+        samples: In ``[-1, 1]``, float, shape ``(count, channels, height, width)``.
+        real: uint8, shape ``(count, channels, height, width)``.
+        path: The PNG file.
+    """
+    height = 6 / _mosaic(real).shape[2] * _mosaic(real).shape[1]
+    figure = Figure(figsize=(12.4, height + 0.5), layout="constrained")
+    figure.get_layout_engine().set(wspace=0.06)  # type: ignore[union-attr, call-arg]  # "constrained" has one that takes it
+    sides: Sequence[tuple[str, Tensor]] = (("Samples", samples), ("Real images", real.float() / 127.5 - 1))
+    for axes, (name, images) in zip(figure.subplots(1, 2), sides, strict=True):
+        _show(axes, _mosaic(images.cpu()))
+        axes.set_title(name, fontsize=13)
+    figure.savefig(path, dpi=DPI)
+
+
+def image_grids(grids: Mapping[str, Sequence[Tensor]], path: Path) -> None:
+    """Draw squares of images, side by side, each under its title; images that differ in size are framed in white.
+
+    Args:
+        grids: By title, uint8, shape ``(channels, height, width)`` with 1, 3 or 4 channels.
+        path: The PNG file.
+    """
+    mosaics = {title: _mosaic(_framed(images)) for title, images in grids.items()}
+    height = max(6 / mosaic.shape[2] * mosaic.shape[1] for mosaic in mosaics.values())
+    figure = Figure(figsize=(6.2 * len(mosaics), height + 0.7), layout="constrained")
+    for axes, (title, mosaic) in zip(figure.subplots(1, len(mosaics), squeeze=False)[0], mosaics.items(), strict=True):
+        _show(axes, mosaic)
+        axes.set_title(title, fontsize=11)
+    figure.savefig(path, dpi=DPI)
+
+
+def _framed(images: Sequence[Tensor]) -> Tensor:
+    channels, height, width = (max(image.shape[axis] for image in images) for axis in range(3))
+    framed = torch.full((len(images), channels, height, width), 255, dtype=torch.uint8)
+    for place, image in zip(framed, images, strict=True):
+        place[:, : image.shape[1], : image.shape[2]] = image  # grey becomes every channel
+    return framed.float() / 127.5 - 1
+
+
+def _mosaic(images: Tensor) -> Tensor:
+    """Images ``(count, channels, h, w)`` as one, near square, with a white line between."""
+    side = -(-len(images) // max(1, int(len(images) ** 0.5)))
+    rows = -(-len(images) // side)
+    channels, height, width = images.shape[1:]
+    canvas = images.new_ones(channels, rows * (height + 1) - 1, side * (width + 1) - 1)
+    for index, image in enumerate(images):
+        top, left = index // side * (height + 1), index % side * (width + 1)
+        canvas[:, top : top + height, left : left + width] = image
+    return canvas
+
+
+def _show(axes: Axes, image: Tensor) -> None:
+    axes.imshow(pixels(image), cmap="gray", vmin=0, vmax=1)
+    axes.set_axis_off()
