@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ddpm_data.cli._config import add_options, composed
+from ddpm_data.cli._config import add_config_options, compose_datamodule
 from ddpm_data.datamodule.module import DDPMDataModule
-from ddpm_data.loading.map_style import Images
+from ddpm_data.loading.map_style import MapStyleImages
 from ddpm_data.types import ConditionedTriple, Triple
 
 Row = tuple[str, ...]  # digests of an example's x_t, t, noise and condition
@@ -31,7 +31,7 @@ Steps = list[list[Row]]
 _PARTS = ("x_t", "t", "noise", "condition")
 
 
-class Seen(NamedTuple):
+class RunRecord(NamedTuple):
     """What reached the model in one run."""
 
     train: Steps
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m ddpm_data.verify", description=__doc__)
     parser.add_argument("--processes", type=int, default=2, help="how many to compare with one (default 2)")
     parser.add_argument("--steps", type=int, default=20, help="optimizer steps (default 20)")
-    add_options(parser)
+    add_config_options(parser)
     args = parser.parse_args(arguments)
     if args.processes < 2 or args.steps < 2:
         parser.error("--processes and --steps are at least 2")
@@ -100,12 +100,12 @@ def _write_config(args: argparse.Namespace, path: Path) -> int:
     """Compose the DataModule's configuration into a file; returns its batch size."""
     from omegaconf import OmegaConf
 
-    values = composed(args)
+    values = compose_datamodule(args)
     OmegaConf.save(values, path)
     return int(values.get("batch_size", 64))
 
 
-def _run(folder: Path, processes: int, batch_size: int, steps: int, half: int, resume: bool) -> Seen:
+def _run(folder: Path, processes: int, batch_size: int, steps: int, half: int, resume: bool) -> RunRecord:
     out = folder / f"{processes}-{resume}"
     out.mkdir()
     job = [
@@ -125,7 +125,7 @@ def _run(folder: Path, processes: int, batch_size: int, steps: int, half: int, r
         [_flat(list(parts)) for parts in zip(*(rank[stage] for rank in ranks), strict=True)]
         for stage in ("train", "val")
     )
-    return Seen(train, _flat(val), ranks[0]["by_number"])
+    return RunRecord(train, _flat(val), ranks[0]["by_number"])
 
 
 class _Recorder(L.LightningModule):
@@ -202,7 +202,7 @@ def _job(arguments: list[str]) -> None:
     if datamodule.splits.has("val"):
         trainer(limit_val_batches=steps).validate(model, datamodule=datamodule, verbose=False)
     seen: dict[str, Any] = {"train": list(model.train_rows.values()), "val": model.val_rows}
-    seen["by_number"] = isinstance(datamodule.splits.images("train"), Images)
+    seen["by_number"] = isinstance(datamodule.splits.images("train"), MapStyleImages)
     torch.save(seen, out / f"{run.global_rank}.pt")
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddpm_data import _checks as checks
+from ddpm_data._checks import check_float
 from ddpm_data.rng.philox import Purpose, key_from, words
 
 
@@ -28,7 +28,7 @@ class ConditionDropout:
     """
 
     def __init__(self, probability: float, null: object = None, seed: int = 0) -> None:
-        self.probability = checks.number("ConditionDropout", "dataset.condition_dropout", probability)
+        self.probability = check_float("ConditionDropout", "dataset.condition_dropout", probability)
         if not 0 <= self.probability <= 1:
             raise ValueError(
                 f"condition_dropout={probability}: a probability lies in [0, 1]. Change `dataset.condition_dropout`."
@@ -56,11 +56,11 @@ class ConditionDropout:
             )
         self(condition, torch.zeros(1, dtype=torch.int64))
 
-    def strings(self, condition: Any, position: Tensor) -> Any:  # noqa: ANN401  # any collatable kind
+    def drop_strings(self, condition: Any, position: Tensor) -> Any:  # noqa: ANN401  # any collatable kind
         """The conditions with those strings replaced that are to be, before the batch leaves the host."""
         if not self.probability or not _has_strings(condition):
             return condition
-        dropped = self.chosen(position).tolist()
+        dropped = self.drop_mask(position).tolist()
 
         def replaced(leaf: object, null: object) -> object:
             if isinstance(leaf, Tensor):
@@ -85,8 +85,8 @@ class ConditionDropout:
         if not self.probability:
             return condition
         if position.device.type == "cpu":
-            condition = self.strings(condition, position)
-        dropped = self.chosen(position)
+            condition = self.drop_strings(condition, position)
+        dropped = self.drop_mask(position)
 
         def replaced(leaf: object, null: object) -> object:
             if not isinstance(leaf, Tensor):
@@ -95,7 +95,7 @@ class ConditionDropout:
 
         return _mapped(replaced, condition, self.null)
 
-    def chosen(self, position: Tensor) -> Tensor:
+    def drop_mask(self, position: Tensor) -> Tensor:
         """Which examples lose their condition: bool, shape ``(batch,)``."""
         return words(self._key, Purpose.CONDITION, "train", position)[0][:, 0] < round(self.probability * 2**32)
 

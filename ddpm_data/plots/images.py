@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ddpm_data.diffusion.process import ForwardProcess
-from ddpm_data.plots._axes import DPI, Axes, Figure, noised, pixels, show_rows
+from ddpm_data.plots._axes import DPI, Axes, Figure, noise_images, show_rows, to_plot_array
 
 
 def noising_strip(process: ForwardProcess, images: Tensor, path: Path, columns: int = 10) -> None:
@@ -20,7 +20,7 @@ def noising_strip(process: ForwardProcess, images: Tensor, path: Path, columns: 
         columns: How many steps: 0, T/columns, 2T/columns, ...
     """
     steps = sorted({column * process.num_timesteps // columns for column in range(columns)})
-    rows = noised(process, images, steps)
+    rows = noise_images(process, images, steps)
     figure = Figure(figsize=(len(steps), len(rows) * images.shape[2] / images.shape[3] + 0.3), layout="constrained")
     show_rows(figure.subplots(), rows, [f"t = {step}" for step in steps])
     figure.savefig(path, dpi=DPI)
@@ -81,5 +81,5 @@ def _mosaic(images: Tensor) -> Tensor:
 
 
 def _show(axes: Axes, image: Tensor) -> None:
-    axes.imshow(pixels(image), cmap="gray", vmin=0, vmax=1)
+    axes.imshow(to_plot_array(image), cmap="gray", vmin=0, vmax=1)
     axes.set_axis_off()
