@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ddpm_data._nested import map_leaves
+
 _BLOCK = 2**24  # bytes checked at once
 
 
@@ -92,15 +94,16 @@ def open_memmap(path: Path) -> Tensor | np.ndarray[Any, Any]:
     return array if array.dtype.kind == "U" else torch.from_numpy(array)
 
 
-def take_rows(tree: Any, indices: Tensor) -> Any:  # noqa: ANN401  # a nest of columns
-    """Some rows of every column in a nest of dicts and lists, as ``default_collate`` would have batched them."""
-    if isinstance(tree, Mapping):
-        return {name: take_rows(value, indices) for name, value in tree.items()}
-    if isinstance(tree, list):
-        return [take_rows(value, indices) for value in tree]
-    if isinstance(tree, np.ndarray):
-        return tree[indices.numpy()].tolist()
-    return None if tree is None else tree.index_select(0, indices)
+def take_rows(tree: Any, indices: Tensor) -> Any:  # noqa: ANN401  # nested columns
+    """Take some rows of every column in nested dicts and lists, as ``default_collate`` would have batched them."""
+
+    def take(column: Tensor | np.ndarray[Any, Any]) -> Tensor | list[str]:
+        if isinstance(column, Tensor):
+            return column.index_select(0, indices)
+        texts: list[str] = column[indices.numpy()].tolist()
+        return texts
+
+    return map_leaves(take, tree)
 
 
 def find_damage(path: Path, said: Mapping[str, Any]) -> str | None:

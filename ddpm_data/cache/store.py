@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm import tqdm
 
+from ddpm_data._nested import leaves, map_leaves
 from ddpm_data.cache._column_files import ColumnWriter, find_damage, open_memmap, sync_to_disk, take_rows
 from ddpm_data.cache._fingerprint import fingerprint
 from ddpm_data.loading.bad_items import BadItem, shape_mismatch_message
@@ -95,7 +96,7 @@ def _opened(path: Path) -> Cache:
     array = open_memmap(path)
     assert isinstance(array, Tensor)
     faults = {int(index): why for index, why in said["faults"].items()}
-    return Cache(path, array, _tree(said["condition"], lambda number: open_memmap(_file(path, number))), faults)
+    return Cache(path, array, map_leaves(lambda number: open_memmap(_file(path, number)), said["condition"]), faults)
 
 
 def _file(path: Path, number: int) -> Path:
@@ -103,24 +104,9 @@ def _file(path: Path, number: int) -> Path:
     return path if number == 0 else path.with_suffix(f".{number}.npy")
 
 
-def _tree(tree: Any, leaf: Callable[[Any], Any]) -> Any:  # noqa: ANN401  # a nest of dicts and lists
-    """The same nest with other leaves; lists of strings are leaves."""
-    if isinstance(tree, Mapping):
-        return {name: _tree(value, leaf) for name, value in tree.items()}
-    if isinstance(tree, list | tuple) and not all(isinstance(value, str) for value in tree):
-        return [_tree(value, leaf) for value in tree]
-    return None if tree is None else leaf(tree)
-
-
-def _numbered(tree: Any) -> Any:  # noqa: ANN401  # a nest of dicts and lists
+def _number_leaves(tree: Any) -> Any:  # noqa: ANN401  # nested conditions
     numbers = itertools.count(1)
-    return _tree(tree, lambda _: next(numbers))
-
-
-def _leaves(tree: Any) -> list[Any]:  # noqa: ANN401  # a nest of dicts and lists
-    leaves: list[Any] = []
-    _tree(tree, leaves.append)
-    return leaves
+    return map_leaves(lambda _: next(numbers), tree)
 
 
 def _locked(path: Path) -> FileLock:
@@ -191,9 +177,9 @@ def _write(
     loader, shape = _loader(images, loading), None
     with tqdm(desc=f"Decoding {images.name} into {path.parent}", total=len(images), unit="image") as bar:
         for batch, (_, _, condition) in loader:
-            parts = [batch, *_leaves(condition)]
+            parts = [batch, *leaves(condition)]
             if shape is None:
-                shape, tree = batch.shape[1:], _numbered(condition)
+                shape, tree = batch.shape[1:], _number_leaves(condition)
                 stem = path.with_suffix("")
                 columns += [
                     ColumnWriter(Path(f"{stem}.{os.getpid()}.{n}.part"), len(images)) for n in range(len(parts))

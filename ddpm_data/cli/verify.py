@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Mapping
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ddpm_data._nested import leaves
 from ddpm_data.cli._config import add_config_options, compose_datamodule
 from ddpm_data.datamodule.module import DDPMDataModule
 from ddpm_data.loading.map_style import MapStyleImages
@@ -149,19 +149,17 @@ class _Recorder(L.LightningModule):
 
 
 def _digests(batch: Triple | ConditionedTriple) -> list[Row]:
-    rows = zip(*(_bytes(part) for part in batch), strict=True)
-    return [tuple(blake2b(part, digest_size=8).hexdigest() for part in row) for row in rows]
+    columns = [_example_bytes(part) for part in batch]
+    return [tuple(blake2b(part, digest_size=8).hexdigest() for part in row) for row in zip(*columns, strict=True)]
 
 
-def _bytes(part: Any) -> list[bytes]:  # noqa: ANN401  # conditions are of any kind
-    """What each example has of a tensor, a list of strings, or a dict or list of these."""
-    if isinstance(part, Tensor):
-        return [row.numpy().tobytes() for row in part.contiguous()]
-    if isinstance(part, Mapping):
-        part = list(part.values())
-    if all(isinstance(text, str) for text in part):
-        return [text.encode() for text in part]
-    return [b"|".join(row) for row in zip(*(_bytes(other) for other in part), strict=True)]
+def _example_bytes(part: object) -> list[bytes]:
+    """List what each example has of a tensor, or of nested conditions."""
+    columns = [
+        [row.numpy().tobytes() for row in leaf.contiguous()] if isinstance(leaf, Tensor) else [s.encode() for s in leaf]
+        for leaf in leaves(part)
+    ]
+    return [b"|".join(row) for row in zip(*columns, strict=True)]
 
 
 class _SaveAt(L.Callback):

@@ -135,7 +135,7 @@ class LatentKernel(NamedTuple):
 
 
 def scale_images(images: Tensor) -> Tensor:
-    """Float32 images; uint8 is mapped to [-1, 1], 0 and 255 exactly to the ends."""
+    """Scale uint8 images to float32 in ``[-1, 1]``, 0 and 255 to the ends exactly; floats are taken as they are."""
     return images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images.float()
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddpm_data.diffusion._kernels import scale_images
 from ddpm_data.diffusion.process import ForwardProcess
 from ddpm_data.rng.philox import Purpose, key_from, normals
 
@@ -57,7 +58,7 @@ def noise_images(process: ForwardProcess, images: Tensor, steps: Sequence[int]) 
         On the CPU, float32, shape ``(rows, len(steps), channels, height, width)``.
     """
     rows, device = len(images), process.betas.device
-    x_0 = images.to(device).float() / 127.5 - 1
+    x_0 = scale_images(images.to(device))
     position = torch.arange(rows, device=device)
     noise = normals(key_from(0), Purpose.NOISE, "predict", position, x_0[0].numel()).view(x_0.shape)
     times = (torch.full((rows,), step, device=device) for step in steps)

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ddpm_data.diffusion._kernels import scale_images
 from ddpm_data.diffusion.process import ForwardProcess
 from ddpm_data.plots._axes import DPI, Axes, Figure, noise_images, show_rows, to_plot_array
 
@@ -37,7 +38,7 @@ def samples_beside(samples: Tensor, real: Tensor, path: Path) -> None:
     height = 6 / _mosaic(real).shape[2] * _mosaic(real).shape[1]
     figure = Figure(figsize=(12.4, height + 0.5), layout="constrained")
     figure.get_layout_engine().set(wspace=0.06)  # type: ignore[union-attr, call-arg]  # "constrained" has one that takes it
-    sides: Sequence[tuple[str, Tensor]] = (("Samples", samples), ("Real images", real.float() / 127.5 - 1))
+    sides: Sequence[tuple[str, Tensor]] = (("Samples", samples), ("Real images", scale_images(real)))
     for axes, (name, images) in zip(figure.subplots(1, 2), sides, strict=True):
         _show(axes, _mosaic(images.cpu()))
         axes.set_title(name, fontsize=13)
@@ -65,7 +66,7 @@ def _framed(images: Sequence[Tensor]) -> Tensor:
     framed = torch.full((len(images), channels, height, width), 255, dtype=torch.uint8)
     for place, image in zip(framed, images, strict=True):
         place[:, : image.shape[1], : image.shape[2]] = image  # grey becomes every channel
-    return framed.float() / 127.5 - 1
+    return scale_images(framed)
 
 
 def _mosaic(images: Tensor) -> Tensor:

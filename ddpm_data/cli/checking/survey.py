@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ddpm_data._nested import leaves
 from ddpm_data.cli.checking.duplicates import digest
 from ddpm_data.cli.checking.header import Header
 from ddpm_data.images.items import find_condition, find_image
@@ -174,8 +175,8 @@ class ItemStats:
         return size
 
     def _condition(self, condition: object) -> None:
-        leaves = _tensors(collate_conditions("this set", [condition]))
-        self.condition_bytes = max(self.condition_bytes, sum(leaf.nbytes for leaf in leaves))
+        tensors = [leaf for leaf in leaves(collate_conditions("this set", [condition])) if isinstance(leaf, Tensor)]
+        self.condition_bytes = max(self.condition_bytes, sum(tensor.nbytes for tensor in tensors))
         self._count("condition", _kind(condition))
         if isinstance(condition, Tensor | np.ndarray | np.generic) and condition.ndim == 0:
             condition = condition.item()
@@ -225,11 +226,3 @@ def _kind(condition: object) -> str:
     if isinstance(condition, Sequence) and not isinstance(condition, str):
         return f"{type(condition).__name__} of {', '.join(map(_kind, condition))}"
     return type(condition).__name__
-
-
-def _tensors(batch: object) -> list[Tensor]:
-    if isinstance(batch, Mapping):
-        return [leaf for value in batch.values() for leaf in _tensors(value)]
-    if isinstance(batch, list | tuple):
-        return [leaf for value in batch for leaf in _tensors(value)]
-    return [batch] if isinstance(batch, Tensor) else []
