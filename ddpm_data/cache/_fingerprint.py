@@ -64,7 +64,7 @@ def _file(root: Path, path: Path) -> tuple[str, int, int]:
     """Names are taken below the root, so that a folder may be moved."""
     about = (root / path).stat()
     name = path.relative_to(root) if path.is_relative_to(root) else path
-    return str(name), about.st_size, about.st_mtime_ns
+    return name.as_posix(), about.st_size, about.st_mtime_ns
 
 
 def _looked_at(images: MapStyleImages) -> list[Tensor]:
