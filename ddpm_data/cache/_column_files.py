@@ -1,7 +1,9 @@
 """Arrays with a row an item, in ``.npy`` files: written batch by batch, known by their digest, mapped into memory."""
 
+import errno
 import math
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from hashlib import blake2b
@@ -17,6 +19,7 @@ from tqdm import tqdm
 from ddpm_data._nested import map_leaves
 
 _BLOCK = 2**24  # bytes checked at once
+_CANNOT_RESERVE = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}  # what file systems say that have no such thing
 
 
 class ColumnWriter:
@@ -74,11 +77,10 @@ class ColumnWriter:
         np.lib.format.write_array_header_1_0(header, about)
         size = len(header.getvalue()) + math.prod(whole) * dtype.itemsize
         self._file = self.path.open("wb")
-        if hasattr(os, "posix_fallocate"):
-            try:
-                os.posix_fallocate(self._file.fileno(), 0, size)
-            except OSError as error:
-                raise OSError(error.errno, f"{error.strerror}; {size / 1e9:.3g} GB are needed") from error
+        try:
+            _reserve(self._file, size)
+        except OSError as error:
+            raise OSError(error.errno, f"{error.strerror}; {size / 1e9:.3g} GB are needed") from error
         self._write(header.getvalue())
 
     def _write(self, content: bytes | memoryview) -> None:
@@ -130,6 +132,19 @@ def _digest(path: Path) -> str:
             digest.update(block)
             bar.update(len(block))
     return digest.hexdigest()
+
+
+def _reserve(file: BinaryIO, size: int) -> None:
+    """Have the disk keep a file's space; where it cannot, see at least that there is as much now."""
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+            return
+        except OSError as error:
+            if error.errno not in _CANNOT_RESERVE:
+                raise
+    if shutil.disk_usage(Path(file.name).parent).free < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def sync_to_disk(file: BinaryIO) -> None:
