@@ -1,8 +1,12 @@
 """What only Linux has: its absence is simulated, and everything works all the same or ends in an error that says so."""
 
+import csv
 import errno
+import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import pytest
@@ -12,6 +16,7 @@ from PIL import Image
 from ddpm_data import DDPMDataModule, schedules
 from ddpm_data.sources import ImageFiles
 from ddpm_data.sources.image_files import _sorted_names
+from tests.conftest import ROOT
 
 NESTED = ("a/1.png", "a-b/1.png", "a1/1.png", "B/2.png", "a/10.png", "a_b/3.png", "10/1.png", "9/1.png")
 
@@ -64,3 +69,53 @@ def test_a_full_disk_is_said_before_the_work_there_too(tmp_path: Path, monkeypat
     with pytest.raises(OSError, match=r"No space left on device; 3.97e-06 GB are needed.*`loader.cache_dir`"):
         cached(tmp_path).prepare_data()
     assert {path.suffix for path in tmp_path.iterdir()} <= {".lock"}
+
+
+# As a Windows of another language: neither files nor the console can hold these names unless their encoding is said.
+ASCII = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+APP = """
+import hydra
+
+@hydra.main(version_base="1.3", config_path=None)
+def main(cfg):
+    raise ValueError("Gr\u00f6\u00dfe \u65e5\u672c")
+
+main()
+"""
+
+
+def run_in_ascii(folder: Path, *arguments: str | Path) -> tuple[int, str]:
+    """A Python command's status and what it printed, where the system's encoding is ASCII."""
+    environment = os.environ | ASCII | {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    return result.returncode, result.stdout.decode("ascii")
+
+
+def test_that_encoding_is_ascii(tmp_path: Path) -> None:
+    assert run_in_ascii(tmp_path, "-c", "import locale; print(locale.getencoding())") == (0, "ANSI_X3.4-1968\n")
+
+
+def test_the_comparison_keeps_names_that_the_console_cannot_show(tmp_path: Path) -> None:
+    overrides = ["dataset.root=b\u00fccher/\u65e5\u672c"]
+    (tmp_path / "0").mkdir()
+    record = {"overrides": overrides, "status": "failed", "error": "ValueError: Gr\u00f6\u00dfe"}
+    (tmp_path / "0" / "job.json").write_text(json.dumps(record), encoding="utf-8")
+    status, printed = run_in_ascii(tmp_path, "-m", "ddpm_data.compare", tmp_path)
+    assert status == 1  # a job has failed
+    assert f"wrote {tmp_path / 'compare.csv'}" in printed
+    assert r"b\xfccher/\u65e5\u672c" in printed
+    assert overrides[0] in (tmp_path / "compare.md").read_text(encoding="utf-8")
+    with (tmp_path / "compare.csv").open(encoding="utf-8", newline="") as file:
+        assert "Gr\u00f6\u00dfe" in next(csv.DictReader(file))["ended"]
+
+
+def test_a_sweep_goes_on_after_an_error_that_the_console_cannot_show(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(APP, encoding="utf-8")
+    jobs = "+hydra.callbacks.jobs._target_=hydra_plugins.ddpm_data.jobs.Jobs"
+    status, printed = run_in_ascii(tmp_path, "app.py", "-m", "+number=1,2", jobs, "hydra.sweep.dir=runs")
+    assert status == 1
+    assert "2 of 2 jobs failed:" in printed, printed
+    for number in "01":
+        assert "Gr\u00f6\u00dfe \u65e5\u672c" in (tmp_path / "runs" / number / "error.txt").read_text(encoding="utf-8")

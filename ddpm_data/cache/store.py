@@ -92,7 +92,7 @@ def open_or_build(images: MapStyleImages, folder: Path, loading: LoaderOptions) 
 
 
 def _opened(path: Path) -> Cache:
-    said = json.loads(path.with_suffix(".json").read_text())
+    said = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     array = open_memmap(path)
     assert isinstance(array, Tensor)
     faults = {int(index): why for index, why in said["faults"].items()}
@@ -143,7 +143,7 @@ def _is_whole(path: Path, warn: bool = False) -> bool:
 
 def _fault(path: Path, about: Path) -> str | None:
     try:
-        said = json.loads(about.read_text())
+        said = json.loads(about.read_text(encoding="utf-8"))
         files, _ = list(said["files"]), (said["condition"], said["faults"])
         found = [find_damage(_file(path, number), file) for number, file in enumerate(files)]
     except (ValueError, KeyError, TypeError, AttributeError):

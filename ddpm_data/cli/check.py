@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ddpm_data.cli._config import add_config_options, compose_datamodule
+from ddpm_data.cli._console import escape_unprintable
 from ddpm_data.cli.checking.duplicates import find_leakage
 from ddpm_data.cli.checking.summary import Facts, SomeImages, messages, name_duplicates, summarize, table
 from ddpm_data.cli.checking.survey import Rows
@@ -32,6 +33,7 @@ from ddpm_data.types import Stage
 
 def main(arguments: list[str] | None = None) -> int:
     """Look, print, write; returns 0 if nothing is bad, else 1."""
+    escape_unprintable()
     parser = argparse.ArgumentParser(prog="python -m ddpm_data.check", description=__doc__)
     parser.add_argument("--workers", type=int, default=cpu_count(), help="processes that look (default one a core)")
     parser.add_argument("--most", type=int, default=10_000, help="items of a set with its own order (default 10000)")
@@ -47,7 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
     for both, common in leakage.items():
         print("\n  ".join([f"both in {both}: {common['count']:,} images", *common["first"]]))
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "check.json").write_text(json.dumps({"sets": found, "leakage": leakage}, indent=1))
+    record = json.dumps({"sets": found, "leakage": leakage}, indent=1)
+    (args.out / "check.json").write_text(record, encoding="utf-8")
     print(f"\nwrote {args.out / 'check.json'}")
     _draw(shown, args.out / "check.png")
     return int(any(some["bad"] or some["problems"] for some in found.values()))

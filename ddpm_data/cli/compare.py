@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import torch
 
+from ddpm_data.cli._console import escape_unprintable
 from ddpm_data.cli._table import markdown
 from ddpm_data.diffusion.process import ForwardProcess
 from ddpm_data.diffusion.timestep_bins import BinLoss, read_losses
@@ -47,6 +48,7 @@ class Job(NamedTuple):
 
 def main(arguments: list[str] | None = None) -> int:
     """Read, print, write; returns 1 if a job has not finished, else 0."""
+    escape_unprintable()
     parser = argparse.ArgumentParser(prog="python -m ddpm_data.compare", description=__doc__)
     parser.add_argument("folder", type=Path, help="of the sweep; its jobs are the folders in it")
     parser.add_argument("--metric", default="val_loss", help="column of metrics.csv, less is better (default val_loss)")
@@ -61,8 +63,8 @@ def main(arguments: list[str] | None = None) -> int:
     shared = " ".join(f"{key}={jobs[0].overrides[key]}" for key in keys if key not in varied)
     text = f"All with {shared}.\n\n" * bool(shared) + markdown(lines) + "\n"
     print(text)
-    (out / "compare.md").write_text(text)
-    with (out / "compare.csv").open("w", newline="") as file:
+    (out / "compare.md").write_text(text, encoding="utf-8")
+    with (out / "compare.csv").open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows(lines)
     print(f"wrote {out / 'compare.md'}\nwrote {out / 'compare.csv'}")
     _draw(jobs, varied, out / "compare.png")
@@ -91,7 +93,7 @@ def _metrics(folder: Path) -> list[dict[str, str]]:
     path = max(folder.rglob("metrics.csv"), key=lambda path: path.stat().st_mtime, default=None)
     if path is None:
         return []
-    with path.open(newline="") as file:
+    with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -99,7 +101,7 @@ def _job(folder: Path, metric: str, rows: Sequence[dict[str, str]]) -> Job:
     from omegaconf import OmegaConf
 
     if (folder / "job.json").is_file():
-        record = json.loads((folder / "job.json").read_text())
+        record = json.loads((folder / "job.json").read_text(encoding="utf-8"))
         overrides, ended = record["overrides"], record["status"]
         ended += f": {record['error']}".partition("\n")[0] if ended == "failed" else ""
     else:  # of an app without our Hydra callback

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ddpm_data.cli._config import add_config_options, compose_datamodule, find_datamodule_config
+from ddpm_data.cli._console import escape_unprintable
 from ddpm_data.cli._table import markdown
 from ddpm_data.diffusion.process import ForwardProcess
 from ddpm_data.diffusion.timesteps import UniformTimesteps
@@ -28,6 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Compose, draw, print; returns 0."""
     from hydra.utils import instantiate
 
+    escape_unprintable()
     parser = argparse.ArgumentParser(prog="python -m ddpm_data.report", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("report"), help="folder for what is written (default report)")
     add_config_options(parser)

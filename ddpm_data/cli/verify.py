@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from ddpm_data._nested import leaves
 from ddpm_data.cli._config import add_config_options, compose_datamodule
+from ddpm_data.cli._console import escape_unprintable
 from ddpm_data.datamodule.module import DDPMDataModule
 from ddpm_data.loading.map_style import MapStyleImages
 from ddpm_data.types import ConditionedTriple, Triple
@@ -41,6 +42,7 @@ class RunRecord(NamedTuple):
 
 def main(arguments: list[str] | None = None) -> int:
     """Run, compare, print; returns 0 if everything agreed, else 1."""
+    escape_unprintable()
     parser = argparse.ArgumentParser(prog="python -m ddpm_data.verify", description=__doc__)
     parser.add_argument("--processes", type=int, default=2, help="how many to compare with one (default 2)")
     parser.add_argument("--steps", type=int, default=20, help="optimizer steps (default 20)")

@@ -99,7 +99,7 @@ def read_losses(path: Path) -> list[BinLoss]:
     Raises:
         ValueError: The file is another.
     """
-    with path.open(newline="") as file:
+    with path.open(encoding="utf-8", newline="") as file:
         lines = list(csv.reader(file))
     if not lines or lines[0] != list(BinLoss._fields):
         raise ValueError(
@@ -115,7 +115,7 @@ def read_losses(path: Path) -> list[BinLoss]:
 def write_losses(rows: Sequence[BinLoss], path: Path) -> None:
     """Write the table, whole: a run that is killed meanwhile leaves the one before."""
     unfinished = path.with_suffix(".csv.part")
-    with unfinished.open("w", newline="") as file:
+    with unfinished.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(BinLoss._fields)
         writer.writerows(rows)
