@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import pytest
@@ -14,7 +15,7 @@ import torch
 from PIL import Image
 
 from ddpm_data import DDPMDataModule, schedules
-from ddpm_data.sources import ImageFiles
+from ddpm_data.sources import ImageFiles, TarShards
 from ddpm_data.sources.image_files import _sorted_names
 from tests.conftest import ROOT
 
@@ -119,3 +120,16 @@ def test_a_sweep_goes_on_after_an_error_that_the_console_cannot_show(tmp_path: P
     assert "2 of 2 jobs failed:" in printed, printed
     for number in "01":
         assert "Gr\u00f6\u00dfe \u65e5\u672c" in (tmp_path / "runs" / number / "error.txt").read_text(encoding="utf-8")
+
+
+def test_tar_shards_are_found_by_paths_with_backslashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("shards").mkdir()
+    for number in range(2):
+        tarfile.open(f"shards/{number}.tar", "w").close()
+    monkeypatch.setattr(os, "sep", "\\")
+    assert TarShards("shards\\{0..1}.tar").shards == ["shards/0.tar", "shards/1.tar"]  # and both are there
+    with pytest.raises(FileNotFoundError, match=r"shards/2\.tar"):
+        TarShards("shards\\2.tar")
+    with pytest.raises(ValueError, match=r"the drive of c:/shards/0\.tar for a protocol.*`dataset\.shards`"):
+        TarShards("c:\\shards\\{0..1}.tar")
