@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from ddpm_data import DDPMDataModule, schedules
+from ddpm_data.diffusion.timestep_bins import BinLoss, read_losses, write_losses
 from ddpm_data.sources import ImageFiles, TarShards
 from ddpm_data.sources.image_files import _sorted_names
 from tests.conftest import ROOT
@@ -133,3 +134,24 @@ def test_tar_shards_are_found_by_paths_with_backslashes(tmp_path: Path, monkeypa
         TarShards("shards\\2.tar")
     with pytest.raises(ValueError, match=r"the drive of c:/shards/0\.tar for a protocol.*`dataset\.shards`"):
         TarShards("c:\\shards\\{0..1}.tar")
+
+
+def in_use(source: Path, target: Path) -> None:
+    raise PermissionError(errno.EACCES, "The process cannot access the file", str(target))
+
+
+def test_a_table_that_is_open_elsewhere_does_not_end_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (BinLoss(epoch, 10 * epoch, 0, 9, 0.0, 0.5, 20) for epoch in range(2))
+    path = tmp_path / "timestep_loss.csv"
+    write_losses([first], path)
+    with monkeypatch.context() as windows:
+        windows.setattr(os, "replace", in_use)
+        with pytest.warns(UserWarning, match=r"timestep_loss\.csv cannot be replaced.*in .*timestep_loss\.csv\.part"):
+            write_losses([first, second], path)
+    assert read_losses(path) == [first]
+    assert read_losses(path.with_suffix(".csv.part")) == [first, second]
+    write_losses([first, second], path)
+    assert read_losses(path) == [first, second]
+    assert [file.name for file in tmp_path.iterdir()] == ["timestep_loss.csv"]
