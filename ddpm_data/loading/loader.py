@@ -83,9 +83,10 @@ class StreamLoader(DataLoader[WorkerBatch]):
         except (RuntimeError, ConnectionError, EOFError) as error:
             if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader"):
                 raise
+            memory = f"memory ({SHARED} too)" if SHARED.is_dir() else "memory"
             raise RuntimeError(
                 f"a worker that loads {self.counter.name} images was killed, crashed, or gave no batch within "
-                f"{self.timeout:g} s ({type(error).__name__}: {error}). Look at the memory ({SHARED} too) and at the "
+                f"{self.timeout:g} s ({type(error).__name__}: {error}). Look at the {memory} and at the "
                 "dataset; change `loader.num_workers`, `loader.prefetch_factor` or `loader.timeout`."
             ) from error
         finally:
