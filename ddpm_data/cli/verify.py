@@ -6,6 +6,7 @@ compared example by example. An error here is one that your training would have 
 """
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -118,7 +119,12 @@ def _run(folder: Path, processes: int, batch_size: int, steps: int, half: int, r
     ]
     several = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     result = subprocess.run(
-        [sys.executable, *(several if processes > 1 else []), *job], capture_output=True, text=True, check=False
+        [sys.executable, *(several if processes > 1 else []), *job],
+        env=_environment(),
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
     )
     if result.returncode:
         raise SystemExit(f"{processes} process(es) failed:\n{result.stderr[-4000:]}")
@@ -128,6 +134,11 @@ def _run(folder: Path, processes: int, batch_size: int, steps: int, half: int, r
         for stage in ("train", "val")
     )
     return RunRecord(train, _flat(val), ranks[0]["by_number"])
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment for the runs: torchrun asks for libuv, and torch for Windows is built without it."""
+    return ({"USE_LIBUV": "0"} if sys.platform == "win32" else {}) | dict(os.environ)
 
 
 class _Recorder(L.LightningModule):
