@@ -3,22 +3,28 @@
 import csv
 import errno
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from ddpm_data import DDPMDataModule, schedules
+from ddpm_data.cli.verify import _environment
 from ddpm_data.diffusion.timestep_bins import BinLoss, read_losses, write_losses
 from ddpm_data.sources import ImageFiles, TarShards
 from ddpm_data.sources.image_files import _sorted_names
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Recorder, trainer, uint8_images
+from tests.spawn_job import digest
 
 NESTED = ("a/1.png", "a-b/1.png", "a1/1.png", "B/2.png", "a/10.png", "a_b/3.png", "10/1.png", "9/1.png")
 
@@ -74,6 +80,7 @@ def test_a_full_disk_is_said_before_the_work_there_too(tmp_path: Path, monkeypat
 
 
 # As a Windows of another language: neither files nor the console can hold these names unless their encoding is said.
+only_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets an environment choose the encoding")
 ASCII = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
 APP = """
 import hydra
@@ -95,10 +102,12 @@ def run_in_ascii(folder: Path, *arguments: str | Path) -> tuple[int, str]:
     return result.returncode, result.stdout.decode("ascii")
 
 
+@only_linux
 def test_that_encoding_is_ascii(tmp_path: Path) -> None:
     assert run_in_ascii(tmp_path, "-c", "import locale; print(locale.getencoding())") == (0, "ANSI_X3.4-1968\n")
 
 
+@only_linux
 def test_the_comparison_keeps_names_that_the_console_cannot_show(tmp_path: Path) -> None:
     overrides = ["dataset.root=b\u00fccher/\u65e5\u672c"]
     (tmp_path / "0").mkdir()
@@ -113,6 +122,7 @@ def test_the_comparison_keeps_names_that_the_console_cannot_show(tmp_path: Path)
         assert "Gr\u00f6\u00dfe" in next(csv.DictReader(file))["ended"]
 
 
+@only_linux
 def test_a_sweep_goes_on_after_an_error_that_the_console_cannot_show(tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(APP, encoding="utf-8")
     jobs = "+hydra.callbacks.jobs._target_=hydra_plugins.ddpm_data.jobs.Jobs"
@@ -155,3 +165,58 @@ def test_a_table_that_is_open_elsewhere_does_not_end_the_training(
     write_losses([first, second], path)
     assert read_losses(path) == [first, second]
     assert [file.name for file in tmp_path.iterdir()] == ["timestep_loss.csv"]
+
+
+def test_one_stream_where_processes_can_only_be_spawned(tmp_path: Path) -> None:
+    """Training without a cache and with one, and the check command, as macOS and Windows would run them."""
+    (tmp_path / "images").mkdir()
+    for number, pixels in enumerate(uint8_images(12, 10, 9, 3)):
+        Image.fromarray(pixels.numpy()).save(tmp_path / "images" / f"{number}.png")
+    command = [sys.executable, "-m", "tests.spawn_job", str(tmp_path / "images"), str(tmp_path / "out")]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr[-3000:]
+    lines = [line for line in result.stdout.splitlines() if line.startswith(("cores", "triples", "status"))]
+    here = digest(str(tmp_path / "images"), str(tmp_path), workers=0, cache=None)
+    assert lines == [f"cores {os.cpu_count()}", f"triples {here}", f"triples {here}", "status 0"]
+
+
+def test_a_way_to_start_workers_that_the_system_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["spawn"])
+    with pytest.raises(ValueError, match=r"'fork'\): workers start by spawn\. Change `loader.multiprocessing_context`"):
+        DDPMDataModule(
+            uint8_images(4, 3, 8, 8),
+            schedule=schedules.linear(10),
+            num_workers=1,
+            multiprocessing_context="fork",
+        )
+
+
+class Stuck:
+    """Three images; a worker that is asked for the last one hangs."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> Tensor:
+        if index == 2 and get_worker_info():
+            time.sleep(300)
+        return uint8_images(1, 3, 8, 8)[0]
+
+
+def test_shared_memory_is_spoken_of_only_where_it_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("loader", "options"):
+        monkeypatch.setattr(f"ddpm_data.loading.{module}.SHARED", tmp_path / "no such folder")
+    datamodule = DDPMDataModule(Stuck(), schedule=schedules.linear(10), num_workers=1, timeout=1)
+    with pytest.raises(RuntimeError, match=r"Look at the memory and at the dataset"):
+        trainer(tmp_path).fit(Recorder(), datamodule=datamodule)
+
+
+def test_torchrun_is_not_asked_for_libuv_on_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's issue 139990; what the user has set stays."""
+    monkeypatch.delenv("USE_LIBUV", raising=False)
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert "USE_LIBUV" not in _environment()
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert _environment()["USE_LIBUV"] == "0"
+    monkeypatch.setenv("USE_LIBUV", "1")
+    assert _environment()["USE_LIBUV"] == "1"
