@@ -149,7 +149,7 @@ class Evil:
 def test_files_that_are_no_arrays_of_images_are_refused(tmp_path: Path) -> None:
     evil, objects = tmp_path / "run", np.array([Evil(tmp_path / "run")] * 3, dtype=object)
     np.save(tmp_path / "objects.npy", objects, allow_pickle=True)
-    np.savez(tmp_path / "objects.npz", objects, allow_pickle=True)
+    np.savez(tmp_path / "objects.npz", objects)
     (tmp_path / "pickle.npy").write_bytes(pickle.dumps(Evil(evil)))
     (tmp_path / "cut.npz").write_bytes(b"PK\x03\x04 and no more")
     (tmp_path / "empty.npy").touch()
