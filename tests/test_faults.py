@@ -254,6 +254,7 @@ class Stuck(Faulty):
     ],
     ids=["dies", "hangs"],
 )
+@pytest.mark.skipif(sys.platform == "win32", reason="a signal ends the worker")
 def test_a_worker_that_dies_or_hangs_is_told_within_seconds(dataset: Faulty, says: str, tmp_path: Path) -> None:
     began = time.monotonic()
     with pytest.raises(RuntimeError, match=says):
@@ -261,6 +262,7 @@ def test_a_worker_that_dies_or_hangs_is_told_within_seconds(dataset: Faulty, say
     assert time.monotonic() - began < 30
 
 
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="only Linux says how much there is")
 def test_shared_memory_is_estimated_before_it_is_full() -> None:
     data = module(torch.zeros(4, 3, 64, 64, dtype=torch.uint8), batch_size=10**9, num_workers=2, prefetch_factor=3)
     data.setup("fit")
