@@ -1,8 +1,12 @@
 """Every config composes and becomes what it says."""
 
+import inspect
+import json
+import subprocess
+import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import pytest
@@ -10,10 +14,14 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.profilers import SimpleProfiler
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from ddpm_data import DDPMDataModule, UniformTimesteps, schedules
+from ddpm_data.hydra import DATASET_KEYS, DEFAULTS, LOADER_KEYS, SOURCE_KEYS
 from ddpm_data.sources import ImageFiles
 from tests.conftest import ROOT
 from train_stub import DDPM, check
@@ -43,8 +51,8 @@ def names(group: str) -> list[str]:
 
 
 def test_the_groups_are_those_of_the_design() -> None:
-    groups = "callbacks datamodule dataset experiment loader logger model schedule sweep timesteps trainer transform"
-    assert sorted(path.name for path in CONF.iterdir() if path.is_dir()) == groups.split()
+    groups = "callbacks datamodule dataset debug experiment loader logger model schedule sweep timesteps trainer"
+    assert sorted(path.name for path in CONF.iterdir() if path.is_dir()) == [*groups.split(), "transform"]
 
 
 @pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONF)))
@@ -149,14 +157,30 @@ def test_machines_and_processes_are_those_that_were_started(
     assert (cfg.trainer.num_nodes, cfg.trainer.devices) == (3, 8)
 
 
-@pytest.mark.parametrize("group", ["logger", "callbacks"])
-def test_loggers_and_callbacks(group: str, tmp_path: Path) -> None:
-    for name in names(group):
-        cfg = composed(f"{group}={name}", output_dir=tmp_path)
-        made = list(instantiate(cfg[group]).values())
-        kinds: Any = (L.Callback, L.pytorch.loggers.Logger)
-        assert made
-        assert all(isinstance(thing, kinds) for thing in made)
+@pytest.mark.parametrize("name", names("callbacks"))
+def test_callbacks(name: str) -> None:
+    callbacks = instantiate(composed(f"callbacks={name}").callbacks)
+    assert all(isinstance(callback, L.Callback) for callback in callbacks.values())
+    alone = {"latest_checkpoint": ["latest"], "none": []}.get(name, [name])
+    every = ["checkpoint", "latest", "progress_bar", "throughput", "noising_strip", "timestep_loss"]
+    assert list(callbacks) == (every if name == "default" else alone)
+
+
+def test_callbacks_are_changed_left_out_and_picked_by_name() -> None:
+    cfg = composed("callbacks.throughput.every_n_steps=5", "~callbacks.timestep_loss")
+    assert instantiate(cfg.callbacks.throughput).every_n_steps == 5
+    assert "timestep_loss" not in cfg.callbacks
+    assert list(composed("callbacks=[checkpoint,throughput]").callbacks) == ["checkpoint", "throughput"]
+
+
+@pytest.mark.parametrize("name", names("logger"))
+def test_loggers(name: str, tmp_path: Path) -> None:
+    cfg = composed(f"logger={name}", output_dir=tmp_path)
+    assert set(cfg.logger) == {"csv", name}
+    if find_spec(name) is None:  # wandb and mlflow are in no extra: the file says what to install
+        assert f"pip install {name})" in (CONF / "logger" / f"{name}.yaml").read_text().splitlines()[0]
+        pytest.skip(f"{name} is not installed")
+    assert all(isinstance(logger, Logger) for logger in instantiate(cfg.logger).values())
 
 
 def test_the_model_is_noised_as_its_data_is() -> None:
@@ -175,12 +199,92 @@ def test_experiments_compose_and_fit_their_groups(name: str) -> None:
     assert isinstance(instantiate(cfg.datamodule), DDPMDataModule)
 
 
-def test_every_key_of_the_datamodule_is_in_the_configs() -> None:
-    import inspect
+@pytest.mark.parametrize("name", names("debug"))
+def test_debug_configs_run_on_one_cpu_process_whatever_else_is_chosen(name: str, tmp_path: Path) -> None:
+    cfg = composed(f"debug={name}", "experiment=cifar10", "trainer=multi_node", output_dir=tmp_path)
+    check(cfg)
+    run = instantiate(cfg.trainer, logger=False)
+    assert isinstance(run.accelerator, CPUAccelerator)
+    assert (run.num_devices, run.num_nodes, run.max_epochs) == (1, 1, 1)
+    assert run.fast_dev_run == (name == "fdr")
+    assert isinstance(run.profiler, SimpleProfiler) == (name == "profiler")
+    assert instantiate(cfg.datamodule).loading.num_workers == 0
 
-    wanted = set(inspect.signature(DDPMDataModule.__init__).parameters) - {"self", "test", "predict"}
-    assert wanted == {key for key in composed().datamodule if not key.startswith("_")}
+
+def test_every_argument_of_the_datamodule_is_in_the_configs() -> None:
+    signature = set(inspect.signature(DDPMDataModule.__init__).parameters) - {"self"}
+    direct = {"schedule", "timesteps", "seed", "compile"}
+    assert direct <= set(composed().datamodule)
+    assert sorted(signature) == sorted([*DATASET_KEYS, *LOADER_KEYS, *direct])
+    assert set(composed("dataset=base").dataset) == {*DATASET_KEYS} - {"test", "predict"}
+    assert set(composed().loader) == {*LOADER_KEYS}
+
+
+@pytest.mark.parametrize("name", names("dataset"))
+def test_dataset_configs_hold_the_keys_that_the_check_knows(name: str) -> None:
+    assert set(composed(f"dataset={name}").dataset) <= {*DATASET_KEYS, *SOURCE_KEYS}
+
+
+def test_values_for_absent_keys_are_those_of_the_base_configs() -> None:
+    cfg = composed("dataset=base", "dataset.train=[]")
+    groups = {**cfg.dataset, **cfg.loader}
+    assert {key: groups[key] for key in DEFAULTS} == DEFAULTS
+    others = {key: value.default for key, value in inspect.signature(DDPMDataModule.__init__).parameters.items()}
+    for key in set(groups) - set(DEFAULTS) - {"train"}:
+        assert groups[key] == others[key], key
+
+
+def test_values_win_from_the_group_to_the_experiment_to_the_command_line(tmp_path: Path) -> None:
+    """And a folder given by --config-dir adds choices to our groups, an experiment of the user's among them."""
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset" / "mine.yaml").write_text("defaults: [digits, _self_]\nflip: 0.25\n")
+    (tmp_path / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults: [{override /dataset: mine}, {override /schedule: cosine}]\n"
+        "loader: {batch_size: 32}\ntrainer: {max_epochs: 3}\n"
+    )
+
+    def values(*overrides: str) -> tuple[object, ...]:
+        command = [sys.executable, str(ROOT / "train_stub.py"), "--config-dir", str(tmp_path), "--cfg", "job"]
+        result = subprocess.run([*command, *overrides], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert result.returncode == 0, result.stderr
+        cfg = OmegaConf.create(result.stdout)
+        name = cfg.schedule._target_.rpartition(".")[2]
+        return name, cfg.dataset.flip, cfg.loader.batch_size, cfg.trainer.max_epochs
+
+    assert values() == ("linear", 0.0, 128, 200)
+    assert values("experiment=mine") == ("cosine", 0.25, 32, 3)
+    assert values("experiment=mine", "debug=default") == ("cosine", 0.25, 32, 1)
+    typed = ["experiment=mine", "debug=default", "schedule=jsd", "loader.batch_size=8", "trainer.max_epochs=2"]
+    assert values(*typed) == ("jsd", 0.25, 8, 2)
+
+
+def test_help_lists_every_group_and_choice() -> None:
+    command = [sys.executable, str(ROOT / "train_stub.py"), "--help"]
+    printed = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    for folder in (path for path in CONF.iterdir() if path.is_dir()):
+        assert f"\n{folder.name}: {', '.join(names(folder.name))}\n" in printed
 
 
 def test_interpolations_all_resolve() -> None:
     OmegaConf.to_container(composed(), resolve=True, throw_on_missing=False)
+
+
+def test_saved_configs_are_read_without_hydra_or_this_package(tmp_path: Path) -> None:
+    """Neither the file in .hydra, where references stand, nor the resolved one needs a resolver of ours."""
+    cfg = composed("schedule=zero_terminal_snr", output_dir=tmp_path)
+    del cfg.callbacks, cfg.logger, cfg.trainer  # these ask Hydra for the folder of the run
+    OmegaConf.save(cfg, tmp_path / "written.yaml")
+    OmegaConf.save(cfg, tmp_path / "resolved.yaml", resolve=True)
+    code = """
+import json, sys
+from omegaconf import OmegaConf
+for name in ("written", "resolved"):
+    print(json.dumps(OmegaConf.to_container(OmegaConf.load(f"{name}.yaml").datamodule, resolve=True), sort_keys=True))
+assert not {"hydra", "ddpm_data", "hydra_plugins"} & set(sys.modules)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60
+    )
+    written, resolved = map(json.loads, result.stdout.splitlines())
+    assert written == resolved == OmegaConf.to_container(cfg.datamodule, resolve=True)

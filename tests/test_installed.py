@@ -96,7 +96,7 @@ def metrics(folder: Path) -> list[dict[str, str]]:
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("++ddpm_data.loader.batch_sise=3", "`ddpm_data.loader.batch_sise` is read by nothing"),
+        ("++ddpm_data.loader.batch_sise=3", "`loader.batch_sise` is not a key of the config group loader"),
         ("ddpm_data.schedule.num_timesteps=many", "many"),
     ],
 )

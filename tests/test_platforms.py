@@ -125,7 +125,7 @@ def test_the_comparison_keeps_names_that_the_console_cannot_show(tmp_path: Path)
 @only_linux
 def test_a_sweep_goes_on_after_an_error_that_the_console_cannot_show(tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(APP, encoding="utf-8")
-    jobs = "+hydra.callbacks.jobs._target_=hydra_plugins.ddpm_data.jobs.Jobs"
+    jobs = "+hydra.callbacks.jobs._target_=ddpm_data.hydra.JobRecords"
     status, printed = run_in_ascii(tmp_path, "app.py", "-m", "+number=1,2", jobs, "hydra.sweep.dir=runs")
     assert status == 1
     assert "2 of 2 jobs failed:" in printed, printed

@@ -1,19 +1,25 @@
 """The configs as other people's Hydra apps see them: in a namespace, typed, beside configs of their own."""
 
+import argparse
+import ast
 import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from ddpm_data import DDPMDataModule, ForwardDiffusion, UniformTimesteps, schedules
+from ddpm_data import DDPMDataModule, ForwardDiffusion, ForwardProcess, UniformTimesteps, schedules
+from ddpm_data.cli._config import add_config_options, compose_datamodule
+from ddpm_data.cli.check import main as check
 from ddpm_data.cli.report import main as report
 from hydra_plugins.ddpm_data import GROUPS, configs
 from tests.conftest import ROOT
@@ -54,8 +60,9 @@ num_timesteps: 30
 OWN_DATASET = """
 defaults: [base, _self_]
 count: 40
-train: {_target_: tests.test_plugin.checkers, _partial_: true, count: "${ddpm_data.dataset.count}"}
+train: {_target_: tests.test_plugin.checkers, _partial_: true, count: "${..count}"}
 channels: 1
+own: {num_classes: 10}
 """
 
 
@@ -131,22 +138,23 @@ def test_the_parts_are_usable_alone(app: Path) -> None:
         assert torch.equal(alone, within)
 
 
-def test_references_move_along_with_the_configs(app: Path) -> None:
-    cfg = theirs(
-        app, "whole", "ddpm_data/schedule=zero_terminal_snr", "ddpm_data/schedule@ddpm_data.schedule.betas=jsd"
-    )
-    assert cfg.ddpm_data.schedule.betas._target_.endswith(".jsd")
-    text = OmegaConf.to_yaml(cfg)
-    assert "${dataset" not in text
-    assert "${schedule" not in text
-    assert "${ddpm_data.schedule}" in text
+@pytest.mark.parametrize("name", ["zero_terminal_snr", "shift_snr"])
+def test_a_modified_schedule_takes_another_base_here_and_there(name: str, app: Path) -> None:
+    choice, base, steps = f"schedule={name}", "schedule.betas=scaled_linear", "schedule.betas.num_timesteps=50"
+    there = theirs(app, "whole", f"ddpm_data/{choice}", f"ddpm_data/schedule@ddpm_data.{base}", f"ddpm_data.{steps}")
+    here = composed(choice, f"schedule@{base}", steps)
+    assert there.ddpm_data.schedule == here.schedule
+    expected = {
+        "zero_terminal_snr": schedules.zero_terminal_snr(schedules.scaled_linear(50)),
+        "shift_snr": schedules.shift_snr(schedules.scaled_linear(50), 0.5),
+    }
+    assert torch.equal(instantiate(there.ddpm_data.schedule), expected[name])
+    betas = instantiate(there.ddpm_data.datamodule).transform.process.betas
+    assert torch.equal(betas, ForwardProcess(expected[name]).betas)
 
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_choice_composes_there_as_it_does_here(group: str, app: Path) -> None:
-    def moved(cfg: DictConfig) -> str:
-        return OmegaConf.to_yaml(cfg).replace("ddpm_data.", "")
-
     for name in names(group):
         if name == "ray" and find_spec("ray") is None:
             continue  # no part of the extra that tests are run with: 70 MB
@@ -154,22 +162,26 @@ def test_every_choice_composes_there_as_it_does_here(group: str, app: Path) -> N
         there = theirs(app, "whole", f"ddpm_data/{group}={name}", *(f"++ddpm_data.{need}" for need in needs))
         here = composed(f"{'+' * (group == 'transform')}{group}={name}", *needs)
         if group != "sweep":  # it is Hydra's part that these change
-            assert moved(there.ddpm_data[group]) == moved(here[group])
+            assert OmegaConf.to_yaml(there.ddpm_data[group]) == OmegaConf.to_yaml(here[group])
 
 
 WRONG = [
-    ("++ddpm_data.loader.batch_sise=3", "ddpm_data.loader.batch_sise"),
-    ("++ddpm_data.dataset.image_sise=3", "ddpm_data.dataset.image_sise"),
-    ("++ddpm_data.dataset.flipp=true", "ddpm_data.dataset.flipp"),
-    ("++ddpm_data.scedule.start=3", "ddpm_data.scedule"),
     ("++ddpm_data.schedule.sart=3", "sart"),
     ("++ddpm_data.datamodule.batch=3", "batch"),
     ("++ddpm_data.timesteps.low=3", "low"),
+    ("ddpm_data.dataset.image_sise=3", "image_sise"),
     ("ddpm_data.loader.batch_size=many", "loader.batch_size"),
     ("ddpm_data.dataset.flip=often", "dataset.flip"),
     ("ddpm_data.schedule=5", "schedule"),
     ("seed=one", "seed"),
     ("ddpm_data.timesteps.low_discrepancy=2", "timesteps.low_discrepancy"),
+]
+MISSPELT = [
+    ("dataset", "image_sise", "dataset.image_size"),
+    ("dataset", "flipp", "dataset.flip"),
+    ("dataset", "batch_size", "loader.batch_size"),
+    ("loader", "batch_sise", "loader.batch_size"),
+    ("loader", "fllip", "dataset.flip"),
 ]
 
 
@@ -179,27 +191,105 @@ def test_a_wrong_key_or_type_is_refused_with_its_name(override: str, key: str, a
         instantiate(theirs(app, "whole", override).ddpm_data.datamodule)
 
 
-@pytest.mark.parametrize("where", ["dataset", "loader"])
-def test_a_wrong_key_in_a_file_is_refused_too(where: str, app: Path) -> None:
-    (app / "typo.yaml").write_text(f"defaults: [whole, _self_]\nddpm_data:\n  {where}: {{fllip: 0.5}}\n")
-    with pytest.raises(Exception, match=rf"ddpm_data\.{where}\.fllip"):
-        instantiate(theirs(app, "typo").ddpm_data.datamodule)
+@pytest.mark.parametrize(("group", "key", "near"), MISSPELT)
+@pytest.mark.parametrize("where", ["here", "typed", "in a file"])
+def test_a_misspelt_key_is_refused_beside_the_one_that_was_meant(
+    where: str, group: str, key: str, near: str, app: Path
+) -> None:
+    if where == "here":
+        node = composed(f"++{group}.{key}=3").datamodule
+    elif where == "typed":
+        node = theirs(app, "whole", f"++ddpm_data.{group}.{key}=3").ddpm_data.datamodule
+    else:
+        (app / "typo.yaml").write_text(f"defaults: [whole, _self_]\nddpm_data:\n  {group}: {{{key}: 3}}\n")
+        node = theirs(app, "typo").ddpm_data.datamodule
+    with pytest.raises(InstantiationException, match=rf"`{group}\.{key}` is not a key .* Did you mean `{near}`\?"):
+        instantiate(node)
 
 
-@pytest.mark.parametrize("resolved", [False, True])
-def test_keys_of_a_dataset_config_of_ones_own_are_read_by_what_refers_to_them(resolved: bool, app: Path) -> None:
-    cfg = theirs(app, "whole")
-    if resolved:
-        OmegaConf.resolve(cfg.ddpm_data.dataset)
-        OmegaConf.resolve(cfg.ddpm_data.datamodule)
+def test_the_commands_refuse_a_misspelt_key_too(app: Path) -> None:
+    with pytest.raises(ValueError, match=r"`dataset\.image_sise` is not a key .* Did you mean `dataset\.image_size`\?"):
+        check(["--config-dir", str(app), "--config-name", "whole", "++ddpm_data.dataset.image_sise=3"])
+
+
+def test_a_key_like_no_other_is_refused_with_the_list_of_keys_and_a_place_for_ones_own(app: Path) -> None:
+    cfg = theirs(app, "whole", "++ddpm_data.dataset.xyz=3")
+    with pytest.raises(InstantiationException, match=r"Its keys are train, val, .* go below `dataset\.own`"):
+        instantiate(cfg.ddpm_data.datamodule)
+    cfg = theirs(app, "whole", "++ddpm_data.dataset.own.xyz=3")
     assert isinstance(instantiate(cfg.ddpm_data.datamodule), DDPMDataModule)
 
 
-def test_what_stands_after_the_commas_is_what_the_groups_say(app: Path) -> None:
-    """A DataModule without a dataset or loader group is that of their base configs."""
-    alone, groups = theirs(app, "small").ddpm_data.datamodule, composed("dataset=base", "dataset.train=[]").datamodule
-    for key in set(groups) - {"train", "schedule", "timesteps", "batch_size", "channels", "seed"}:
-        assert alone[key] == groups[key], key
+class Subclass(DDPMDataModule):
+    """A user's own, with an argument of its own."""
+
+    def __init__(self, *, color: str, **arguments: Any) -> None:  # noqa: ANN401  # the class's
+        super().__init__(**arguments)
+        self.color = color
+
+
+def test_a_subclass_is_built_of_the_same_groups(app: Path) -> None:
+    overrides = ["ddpm_data.datamodule.cls=tests.test_plugin.Subclass", "+ddpm_data.datamodule.color=red"]
+    dm = instantiate(theirs(app, "whole", *overrides).ddpm_data.datamodule)
+    assert isinstance(dm, DDPMDataModule)
+    assert (type(dm).__name__, dm.color) == ("Subclass", "red")
+    assert dm.transform.seed == 7
+
+
+def test_a_datamodule_of_the_apps_own_config_is_left_as_it_is(app: Path) -> None:
+    """The commands take it as well as one that is made of the groups."""
+    (app / "plain.yaml").write_text("""
+defaults: [{ddpm_data/schedule: cosine}, _self_]
+datamodule: {_target_: ddpm_data.DDPMDataModule, train: null, batch_size: 3, schedule: "${ddpm_data.schedule}"}
+""")
+    parser = argparse.ArgumentParser()
+    add_config_options(parser)
+    plain = compose_datamodule(parser.parse_args(["--config-dir", str(app), "--config-name", "plain"]))
+    assert isinstance(instantiate(plain), DDPMDataModule)
+    assert plain["batch_size"] == 3
+    merged = compose_datamodule(parser.parse_args(["--config-dir", str(app), "--config-name", "small"]))
+    assert merged["_target_"] == "ddpm_data.DDPMDataModule"
+    assert (merged["batch_size"], merged["flip"]) == (16, 0.5)
+
+
+APP = """
+import hydra
+from omegaconf import OmegaConf
+
+
+@hydra.main(version_base="1.3", config_path=".", config_name="whole")
+def main(cfg):
+    print(OmegaConf.to_yaml(cfg.ddpm_data, resolve=True))
+
+
+main()
+"""
+
+
+def test_an_app_of_its_own_puts_its_values_over_ours_and_its_experiments_over_these(app: Path, tmp_path: Path) -> None:
+    """From weak to strong: our group, the app's root config, an experiment given by --config-dir, what is typed."""
+    (app / "whole.yaml").write_text(
+        WHOLE.replace("  - _self_", "  - _self_\n  - experiment: null")
+        + "ddpm_data: {loader: {timeout: 9, batch_size: 9}}"
+    )
+    (app / "more" / "experiment").mkdir(parents=True)
+    (app / "more" / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults: [{override /ddpm_data/schedule: jsd}]\nddpm_data: {loader: {batch_size: 8}}\n"
+    )
+    (app / "app.py").write_text(APP)
+
+    def run(*overrides: str) -> tuple[object, ...]:
+        command = [sys.executable, "app.py", "--config-dir", "more", f"hydra.run.dir={tmp_path / 'run'}", *overrides]
+        result = subprocess.run(command, cwd=app, capture_output=True, text=True, timeout=120)
+        assert result.returncode == 0, result.stderr
+        cfg = OmegaConf.create(result.stdout)
+        assert cfg.datamodule.loader == cfg.loader
+        return cfg.schedule._target_.rpartition(".")[2], cfg.loader.timeout, cfg.loader.batch_size, cfg.loader.drop_last
+
+    assert run() == ("halves", 9, 9, False)
+    assert run("experiment=mine") == ("jsd", 9, 8, False)
+    typed = ["experiment=mine", "ddpm_data/schedule=cosine", "ddpm_data.loader.batch_size=7"]
+    assert run(*typed) == ("cosine", 9, 7, False)
 
 
 def test_hydra_lists_the_groups_and_their_files(app: Path) -> None:
@@ -207,12 +297,22 @@ def test_hydra_lists_the_groups_and_their_files(app: Path) -> None:
         loader = GlobalHydra.instance().config_loader()
         assert loader.get_group_options("ddpm_data", ObjectType.GROUP) == sorted(GROUPS)
         assert set(loader.get_group_options("ddpm_data/schedule")) == {*names("schedule"), "own"}
+        for group in (*GROUPS, "model", "experiment", "ddpm_data/model"):  # nothing of ours is outside of our name
+            assert loader.get_group_options(group) == []
     assert configs() == ROOT / "conf"
 
 
 def test_the_plugin_imports_nothing_slow() -> None:
     """Every Hydra app of the environment pays for it."""
     slow = "('torch', 'lightning', 'numpy', 'ddpm_data')"
-    code = f"import sys, hydra_plugins.ddpm_data.jobs; print([name for name in {slow} if name in sys.modules])"
+    code = f"import sys, hydra_plugins.ddpm_data; print([name for name in {slow} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert result.stdout.strip() == "[]"
+
+
+def test_the_callback_and_the_builder_import_hydra_and_our_package_alone() -> None:
+    tree = ast.parse((ROOT / "ddpm_data" / "hydra.py").read_text())
+    names = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
+    names |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    others = {name.partition(".")[0] for name in names} - sys.stdlib_module_names
+    assert others == {"hydra", "omegaconf", "ddpm_data"}

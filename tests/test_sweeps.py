@@ -75,7 +75,7 @@ def test_optuna_goes_on_without_the_jobs_that_fail(tmp_path: Path) -> None:
 
 
 def test_submitit_runs_each_job_in_a_process_of_its_own(tmp_path: Path) -> None:
-    status, printed = sweep(tmp_path / "runs", "sweep=slurm_here", "timesteps=uniform,low_discrepancy")
+    status, printed = sweep(tmp_path / "runs", "hydra/launcher=submitit_local", "timesteps=uniform,low_discrepancy")
     assert status == 0, printed[-3000:]
     assert "2 of 2 jobs finished" in printed
     assert len(list((tmp_path / "runs" / ".submitit").glob("*/*_submitted.pkl"))) == 2
@@ -86,7 +86,6 @@ def test_submitit_runs_each_job_in_a_process_of_its_own(tmp_path: Path) -> None:
     [
         ("joblib", "hydra_joblib_launcher.joblib_launcher.JoblibLauncher"),
         ("slurm", "hydra_submitit_launcher.submitit_launcher.SlurmLauncher"),
-        ("slurm_here", "hydra_submitit_launcher.submitit_launcher.LocalLauncher"),
         ("ray", "hydra_ray_launcher.ray_launcher.RayLauncher"),
     ],
 )

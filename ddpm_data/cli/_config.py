@@ -59,13 +59,21 @@ def find_datamodule_config(args: argparse.Namespace) -> Any:  # noqa: ANN401  # 
 
 
 def compose_datamodule(args: argparse.Namespace) -> dict[str, Any]:
-    """The DataModule's configuration, resolved and ready to be instantiated.
+    """The DataModule's configuration: its class and arguments, resolved and ready to be instantiated.
 
     Raises:
         SystemExit: See :func:`find_datamodule_config`.
+        ValueError: A key of the groups dataset or loader is misspelt.
     """
     from omegaconf import OmegaConf
 
-    values = OmegaConf.to_container(find_datamodule_config(args), resolve=True, throw_on_missing=True)
-    assert isinstance(values, dict)
-    return {str(name): value for name, value in values.items()}
+    from ddpm_data.hydra import merge_groups
+
+    node = OmegaConf.to_container(find_datamodule_config(args), resolve=True, throw_on_missing=True)
+    assert isinstance(node, dict)
+    values = {str(name): value for name, value in node.items()}
+    if values["_target_"] != "ddpm_data.hydra.build_datamodule":
+        return values  # of the user's own config, which names the class itself
+    target, convert = values.pop("cls"), values.pop("_convert_")
+    del values["_target_"]
+    return {"_target_": target, "_convert_": convert} | merge_groups(**values)

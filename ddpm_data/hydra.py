@@ -1,23 +1,101 @@
-"""What each job of an app leaves in its folder, and what becomes of a sweep in which one fails."""
+"""What the configs name of Hydra: the DataModule built from its groups, and a callback that records every job."""
 
+import difflib
 import json
 import os
 import time
 import traceback
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ddpm_data.datamodule.module import DDPMDataModule
+
+DATASET_KEYS = (  # arguments of DDPMDataModule that the group dataset holds
+    *("train", "val", "test", "predict", "image_key", "image_size", "value_range", "channels", "resize", "crop"),
+    *("background", "flip", "augment", "latents", "condition", "condition_dropout", "null_condition"),
+)
+SOURCE_KEYS = (  # what else it may hold, for its own train and val to refer to: ${..root}
+    *("root", "path", "shards", "split", "key", "count"),
+    "own",  # a mapping of whatever your own configs refer to
+)
+LOADER_KEYS = (  # arguments of DDPMDataModule that the group loader holds
+    *("batch_size", "num_workers", "drop_last", "prefetch_factor", "persistent_workers", "multiprocessing_context"),
+    *("timeout", "on_bad_item", "max_bad_fraction", "cache_dir"),
+)
+DEFAULTS = {"val": 0.1, "channels": 3, "flip": 0.5, "batch_size": 128}  # where the configs leave a key out
 RECORD, ERROR = "job.json", "error.txt"
 
 
-class Jobs(Callback):
-    """A Hydra callback: ``hydra.callbacks.jobs._target_=hydra_plugins.ddpm_data.jobs.Jobs``.
+def build_datamodule(cls: str = "ddpm_data.DDPMDataModule", **config: Any) -> DDPMDataModule:  # noqa: ANN401  # arguments of any type
+    """Build the DataModule that ``conf/datamodule/default.yaml`` describes.
+
+    Args:
+        cls: The path of :class:`~ddpm_data.datamodule.DDPMDataModule` or of a subclass.
+        **config: See :func:`merge_groups`.
+
+    Raises:
+        ValueError: A key of a group is misspelt; or see the class.
+        TypeError: See the class.
+    """
+    datamodule: DDPMDataModule = get_class(cls)(**merge_groups(**config))
+    return datamodule
+
+
+def merge_groups(
+    dataset: Mapping[str, Any] | None = None,
+    loader: Mapping[str, Any] | None = None,
+    **arguments: Any,  # noqa: ANN401  # arguments of any type
+) -> dict[str, Any]:
+    """Merge the config groups ``dataset`` and ``loader`` into arguments of the DataModule.
+
+    Args:
+        dataset: The group; its keys are :data:`DATASET_KEYS` and :data:`SOURCE_KEYS`.
+        loader: The group; its keys are :data:`LOADER_KEYS`.
+        **arguments: Further arguments of the DataModule, which win over the groups.
+
+    Raises:
+        ValueError: A group has another key, which nothing would read.
+    """
+    groups = {"dataset": dict(dataset or {}), "loader": dict(loader or {})}
+    for name, group in groups.items():
+        check_keys(name, group)
+    values = groups["dataset"] | groups["loader"]
+    return DEFAULTS | {key: value for key, value in values.items() if key not in SOURCE_KEYS} | arguments
+
+
+def check_keys(group: str, keys: Iterable[str]) -> None:
+    """Refuse keys of a config group that nothing reads: they would change nothing and say nothing.
+
+    Args:
+        group: ``"dataset"`` or ``"loader"``.
+        keys: Its keys in a configuration.
+
+    Raises:
+        ValueError: A key is not one of the group's.
+    """
+    known = {"dataset": (*DATASET_KEYS, *SOURCE_KEYS), "loader": LOADER_KEYS}
+    for key in keys:
+        if key not in known[group]:
+            names = {name: f"{owner}.{name}" for owner in (group, *known) for name in known[owner]}
+            near = difflib.get_close_matches(str(key), names, 1)
+            own = " Values of your own go below `dataset.own`." if group == "dataset" else ""
+            raise ValueError(
+                f"`{group}.{key}` is not a key of the config group {group}, so nothing would read it. "
+                + (f"Did you mean `{names[near[0]]}`?" if near else f"Its keys are {', '.join(known[group])}.")
+                + own
+            )
+
+
+class JobRecords(Callback):
+    """A Hydra callback: ``hydra.callbacks.jobs._target_=ddpm_data.hydra.JobRecords``.
 
     Every job leaves ``config.yaml``, its configuration with every value resolved, and ``job.json``, with its overrides,
     how it ended, after how many seconds and with what value. A job of a sweep that fails leaves ``error.txt`` too, and
