@@ -49,7 +49,7 @@ def images(train: Any, cache: Path | None, **options: Any) -> Tensor:  # noqa: A
     """All the training set's images, by setup() alone."""
     module = datamodule(train, cache, val=None, **options)
     module.setup("fit")
-    return module.splits.images("train").batch(torch.arange(len(train))).images  # type: ignore[union-attr]  # map-style
+    return module.splits.images("train").batch(torch.arange(len(train))).images
 
 
 def files(folder: Path) -> list[str]:
@@ -223,7 +223,7 @@ def test_workers_are_sent_the_path_and_not_the_images(tmp_path: Path) -> None:
     module.setup("fit")
     whole = module.splits.images("train")
     assert len(sent := pickle.dumps(whole)) < 2000 < COUNT * 3 * 16 * 16
-    assert torch.equal(pickle.loads(sent).batch([3, 999]).images, whole.batch([3, 999]).images)  # type: ignore[union-attr]  # map-style
+    assert torch.equal(pickle.loads(sent).batch([3, 999]).images, whole.batch([3, 999]).images)
 
 
 class Random:

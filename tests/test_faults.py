@@ -204,12 +204,12 @@ def test_a_streams_bad_items_become_the_good_one_before(tmp_path: Path) -> None:
 
 def test_a_share_of_an_unknown_number_is_that_of_those_seen() -> None:
     told: list[tuple[str, int]] = []
-    tally = BadItemCounter("train", 0.01, None, lambda name, count: told.append((name, count)))
+    counter = BadItemCounter("train", 0.01, None, lambda name, count: told.append((name, count)))
     with pytest.warns(UserWarning, match="of two"):
-        tally.add([BadItem(0, "of two")], 2)  # 1 of 2: it may yet be 1 of 100
+        counter.add([BadItem(0, "of two")], 2)  # 1 of 2: it may yet be 1 of 100
     with pytest.raises(ValueError, match=r"max_bad_fraction=0\.01 of 100"), pytest.warns(UserWarning, match="another"):
-        tally.add([BadItem(1, "another")], 2)
-    tally.end()
+        counter.add([BadItem(1, "another")], 2)
+    counter.end()
     assert told == [("train", 2)]
 
 

@@ -122,8 +122,7 @@ def test_an_array_in_a_file_is_served_by_whole_batches(array: Any, ending: str, 
     data = ArrayFile(path)
     assert isinstance(data.array, np.memmap) == (ending == "npy")
     images = MapStyleImages(data, ImageProcessor(), "train")
-    images.inspect()
-    assert images.is_stored
+    assert images.inspect().is_stored
     assert served(module(data)) == rows(IMAGES[:, :1] if array.ndim == 3 else IMAGES)
     assert len(pickle.dumps(data)) < 1000  # a worker that is not forked maps the file itself
     assert np.array_equal(pickle.loads(pickle.dumps(data)).array, array)

@@ -12,7 +12,6 @@ from ddpm_data._checks import check_int
 from ddpm_data.callbacks._common import _checked_folder, _datamodule_of, _folder_of
 from ddpm_data.callbacks._logging import log_picture
 from ddpm_data.callbacks.throughput import Throughput as Throughput
-from ddpm_data.loading.map_style import MapStyleImages
 from ddpm_data.types import Stage
 
 
@@ -65,12 +64,9 @@ class NoisingStrip(L.Callback):
             rank_zero_info("NoisingStrip: latents cannot be looked at, so there is no picture of them.")
         elif trainer.is_global_zero:
             stage: Stage = "val" if splits.has("val") else "train"
-            images = splits.images(stage)
-            if isinstance(images, MapStyleImages):
-                first = torch.arange(min(self.images, len(images)))
-                self._seen = [
-                    images.batch((first if images.part is None else images.part.indices(first)).numpy()).images
-                ]
+            items = splits.images(stage).first_items(self.images)
+            if items is not None:
+                self._seen = [items.images]
             else:
                 self._watch(stage)
 

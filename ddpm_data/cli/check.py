@@ -24,9 +24,9 @@ from ddpm_data.cli.checking.walk import ScanResult, scan_iterable, scan_map_styl
 from ddpm_data.datamodule.module import DDPMDataModule
 from ddpm_data.datamodule.splits import Splits
 from ddpm_data.loading.bad_items import ITEM_ERRORS
+from ddpm_data.loading.iterable import IterableImages
 from ddpm_data.loading.map_style import MapStyleImages
 from ddpm_data.loading.options import cpu_count
-from ddpm_data.loading.prebatched import PrebatchedImages
 from ddpm_data.rng.philox import STAGES
 from ddpm_data.types import Stage
 
@@ -61,7 +61,7 @@ def _run_checks(args: argparse.Namespace) -> tuple[dict[str, Facts], dict[str, F
     from hydra.utils import instantiate
 
     datamodule: DDPMDataModule = instantiate(compose_datamodule(args))
-    splits, loading = datamodule.splits, datamodule.loading
+    splits, loading = datamodule.splits, datamodule.loader_options
     stages = [stage for stage in STAGES if splits.has(stage) and not (stage == "val" and splits.fraction)]
     if not stages:
         raise SystemExit("the configuration has no set to look at. Give `dataset.train`.")
@@ -73,16 +73,16 @@ def _run_checks(args: argparse.Namespace) -> tuple[dict[str, Facts], dict[str, F
     found: dict[str, Facts] = {}
     shown: dict[str, list[Tensor]] = {}
     for stage, images in sets.items():
-        if isinstance(images, PrebatchedImages):
+        if isinstance(images, MapStyleImages):
+            some = scan_map_style(images, args.workers, loading.multiprocessing_context)
+        elif isinstance(images, IterableImages):
+            some = scan_iterable(images, args.most)
+        else:
             raise SystemExit(
                 f"{stage} is a DataLoader, and datasets are looked at: give its dataset, `dataset.{stage}`."
             )
-        if isinstance(images, MapStyleImages):
-            some = scan_map_style(images, args.workers, loading.multiprocessing_context)
-        else:
-            some = scan_iterable(images, args.most)
         walked[stage] = some
-        found[stage] = summarize(images, some.survey, loading, *_as_a_whole(images))
+        found[stage] = summarize(some.images, some.survey, loading, *_as_a_whole(some.images))
         found[stage] |= {"order": some.order} if some.order else {}
         found[stage] |= {"held_out": int(held_out.sum())} if stage == "train" and held_out is not None else {}
         if some.shown:
@@ -94,10 +94,10 @@ def _run_checks(args: argparse.Namespace) -> tuple[dict[str, Facts], dict[str, F
 def _held_out(splits: Splits) -> Tensor | None:
     """Which items of the training set are validated on: bool, shape ``(count,)``; ``None`` where none are."""
     images = splits.unchecked("val") if splits.fraction else None
-    if not isinstance(images, MapStyleImages) or images.part is None:
+    if not isinstance(images, MapStyleImages) or images.subset is None:
         return None
-    chosen = torch.zeros(images.part.length, dtype=torch.bool)
-    chosen[images.part.indices(torch.arange(len(images)))] = True
+    chosen = torch.zeros(images.subset.length, dtype=torch.bool)
+    chosen[images.subset.indices(torch.arange(len(images)))] = True
     return chosen
 
 
@@ -108,10 +108,9 @@ def _as_a_whole(images: SomeImages) -> tuple[bool, str | None]:
     whole = MapStyleImages(images.dataset, images.processor, images.name, None, images.condition, replaces=True)
     with warnings.catch_warnings(action="ignore"):
         try:
-            whole.inspect()
+            return not whole.inspect().is_stored, None
         except ITEM_ERRORS as error:
             return True, str(error)
-    return not whole.is_stored, None
 
 
 def _leakage(walked: Mapping[Stage, ScanResult], held_out: Tensor | None) -> dict[str, Facts]:

@@ -25,7 +25,6 @@ from ddpm_data._nested import leaves
 from ddpm_data.cli._config import add_config_options, compose_datamodule
 from ddpm_data.cli._console import escape_unprintable
 from ddpm_data.datamodule.module import DDPMDataModule
-from ddpm_data.loading.map_style import MapStyleImages
 from ddpm_data.types import ConditionedTriple, Triple
 
 Row = tuple[str, ...]  # digests of an example's x_t, t, noise and condition
@@ -213,7 +212,7 @@ def _job(arguments: list[str]) -> None:
     if datamodule.splits.has("val"):
         trainer(limit_val_batches=steps).validate(model, datamodule=datamodule, verbose=False)
     seen: dict[str, Any] = {"train": list(model.train_rows.values()), "val": model.val_rows}
-    seen["by_number"] = isinstance(datamodule.splits.images("train"), MapStyleImages)
+    seen["by_number"] = datamodule.splits.images("train").length is not None
     torch.save(seen, out / f"{run.global_rank}.pt")
 
 
