@@ -100,6 +100,13 @@ def test_the_notebooks_page_has_its_pictures_and_the_notebook_beside_it(site: Pa
     assert (site / "forward_process" / notebook.name).read_text() == notebook.read_text()
 
 
+def test_the_readme_and_the_page_on_datasets_state_one_contract() -> None:
+    readme = (ROOT / "README.md").read_text()
+    contract = readme.partition("[start:contract] -->\n")[2].partition("<!-- --8<-- [end:contract]")[0]
+    assert contract.startswith("A dataset has `__len__`")
+    assert contract in PAGES["how-to/own-dataset.md"]
+
+
 def test_the_quickstart_shows_the_readmes_parts(site: Path) -> None:
     page = re.sub(r"<[^>]+>", "", (site / "index.html").read_text())
     for part in (
