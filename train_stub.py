@@ -25,7 +25,7 @@ from torchmetrics import MeanMetric
 from tqdm import tqdm
 
 from ddpm_data import DDPMDataModule, ForwardProcess, Triple, plots
-from ddpm_data import _checks as checks
+from ddpm_data._checks import check_float, check_int
 
 _NO_NEWS = (
     "The '.*' does not have many workers",  # none is fastest for data in memory
@@ -109,12 +109,12 @@ class DDPM(L.LightningModule):
 
     def __init__(self, schedule: Tensor, channels: int, width: int, learning_rate: float, ema_decay: float) -> None:
         super().__init__()
-        checks.whole("DDPM", "model.channels", channels, 1)
-        if checks.whole("DDPM", "model.width", width, 8) % 8:
+        check_int("DDPM", "model.channels", channels, 1)
+        if check_int("DDPM", "model.width", width, 8) % 8:
             raise ValueError(f"DDPM(width={width}): GroupNorm wants a multiple of 8. Change `model.width`.")
-        if checks.number("DDPM", "model.learning_rate", learning_rate) <= 0:
+        if check_float("DDPM", "model.learning_rate", learning_rate) <= 0:
             raise ValueError(f"DDPM(learning_rate={learning_rate}): it is above 0. Change `model.learning_rate`.")
-        if not 0 <= checks.number("DDPM", "model.ema_decay", ema_decay) < 1:
+        if not 0 <= check_float("DDPM", "model.ema_decay", ema_decay) < 1:
             raise ValueError(f"DDPM(ema_decay={ema_decay}): it lies in [0, 1). Change `model.ema_decay`.")
         self.process = ForwardProcess(schedule)
         self.net = UNet(channels, width)
@@ -194,11 +194,11 @@ def check(cfg: DictConfig) -> None:
     OmegaConf.to_container(cfg, throw_on_missing=True)
     if cfg.ckpt_path is not None and not Path(cfg.ckpt_path).is_file():
         raise FileNotFoundError(f"there is no checkpoint {Path(cfg.ckpt_path).absolute()}. Change `ckpt_path`.")
-    checks.whole("train_stub.py", "samples", cfg.samples, 1)
-    checks.whole("Trainer", "trainer.max_epochs", cfg.trainer.max_epochs, -1)
+    check_int("train_stub.py", "samples", cfg.samples, 1)
+    check_int("Trainer", "trainer.max_epochs", cfg.trainer.max_epochs, -1)
     for key in ("check_val_every_n_epoch", "accumulate_grad_batches", "log_every_n_steps"):
         if cfg.trainer.get(key) is not None:
-            checks.whole("Trainer", f"trainer.{key}", cfg.trainer[key], 1)
+            check_int("Trainer", f"trainer.{key}", cfg.trainer[key], 1)
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")

@@ -25,8 +25,8 @@ from tqdm import tqdm
 from benchmarks import harness
 from benchmarks.mutants import mutant, originals
 from benchmarks.watched import Verdict, Worker, verdicts
-from ddpm_data.images.processor import ImagePolicy
-from ddpm_data.loading.map_style import Images
+from ddpm_data.images.processor import ImageProcessor
+from ddpm_data.loading.map_style import MapStyleImages
 from ddpm_data.sources import ImageFiles
 
 LIMIT = 30.0  # seconds a file: PIL takes some for the largest that it takes at all, 179 million pixels
@@ -80,7 +80,7 @@ def read_files(pipe: Connection, folder: Path) -> None:
         (own / f"mutant{ending}").write_bytes(content)
     files = ImageFiles(own)
     assert files.names == [f"mutant{ending}" for ending in endings]
-    images = Images(files, ImagePolicy(image_size=32, channels=3), "mutants")
+    images = MapStyleImages(files, ImageProcessor(image_size=32, channels=3), "mutants")
     while True:
         for number in pipe.recv():
             ending, content = mutant(number)
@@ -89,7 +89,7 @@ def read_files(pipe: Connection, folder: Path) -> None:
             pipe.send(verdict._replace(resident=_resident()))
 
 
-def _read(images: Images, index: int, name: str) -> Verdict:
+def _read(images: MapStyleImages, index: int, name: str) -> Verdict:
     try:
         image = images[index]
     except ERRORS as error:

@@ -1,4 +1,4 @@
-"""Images to measure with, made on the spot: photographs in files, and CIFAR-10's files without CIFAR-10."""
+"""Images to measure with, made on the crop_offset: photographs in files, and CIFAR-10's files without CIFAR-10."""
 
 import pickle
 import random

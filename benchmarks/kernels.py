@@ -25,7 +25,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from benchmarks import harness
 from ddpm_data.diffusion._compiler import OPTIONS
-from ddpm_data.diffusion._kernels import Making
+from ddpm_data.diffusion._kernels import TripleKernel
 
 CARD = SimpleNamespace(
     major=9,
@@ -76,14 +76,14 @@ def main() -> None:
 
 def reported(flip: float, dtype: torch.dtype, shape: tuple[int, ...]) -> Report:
     """What inductor reports of one kind of batch."""
-    code, size = _generated(Making(False, flip, "train", dtype), shape)
+    code, size = _generated(TripleKernel(False, flip, "train", dtype), shape)
     body = code[code.index("def call(") :]
     waits = re.findall(r"synchronize\(|\.item\(|\.cpu\(|empty_strided_cpu\(|copy_\(|device_put", body)
     threads = [int(count) for count in re.findall(r"\.run\(.*, (\d+), stream", body)]
     return Report(threads, size / torch.Size(shape).numel(), waits, code)
 
 
-def _generated(making: Making, shape: tuple[int, ...]) -> tuple[str, int]:
+def _generated(making: TripleKernel, shape: tuple[int, ...]) -> tuple[str, int]:
     """The code of inductor for a CUDA device, and the bytes it counts as read and written."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with mode, torch.no_grad():

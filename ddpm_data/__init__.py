@@ -5,7 +5,8 @@ from ddpm_data.datamodule import DDPMDataModule, triples
 from ddpm_data.diffusion.process import ForwardProcess
 from ddpm_data.diffusion.timesteps import UniformTimesteps
 from ddpm_data.diffusion.transform import ForwardDiffusion
-from ddpm_data.types import ConditionedTriple, Examples, Triple
+from ddpm_data.latents import Latents
+from ddpm_data.types import ConditionedTriple, Examples, ImageBatch, Triple
 
 __version__ = "0.1.0"
 __all__ = [
@@ -14,6 +15,8 @@ __all__ = [
     "Examples",
     "ForwardDiffusion",
     "ForwardProcess",
+    "ImageBatch",
+    "Latents",
     "Triple",
     "UniformTimesteps",
     "schedules",

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 
-def whole(call: str, key: str, value: object, minimum: int) -> int:
+def check_int(call: str, key: str, value: object, minimum: int) -> int:
     """``value`` as an int of at least ``minimum``.
 
     Args:
@@ -30,8 +30,8 @@ def whole(call: str, key: str, value: object, minimum: int) -> int:
     return int(value)
 
 
-def number(call: str, key: str, value: object) -> float:
-    """``value`` as a finite float; ``call`` and ``key`` as in :func:`whole`.
+def check_float(call: str, key: str, value: object) -> float:
+    """``value`` as a finite float; ``call`` and ``key`` as in :func:`check_int`.
 
     Raises:
         TypeError: It is no number.
@@ -45,7 +45,7 @@ def number(call: str, key: str, value: object) -> float:
     return float(value)
 
 
-def variances(call: str, betas: Tensor) -> Tensor:
+def check_betas(call: str, betas: Tensor) -> Tensor:
     """``betas`` as float64, shape ``(num_timesteps,)``, every one in ``[0, 1]``.
 
     Raises:

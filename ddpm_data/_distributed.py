@@ -12,12 +12,12 @@ def processes() -> tuple[int, int]:
     return 1, 0
 
 
-def speaks() -> bool:
+def is_rank_zero() -> bool:
     """Whether this process is the one to say what is true of the whole run, and would come from each otherwise."""
     return processes()[1] == 0
 
 
-class Share(NamedTuple):
+class EpochShard(NamedTuple):
     """What one process is to read of a source.
 
     Attributes:

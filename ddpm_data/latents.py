@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ddpm_data import _checks as checks
+from ddpm_data._checks import check_float
 from ddpm_data.rng.philox import Key, Purpose, normals
 from ddpm_data.types import ItemKey, Stage
 
@@ -50,11 +50,11 @@ class Latents:
             )
 
     @property
-    def are_drawn(self) -> bool:
+    def has_std(self) -> bool:
         """Whether they come as mean and standard deviation."""
         return self.stacked or self.std_key is not None
 
-    def drawn(self, key: Key, values: Tensor, position: Tensor, stage: Stage) -> Tensor:
+    def sample(self, key: Key, values: Tensor, position: Tensor, stage: Stage) -> Tensor:
         """The latents to noise.
 
         Args:
@@ -68,7 +68,7 @@ class Latents:
             float32, shape ``(batch, channels, height, width)``.
         """
         latents = values.float()
-        if self.are_drawn:
+        if self.has_std:
             mean, std = latents.chunk(2, dim=1)
             noise = normals(key, Purpose.LATENT, stage, position, mean.shape[1:].numel()).view(mean.shape)
             latents = mean + std * noise
@@ -82,8 +82,8 @@ class Latents:
 def _numbers(name: str, value: float | Sequence[float]) -> PerChannel:
     key = f"dataset.latents.{name}"
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return tuple(checks.number("Latents", key, one) for one in value)
-    return checks.number("Latents", key, value)
+        return tuple(check_float("Latents", key, one) for one in value)
+    return check_float("Latents", key, value)
 
 
 def _of(value: float | Sequence[float], channel: int) -> float:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ddpm_data import _checks as checks
+from ddpm_data._checks import check_betas, check_float, check_int
 
 
 def linear(num_timesteps: int = 1000, start: float = 1e-4, end: float = 0.02, rescale: bool = False) -> Tensor:
@@ -34,7 +34,7 @@ def linear(num_timesteps: int = 1000, start: float = 1e-4, end: float = 0.02, re
             f"linear(num_timesteps={steps}, end={end}, rescale={rescale}): beta reaches {end * scale:.3g} > 1 at the "
             "last step, which would ask for a negative signal variance. Use more steps or a smaller `schedule.end`."
         )
-    return checks.variances("linear", torch.linspace(start * scale, end * scale, steps, dtype=torch.float64))
+    return check_betas("linear", torch.linspace(start * scale, end * scale, steps, dtype=torch.float64))
 
 
 def quadratic(num_timesteps: int = 1000, start: float = 1e-4, end: float = 0.02) -> Tensor:
@@ -70,8 +70,8 @@ def constant(num_timesteps: int = 1000, beta: float = 0.02) -> Tensor:
         beta: In ``[0, 1]``.
     """
     steps = _steps("constant", num_timesteps)
-    checks.number("constant", "schedule.beta", beta)
-    return checks.variances("constant", torch.full((steps,), beta, dtype=torch.float64))
+    check_float("constant", "schedule.beta", beta)
+    return check_betas("constant", torch.full((steps,), beta, dtype=torch.float64))
 
 
 def jsd(num_timesteps: int = 1000) -> Tensor:
@@ -93,7 +93,7 @@ def cosine(num_timesteps: int = 1000, offset: float = 0.008, max_beta: float = 0
         max_beta: Betas are clipped here, in ``(0, 1]``; the paper's 0.999 clips the last.
     """
     steps = _steps("cosine", num_timesteps)
-    checks.number("cosine", "schedule.offset", offset)
+    check_float("cosine", "schedule.offset", offset)
     if offset < 0:
         raise ValueError(
             f"cosine(offset={offset}): a negative offset makes alphas_cumprod rise at first, so that a beta would be "
@@ -118,7 +118,7 @@ def sigmoid(
     """
     steps = _steps("sigmoid", num_timesteps)
     for name, value in (("start", start), ("end", end), ("tau", tau)):
-        checks.number("sigmoid", f"schedule.{name}", value)
+        check_float("sigmoid", f"schedule.{name}", value)
     if start >= end:
         raise ValueError(
             f"sigmoid(start={start}, end={end}): start must lie below end, or the signal would not fall with t. "
@@ -163,7 +163,7 @@ def zero_terminal_snr(betas: Tensor) -> Tensor:
     Args:
         betas: Shape ``(num_timesteps,)``, at least two steps.
     """
-    betas = checks.variances("zero_terminal_snr", betas)
+    betas = check_betas("zero_terminal_snr", betas)
     root = torch.cumprod(1 - betas, 0).sqrt()
     first, last = root[0], root[-1]
     if not first > last:
@@ -188,8 +188,8 @@ def shift_snr(betas: Tensor, shift: float) -> Tensor:
         betas: Shape ``(num_timesteps,)``.
         shift: Above 0; below 1 is more noise, 1 changes nothing.
     """
-    betas = checks.variances("shift_snr", betas)
-    checks.number("shift_snr", "schedule.shift", shift)
+    betas = check_betas("shift_snr", betas)
+    check_float("shift_snr", "schedule.shift", shift)
     if not 0 < shift < 1e6:
         raise ValueError(
             f"shift_snr(shift={shift}): the shift is a ratio of image sizes (reference / yours), above 0. "
@@ -203,12 +203,12 @@ def shift_snr(betas: Tensor, shift: float) -> Tensor:
 def _square_root_line(name: str, num_timesteps: int, start: float, end: float) -> Tensor:
     steps = _steps(name, num_timesteps)
     start, end = _ends(name, start, end)
-    return checks.variances(name, torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64).square())
+    return check_betas(name, torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64).square())
 
 
 def _betas_between(name: str, signal: Tensor, max_beta: float) -> Tensor:
     """Betas, shape ``(T,)``, from the signal variance before, between and after the T steps, shape ``(T + 1,)``."""
-    checks.number(name, "schedule.max_beta", max_beta)
+    check_float(name, "schedule.max_beta", max_beta)
     if not 0 < max_beta <= 1:
         raise ValueError(
             f"{name}(max_beta={max_beta}): betas are clipped to a variance in (0, 1]. Change `schedule.max_beta`."
@@ -230,11 +230,11 @@ def _betas_between(name: str, signal: Tensor, max_beta: float) -> Tensor:
             f"{name}: alphas_cumprod is {signal[step + 1]:.6g} at t={step}, before the last step t={len(signal) - 2}. "
             "Nothing is left for the steps after it to noise; only the last value may be 0."
         )
-    return checks.variances(name, (1 - signal[1:] / signal[:-1]).clamp(max=max_beta))
+    return check_betas(name, (1 - signal[1:] / signal[:-1]).clamp(max=max_beta))
 
 
 def _ends(name: str, start: float, end: float) -> tuple[float, float]:
-    start, end = checks.number(name, "schedule.start", start), checks.number(name, "schedule.end", end)
+    start, end = check_float(name, "schedule.start", start), check_float(name, "schedule.end", end)
     for key, value in (("start", start), ("end", end)):
         if value < 0:
             raise ValueError(f"{name}({key}={value}): beta is a variance, never negative. Change `schedule.{key}`.")
@@ -247,4 +247,4 @@ def _ends(name: str, start: float, end: float) -> tuple[float, float]:
 
 
 def _steps(name: str, num_timesteps: int) -> int:
-    return checks.whole(name, "schedule.num_timesteps", num_timesteps, 1)
+    return check_int(name, "schedule.num_timesteps", num_timesteps, 1)

@@ -7,7 +7,7 @@ from torch import Tensor
 Stage = Literal["train", "val", "test", "predict"]
 
 
-class About(NamedTuple):
+class BatchMeta(NamedTuple):
     """What a batch's images come with.
 
     Attributes:
@@ -22,23 +22,23 @@ class About(NamedTuple):
     condition: Any = None
 
 
-class Examples(NamedTuple):
+class ImageBatch(NamedTuple):
     """A batch as the loader delivers it and as it crosses to the device: not yet a training triple.
 
     Two fields, so that ``x_t, t, noise = batch`` fails at once where the DataModule's hook was not run.
 
     Attributes:
         images: uint8 in ``[0, 255]``, shape ``(batch, channels, height, width)``; latents are floats.
-        about: Where they stand in the stream, and their conditions.
+        meta: Where they stand in the stream, and their conditions.
     """
 
     images: Tensor
-    about: About
+    meta: BatchMeta
 
     @property
     def position(self) -> Tensor:
         """Their positions."""
-        return self.about.position
+        return self.meta.position
 
 
 class Triple(NamedTuple):
@@ -62,7 +62,7 @@ class ConditionedTriple(NamedTuple):
         x_t: As in :class:`Triple`, as the next two.
         t: Steps.
         noise: Noise.
-        condition: Labels, embeddings, strings, or dicts of these, on the same device: see :class:`About`.
+        condition: Labels, embeddings, strings, or dicts of these, on the same device: see :class:`BatchMeta`.
     """
 
     x_t: Tensor
@@ -72,3 +72,6 @@ class ConditionedTriple(NamedTuple):
 
 
 ItemKey = int | str  # a place in a tuple, or a key in a dict
+
+
+Examples = ImageBatch  # its name before 0.1, kept for 0.1

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import pytest
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from ddpm_data.cli import _config as composing
+from ddpm_data.cli import _config
 from tests.conftest import ROOT
 
 _FENCE = re.compile(r'^```(\w*)(?: title="([^"]+)")?\n(.*?)^```$', re.DOTALL | re.MULTILINE)
@@ -132,11 +132,11 @@ def _check_tool(module: str, words: list[str]) -> None:
     parser = argparse.ArgumentParser()
     for option in ("--processes", "--steps", "--workers", "--most", "--out"):
         parser.add_argument(option)
-    composing.add_options(parser)
+    _config.add_config_options(parser)
     args = parser.parse_args(words)
     args.config_dir = args.config_dir or ROOT / "conf"
     args.overrides = [_of_one_run(word) for word in args.overrides]
-    OmegaConf.to_container(composing.datamodule_in(args), resolve=True)
+    OmegaConf.to_container(_config.find_datamodule_config(args), resolve=True)
 
 
 def _check_targets(node: object, where: str) -> None:

@@ -50,7 +50,7 @@ def write_images(folder: Path, count: int = 20) -> None:
 
 
 def batches(name: str, compiled: bool, folder: Path) -> Iterator[tuple[Any, Any]]:
-    """Examples and triples of two epochs of training and one of validation, three batches each."""
+    """ImageBatch and triples of two epochs of training and one of validation, three batches each."""
     overrides = [*CONFIGS[name], f"compile={str(compiled).lower()}"]
     if name == "files":
         overrides.append(f"dataset.root={folder}")

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils.data import Subset, TensorDataset
 from torchvision import datasets
 
-from ddpm_data.images.processor import ImagePolicy
-from ddpm_data.loading.map_style import Images
-from ddpm_data.sources._arrays import Stack, stack_behind
+from ddpm_data.images.processor import ImageProcessor
+from ddpm_data.loading.map_style import MapStyleImages
+from ddpm_data.sources._arrays import BackingArray, find_backing_array
 from tests.conftest import uint8_images
 
 COLOUR = uint8_images(20, 3, 8, 6)
@@ -63,18 +63,18 @@ IN_ARRAYS = {
 
 
 @pytest.mark.filterwarnings("ignore:.* images looked at are smaller:UserWarning")
-@pytest.mark.parametrize(("dataset", "policy"), IN_ARRAYS.values(), ids=IN_ARRAYS.keys())
-def test_batches_from_the_array_are_the_items_images(dataset: Any, policy: dict[str, Any]) -> None:  # noqa: ANN401
-    images = Images(dataset, ImagePolicy(**policy), "train")
-    images.check()
-    assert images._stacks is not None
+@pytest.mark.parametrize(("dataset", "processor"), IN_ARRAYS.values(), ids=IN_ARRAYS.keys())
+def test_batches_from_the_array_are_the_items_images(dataset: Any, processor: dict[str, Any]) -> None:  # noqa: ANN401
+    images = MapStyleImages(dataset, ImageProcessor(**processor), "train")
+    images.inspect()
+    assert images._arrays is not None
     indices = np.array([2, 0, 2, len(dataset) - 1])
     batch = images.batch(indices).images
-    expected = [ImagePolicy(**policy)(dataset[int(index)]) for index in indices]
+    expected = [ImageProcessor(**processor)(dataset[int(index)]) for index in indices]
     assert torch.equal(batch, torch.stack(expected))
     assert batch.is_contiguous()
     copy = pickle.loads(pickle.dumps(images))
-    assert copy._stacks is not None
+    assert copy._arrays is not None
     assert torch.equal(copy.batch(indices).images, batch)
 
 
@@ -84,7 +84,7 @@ class Brighter(TensorDataset):
 
 
 class Liar(TensorDataset):
-    stack = Stack(COLOUR)
+    stack = BackingArray(COLOUR)
 
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:  # type: ignore[override]  # as TensorDataset's
         return (self.tensors[0][index] | 128,)
@@ -102,20 +102,20 @@ class Liar(TensorDataset):
     ids=["own getitem", "array of something else", "transform", "list", "negative strides"],
 )
 def test_items_that_are_not_in_an_array_are_asked_for(dataset: Any) -> None:  # noqa: ANN401  # any dataset
-    images = Images(dataset, ImagePolicy(value_range=(0, 255)), "train")
-    images.check()
-    assert images._stacks is None
-    expected = [ImagePolicy(value_range=(0, 255))(dataset[index]) for index in (4, 1)]
+    images = MapStyleImages(dataset, ImageProcessor(value_range=(0, 255)), "train")
+    images.inspect()
+    assert images._arrays is None
+    expected = [ImageProcessor(value_range=(0, 255))(dataset[index]) for index in (4, 1)]
     assert torch.equal(images.batch([4, 1]).images, torch.stack(expected))
 
 
 def test_a_value_out_of_range_is_named_by_its_item() -> None:
     values = COLOUR / 255
     values[7, 0, 0, 0] = 1.5
-    images = Images(TensorDataset(values), ImagePolicy(value_range=(0, 1)), "train")
+    images = MapStyleImages(TensorDataset(values), ImageProcessor(value_range=(0, 1)), "train")
     with pytest.raises(ValueError, match=r"train\[7\]: values span .* to 1\.5, outside value_range"):
         images.batch([3, 7])
 
 
 def test_folders_have_no_array(folder: Path) -> None:
-    assert stack_behind(datasets.ImageFolder(str(folder), allow_empty=True), None) is None
+    assert find_backing_array(datasets.ImageFolder(str(folder), allow_empty=True), None) is None

@@ -186,9 +186,9 @@ def test_other_pixels_are_another_cache(photographs: Path, tmp_path: Path) -> No
         (lambda: rewrite() or ImageFiles(photographs), {}),  # type: ignore[func-returns-value]  # first, then
         (lambda: ImageFolder(str(photographs)), {}),  # of which a file has changed now
     ]
-    for count, (dataset, policy) in enumerate(changes, 2):
+    for count, (dataset, processor) in enumerate(changes, 2):
         data = dataset()
-        assert torch.equal(images(data, cache, **policy), images(data, None, **policy))
+        assert torch.equal(images(data, cache, **processor), images(data, None, **processor))
         assert files(cache) == [".json"] * count + [".npy"] * count
     photographs.rename(tmp_path / "moved")
     images(ImageFiles(tmp_path / "moved"), cache)

@@ -21,7 +21,7 @@ from torch.utils.data import IterableDataset, TensorDataset
 
 from ddpm_data import DDPMDataModule, Triple, plots, schedules
 from ddpm_data.callbacks import NoisingStrip, TimestepLoss
-from ddpm_data.diffusion.timestep_bins import Row, read_losses
+from ddpm_data.diffusion.timestep_bins import BinLoss, read_losses
 from ddpm_data.latents import Latents
 from tests.callbacks_job import Losses, main
 from tests.conftest import ROOT, Recorder, trainer, uint8_images
@@ -160,7 +160,7 @@ def test_the_sanity_check_writes_nothing(tmp_path: Path) -> None:
     assert not [path for path in tmp_path.rglob("*") if path.suffix in (".png", ".csv")]
 
 
-def table_of(folder: Path, max_epochs: int, ckpt: Path | None = None, check: int = 1) -> list[Row]:
+def table_of(folder: Path, max_epochs: int, ckpt: Path | None = None, check: int = 1) -> list[BinLoss]:
     save = ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=False)
     run = trainer(
         folder,

@@ -19,15 +19,15 @@ from torch.utils.data import Dataset, IterableDataset
 
 from ddpm_data import DDPMDataModule, schedules
 from ddpm_data.cli.check import main
-from ddpm_data.cli.checking.duplicates import copies, digest, leaks
-from ddpm_data.cli.checking.summary import facts
-from ddpm_data.cli.checking.survey import ROW, Surveys
-from ddpm_data.cli.checking.walk import by_number
-from ddpm_data.images.latent_processor import LatentPolicy
-from ddpm_data.images.processor import ImagePolicy
+from ddpm_data.cli.checking.duplicates import digest, find_duplicates, find_leakage
+from ddpm_data.cli.checking.summary import summarize
+from ddpm_data.cli.checking.survey import ROW, ItemStatsDataset
+from ddpm_data.cli.checking.walk import scan_map_style
+from ddpm_data.images.latent_processor import LatentProcessor
+from ddpm_data.images.processor import ImageProcessor
 from ddpm_data.latents import Latents
-from ddpm_data.loading.map_style import Images
-from ddpm_data.loading.options import Loading
+from ddpm_data.loading.map_style import MapStyleImages
+from ddpm_data.loading.options import LoaderOptions
 from tests.conftest import ROOT, uint8_images
 from tests.zoo import BAD_FILES, COLOURS, FILES, GREYS, TURNED, content, picture
 
@@ -281,12 +281,12 @@ def test_latents_are_told_by_their_moments(stacked: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(30, 4, 6, 6, generator=generator, dtype=torch.float64) * 3 + torch.arange(4).view(4, 1, 1)
     values[:, 2:] = values[:, 2:].abs() if stacked else values[:, 2:]
-    policy = LatentPolicy(Latents(stacked=stacked))
-    surveys = Surveys(Images(cast(Any, values), policy, "train"), 7)
+    processor = LatentProcessor(Latents(stacked=stacked))
+    surveys = ItemStatsDataset(MapStyleImages(cast(Any, values), processor, "train"), 7)
     whole = surveys[0]
     for number in range(1, len(surveys)):
-        whole.add(surveys[number])
-    found = facts(surveys.images, whole, Loading(8, 0, None, False, None, False), True, None)["latents"][0]
+        whole.merge(surveys[number])
+    found = summarize(surveys.images, whole, LoaderOptions(8, 0, None, False, None, False), True, None)["latents"][0]
     mean, std = values[:, :2] if stacked else values, values[:, 2:] if stacked else values[:0]
     many = torch.randn(400, *mean.shape, generator=generator)  # as they would be drawn: E is known to 1%
     drawn = mean + std * many if stacked else mean
@@ -321,10 +321,10 @@ def test_copies_are_those_of_a_search() -> None:
             first = firsts.setdefault(value, (one, place))
             if first != (one, place):
                 expected.setdefault((first[0], one), []).append((place, first[1]))
-        for both, found in leaks(sets):
+        for both, found in find_leakage(sets):
             pairs = list(zip(found.places.tolist(), found.origins.tolist(), strict=True))
             assert pairs == expected.get(both, [])
-        found = copies(sets[1])
+        found = find_duplicates(sets[1])
         assert list(zip(found.places.tolist(), found.origins.tolist(), strict=True)) == expected.get((1, 1), [])
 
 
@@ -350,6 +350,6 @@ def test_what_it_cannot_look_at_is_said(words: list[str], says: str, tmp_path: P
 
 
 def test_large_images_are_shown_small() -> None:
-    large = Images(cast(Any, [np.zeros((300, 500, 3), np.uint8)] * 200), ImagePolicy(), "train")
-    walked = by_number(large, 0, None)
+    large = MapStyleImages(cast(Any, [np.zeros((300, 500, 3), np.uint8)] * 200), ImageProcessor(), "train")
+    walked = scan_map_style(large, 0, None)
     assert [tuple(image.shape) for image in walked.shown] == [(3, 76, 128)] * 64

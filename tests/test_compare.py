@@ -12,9 +12,9 @@ from PIL import Image
 
 from ddpm_data import ForwardProcess, schedules
 from ddpm_data.cli.compare import main as compare
-from ddpm_data.cli.report import each, numbers
+from ddpm_data.cli.report import expand_sweep, table_row
 from ddpm_data.cli.report import main as report
-from ddpm_data.diffusion.timestep_bins import Row, write_losses
+from ddpm_data.diffusion.timestep_bins import BinLoss, write_losses
 from tests.conftest import ROOT
 
 LOSSES = {"0": [0.5, 0.3], "1": [0.9, float("nan")], "3": [0.4, 0.6]}
@@ -40,7 +40,7 @@ def sweep(tmp_path: Path) -> Path:
             f"schedule: {{_target_: ddpm_data.schedules.linear, num_timesteps: {10 + number}}}\n"
         )
         rows = [
-            Row(0, 1, first, first + 4, 0.0, value, 3)
+            BinLoss(0, 1, first, first + 4, 0.0, value, 3)
             for first, value in zip((0, 5), LOSSES.get(str(number), []), strict=False)
         ]
         write_losses(rows, folder / "timestep_loss.csv")
@@ -101,8 +101,8 @@ def test_a_folder_without_jobs_is_refused(tmp_path: Path) -> None:
 
 
 def test_values_separated_by_commas_are_schedules_of_their_own() -> None:
-    assert each(["schedule=cosine", "seed=1"]) == {"": ["schedule=cosine", "seed=1"]}
-    assert each(["ddpm_data/schedule=linear,cosine", "a.schedule.num_timesteps=10,20", "x=[1,2]"]) == {
+    assert expand_sweep(["schedule=cosine", "seed=1"]) == {"": ["schedule=cosine", "seed=1"]}
+    assert expand_sweep(["ddpm_data/schedule=linear,cosine", "a.schedule.num_timesteps=10,20", "x=[1,2]"]) == {
         f"{name} num_timesteps={steps}": [f"ddpm_data/schedule={name}", f"a.schedule.num_timesteps={steps}", "x=[1,2]"]
         for name in ("linear", "cosine")
         for steps in (10, 20)
@@ -111,10 +111,10 @@ def test_values_separated_by_commas_are_schedules_of_their_own() -> None:
 
 def test_the_numbers_are_those_of_the_papers() -> None:
     """FACTS: linear ends at 4.0358e-5; log10 of that over its complement is -4.394."""
-    line = numbers("linear", ForwardProcess(schedules.linear()))
+    line = table_row("linear", ForwardProcess(schedules.linear()))
     assert line == ["linear", "1,000", "0.0001", "0.02", "4.04e-05 of the variance", "-43.9 dB", "from t = 259 (26%)"]
-    assert numbers("", ForwardProcess(schedules.jsd(5)))[-2:] == ["-inf dB", "from t = 2 (40%)"]
-    assert numbers("", ForwardProcess(schedules.constant(3, 0.1)))[-1] == "never"
+    assert table_row("", ForwardProcess(schedules.jsd(5)))[-2:] == ["-inf dB", "from t = 2 (40%)"]
+    assert table_row("", ForwardProcess(schedules.constant(3, 0.1)))[-1] == "never"
 
 
 def test_the_report_overlays_schedules_and_shows_the_users_images(

@@ -14,9 +14,9 @@ from torchvision.datasets import FakeData, ImageFolder
 
 from ddpm_data import ConditionedTriple, DDPMDataModule, Triple, schedules
 from ddpm_data.diffusion.guidance import ConditionDropout
-from ddpm_data.images.processor import ImagePolicy
-from ddpm_data.loading.collate import collated
-from ddpm_data.loading.map_style import Images
+from ddpm_data.images.processor import ImageProcessor
+from ddpm_data.loading.collate import collate_conditions
+from ddpm_data.loading.map_style import MapStyleImages
 from ddpm_data.sources import digits
 from tests.conftest import trainer, uint8_images
 
@@ -131,9 +131,9 @@ def test_a_condition_stays_with_its_image(kind: str, way: str, tmp_path: Path) -
     ids=["labels", "embeddings", "subset"],
 )
 def test_arrays_give_conditions_by_the_batch(dataset: Any, condition: int) -> None:  # noqa: ANN401  # any dataset
-    images = Images(dataset, ImagePolicy(), "train", condition=condition)
-    images.check()
-    assert images._stacks is not None
+    images = MapStyleImages(dataset, ImageProcessor(), "train", condition=condition)
+    images.inspect()
+    assert images._arrays is not None
     batch = images.batch([2, 0, 2])
     one_by_one = [dataset[index] for index in (2, 0, 2)]
     assert torch.equal(batch.condition, torch.stack([item[condition] for item in one_by_one]))
@@ -192,9 +192,9 @@ def test_what_is_no_condition_is_refused(item: Any, condition: Any, error: type[
 
 def test_ragged_conditions_are_refused_in_words() -> None:
     with pytest.raises(TypeError, match=r"conditions of train do not make a batch.*one shape"):
-        collated("train", [torch.zeros(2), torch.zeros(3)])
+        collate_conditions("train", [torch.zeros(2), torch.zeros(3)])
     with pytest.raises(TypeError, match=r"conditions of train do not make a batch"):
-        collated("train", [{"a": 1}, {"b": 1}])
+        collate_conditions("train", [{"a": 1}, {"b": 1}])
 
 
 P = 0.2
@@ -243,8 +243,8 @@ def test_every_kind_is_dropped_in_training_only(kind: str, null: Any, is_null: A
     order = DDPMDataModule(Items(numbered("int")), schedule=schedules.linear(10), batch_size=40, condition=1)
     order.setup("fit")
     examples = next(iter(order.train_dataloader()))
-    chosen = ConditionDropout(0.5, 0).chosen(examples.position)
-    assert lost[7] == sorted(examples.about.condition[chosen].tolist())
+    chosen = ConditionDropout(0.5, 0).drop_mask(examples.position)
+    assert lost[7] == sorted(examples.meta.condition[chosen].tolist())
     assert 0 < len(lost[7]) < 40
 
 

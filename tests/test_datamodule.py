@@ -15,7 +15,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset, rand
 from torchvision.datasets import FakeData, ImageFolder
 from torchvision.transforms import v2
 
-from ddpm_data import DDPMDataModule, Examples, ForwardDiffusion, ForwardProcess, Triple, UniformTimesteps, schedules
+from ddpm_data import DDPMDataModule, ForwardDiffusion, ForwardProcess, ImageBatch, Triple, UniformTimesteps, schedules
 from ddpm_data.sources import ImageFiles, digits
 from tests.conftest import Recorder, trainer, uint8_images
 
@@ -59,7 +59,7 @@ def test_the_stream_is_what_the_transform_makes_of_its_positions(dataset: Tensor
     for epoch in range(3):
         loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
         for step, batch in enumerate(loader):
-            assert isinstance(batch, Examples)
+            assert isinstance(batch, ImageBatch)
             assert batch.position.tolist() == list(
                 range(epoch * 20 + 8 * step, min(epoch * 20 + 8 * step + 8, epoch * 20 + 20))
             )
@@ -235,7 +235,7 @@ def test_torchvision_datasets_and_folders(tmp_path: Path, folder: Path) -> None:
 
 
 def test_images_cross_to_the_device_as_uint8_with_their_positions(tmp_path: Path) -> None:
-    crossed: list[Examples] = []
+    crossed: list[ImageBatch] = []
 
     class Watched(DDPMDataModule):
         def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:  # noqa: ANN401  # Lightning's

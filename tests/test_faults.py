@@ -18,9 +18,9 @@ from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset
 from torchvision.datasets import ImageFolder
 
 from ddpm_data import DDPMDataModule, schedules
-from ddpm_data.images.processor import ImagePolicy
-from ddpm_data.loading.bad_items import Fault, Tally
-from ddpm_data.loading.map_style import Images
+from ddpm_data.images.processor import ImageProcessor
+from ddpm_data.loading.bad_items import BadItem, BadItemCounter
+from ddpm_data.loading.map_style import MapStyleImages
 from ddpm_data.sources import ImageFiles
 from ddpm_data.sources._paths import path_of
 from tests.conftest import ROOT, Recorder, trainer
@@ -78,7 +78,7 @@ def shown(model: Recorder, stage: str = "train") -> list[int]:
 def test_an_error_names_its_item_out_of_any_worker(
     error: Callable[[int], Any] | None, kind: type[Exception], says: str, workers: int
 ) -> None:
-    images = Images(Faulty(error=error), ImagePolicy(), "train")
+    images = MapStyleImages(Faulty(error=error), ImageProcessor(), "train")
     with pytest.raises(kind, match=rf"train\[3\]: .*{says}"):
         images.batch([0, 3])
     dataset = Faulty((), error=error)
@@ -90,7 +90,7 @@ def test_an_error_names_its_item_out_of_any_worker(
 
 
 def test_out_of_memory_is_no_bad_item() -> None:
-    images = Images(Faulty(error=lambda i: MemoryError("no more")), ImagePolicy(), "train", replaces=True)
+    images = MapStyleImages(Faulty(error=lambda i: MemoryError("no more")), ImageProcessor(), "train", replaces=True)
     with pytest.raises(MemoryError, match="no more"):
         images.batch([3])
 
@@ -106,7 +106,7 @@ def test_a_path_is_named_where_there_is_one(folder: Path) -> None:
     path = labelled.samples[0][0]
     Path(path).write_bytes(b"<html>not found</html>")
     with pytest.raises(OSError, match=rf"train\[0\]: cannot identify image file .*{path}"):
-        Images(labelled, ImagePolicy(), "train").batch([0])
+        MapStyleImages(labelled, ImageProcessor(), "train").batch([0])
 
 
 @pytest.mark.filterwarnings("ignore:replaced by a neighbour:UserWarning")
@@ -204,11 +204,11 @@ def test_a_streams_bad_items_become_the_good_one_before(tmp_path: Path) -> None:
 
 def test_a_share_of_an_unknown_number_is_that_of_those_seen() -> None:
     told: list[tuple[str, int]] = []
-    tally = Tally("train", 0.01, None, lambda name, count: told.append((name, count)))
+    tally = BadItemCounter("train", 0.01, None, lambda name, count: told.append((name, count)))
     with pytest.warns(UserWarning, match="of two"):
-        tally.add([Fault(0, "of two")], 2)  # 1 of 2: it may yet be 1 of 100
+        tally.add([BadItem(0, "of two")], 2)  # 1 of 2: it may yet be 1 of 100
     with pytest.raises(ValueError, match=r"max_bad_fraction=0\.01 of 100"), pytest.warns(UserWarning, match="another"):
-        tally.add([Fault(1, "another")], 2)
+        tally.add([BadItem(1, "another")], 2)
     tally.end()
     assert told == [("train", 2)]
 

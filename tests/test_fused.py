@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ddpm_data import ForwardDiffusion, ForwardProcess, UniformTimesteps, schedules
 from ddpm_data.diffusion._compiler import Compiler, _compile
-from ddpm_data.diffusion._kernels import Making, Tables, mirror
+from ddpm_data.diffusion._kernels import Tables, TripleKernel, mirror
 from ddpm_data.types import Stage
 from tests.conftest import ROOT, uint8_images
 
@@ -124,7 +124,7 @@ def test_the_graph_that_mirrors_within_the_pass_is_right() -> None:
     images, position = batch(16, 3, 16, 16)
     transform = make(False)
     tables = Tables(PROCESS.sqrt_alphas_cumprod, PROCESS.sqrt_one_minus_alphas_cumprod, transform._key_words)
-    made = Compiler()(Making(False, 0.5, "train", torch.float32), tables, [images, position])
+    made = Compiler()(TripleKernel(False, 0.5, "train", torch.float32), tables, [images, position])
     assert made is not None
     eager = transform(images, position)
     assert torch.equal(made[1], eager.t)

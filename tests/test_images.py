@@ -1,4 +1,4 @@
-"""Items of every container and kind become the uint8 CHW images their policy says."""
+"""Items of every container and kind become the uint8 CHW images their processor says."""
 
 import shutil
 import subprocess
@@ -15,11 +15,11 @@ from torch import Tensor
 from torchvision.datasets import ImageFolder
 from torchvision.transforms.v2 import functional as F
 
-from ddpm_data.images.decode import Fit
-from ddpm_data.images.items import find_image, pixels
-from ddpm_data.images.processor import ImagePolicy
-from ddpm_data.loading.map_style import Images
-from ddpm_data.rng.permutation import Part
+from ddpm_data.images.decode import ResizeSpec
+from ddpm_data.images.items import find_image, to_chw
+from ddpm_data.images.processor import ImageProcessor
+from ddpm_data.loading.map_style import MapStyleImages
+from ddpm_data.rng.permutation import RandomSubset
 from ddpm_data.rng.philox import key_from
 from ddpm_data.sources import ImageFiles, digits
 from tests.conftest import ROOT, uint8_images
@@ -28,8 +28,8 @@ COLOUR = uint8_images(1, 3, 8, 6)[0]
 GREY = uint8_images(1, 1, 8, 6)[0]
 
 
-def image(item: object, **policy: Any) -> Tensor:  # noqa: ANN401  # whatever the policy takes
-    result = ImagePolicy(**policy)(item)
+def image(item: object, **processor: Any) -> Tensor:  # noqa: ANN401  # whatever the processor takes
+    result = ImageProcessor(**processor)(item)
     assert result.dtype == torch.uint8
     assert result.dim() == 3
     return result
@@ -73,11 +73,11 @@ def test_read_only_arrays_are_taken_without_a_warning() -> None:
 
 def test_ambiguous_axes_follow_the_library_the_values_come_from() -> None:
     square = uint8_images(1, 3, 5, 3)[0]
-    assert pixels(square).shape == (3, 5, 3)
-    assert pixels(square.numpy()).shape == (3, 3, 5)
-    assert pixels(torch.zeros(16, 32, 32)).shape == (16, 32, 32)  # many channels: the shorter axis
-    assert pixels(np.zeros((32, 32, 16))).shape == (16, 32, 32)
-    assert pixels(np.zeros((16, 32, 32))).shape == (16, 32, 32)
+    assert to_chw(square).shape == (3, 5, 3)
+    assert to_chw(square.numpy()).shape == (3, 3, 5)
+    assert to_chw(torch.zeros(16, 32, 32)).shape == (16, 32, 32)  # many channels: the shorter axis
+    assert to_chw(np.zeros((32, 32, 16))).shape == (16, 32, 32)
+    assert to_chw(np.zeros((16, 32, 32))).shape == (16, 32, 32)
 
 
 def test_the_key_says_which_image() -> None:
@@ -207,7 +207,7 @@ def test_jpegs_decoded_at_a_reduced_size_look_like_those_that_are_not(photograph
         with Image.open(path) as opened:
             upright = ImageOps.exif_transpose(opened)
         whole = upright.convert("L" if upright.mode == "L" else "RGB")
-        covering = Fit((height, width)).target(whole.height, whole.width)
+        covering = ResizeSpec((height, width)).target(whole.height, whole.width)
         expected = F.center_crop(
             F.pil_to_tensor(whole.resize((covering[1], covering[0]), Image.Resampling.BILINEAR)), [height, width]
         )
@@ -267,7 +267,7 @@ def test_resizing_is_pils_antialiased_resizing_of_the_centre() -> None:
 
 
 @pytest.mark.parametrize(
-    ("policy", "error", "key"),
+    ("processor", "error", "key"),
     [
         (dict(channels=2), ValueError, "channels"),
         (dict(channels=True), ValueError, "channels"),
@@ -281,9 +281,9 @@ def test_resizing_is_pils_antialiased_resizing_of_the_centre() -> None:
         (dict(value_range=(0, torch.inf)), ValueError, "value_range"),
     ],
 )
-def test_impossible_policies_are_refused(policy: dict[str, Any], error: type[Exception], key: str) -> None:
+def test_impossible_policies_are_refused(processor: dict[str, Any], error: type[Exception], key: str) -> None:
     with pytest.raises(error, match=rf"`dataset\.{key}`"):
-        ImagePolicy(**policy)
+        ImageProcessor(**processor)
 
 
 class Batched(list[Any]):
@@ -298,57 +298,57 @@ class Batched(list[Any]):
 
 def test_whole_batches_are_fetched_where_the_dataset_can() -> None:
     data = Batched(uint8_images(10, 1, 4, 4))
-    view = Images(data, ImagePolicy(), "train")
+    view = MapStyleImages(data, ImageProcessor(), "train")
     assert torch.equal(view.batch([9, 3]).images, torch.stack([data[9], data[3]]))
     assert data.asked == [[9, 3]]
     assert torch.equal(view[5], data[5])
 
 
 def test_a_part_looks_at_its_own_items_only() -> None:
-    part = Part(key_from(0), 40, 0, 10)
+    part = RandomSubset(key_from(0), 40, 0, 10)
     indices = part.indices(torch.arange(10)).tolist()
     images: list[Any] = ["no image"] * 40
     for index in indices:
         images[index] = COLOUR
-    view = Images(images, ImagePolicy(), "train", part)
+    view = MapStyleImages(images, ImageProcessor(), "train", part)
     assert len(view) == 10
-    view.check()
+    view.inspect()
     images[indices[3]] = "no image"
     with pytest.raises(TypeError, match=rf"train\[{indices[3]}\]"):
-        view.check()
+        view.inspect()
 
 
 def test_an_error_names_the_item_it_came_from() -> None:
     data = [COLOUR, COLOUR, torch.zeros(5, 8, 8, dtype=torch.uint8)]
     with pytest.raises(ValueError, match=r"train\[2\]: an image of 5 channels"):
-        Images(data, ImagePolicy(channels=3), "train").batch([0, 2])
+        MapStyleImages(data, ImageProcessor(channels=3), "train").batch([0, 2])
 
 
 def test_check_names_both_shapes_and_the_key() -> None:
     sizes = [COLOUR] * 30 + [uint8_images(1, 3, 9, 9)[0]] + [COLOUR] * 30
     with pytest.raises(ValueError, match=r"\(3, 8, 6\) and train\[30\] is \(3, 9, 9\).*`dataset\.image_size`"):
-        Images(sizes, ImagePolicy(), "train").check()
+        MapStyleImages(sizes, ImageProcessor(), "train").inspect()
     with pytest.raises(ValueError, match=r"\(3, 8, 6\) and val\[1\] is \(1, 8, 6\).*`dataset\.channels`"):
-        Images([COLOUR, GREY], ImagePolicy(), "val").check()
-    Images(sizes, ImagePolicy(image_size=6), "train").check()
+        MapStyleImages([COLOUR, GREY], ImageProcessor(), "val").inspect()
+    MapStyleImages(sizes, ImageProcessor(image_size=6), "train").inspect()
 
 
 def test_images_that_are_enlarged_are_counted() -> None:
     sizes = [COLOUR] * 30 + [uint8_images(1, 3, 9, 9)[0]] + [uint8_images(1, 3, 2, 9)[0]] * 2
     message = r"32 of the 33 train images.*image_size=\(8, 8\), down to \(2, 9\).*`dataset\.image_size`"
     with pytest.warns(UserWarning, match=message):
-        Images(sizes, ImagePolicy(image_size=8), "train").check()
+        MapStyleImages(sizes, ImageProcessor(image_size=8), "train").inspect()
 
 
 def test_check_names_the_range_of_all_it_saw() -> None:
     data = [torch.tensor([[-0.5, 0.0]]), torch.tensor([[0.0, 1.0]])]
     with pytest.raises(ValueError, match=r"train holds torch.float32.*2 looked at span -0.5 to 1.*likely \[-1, 1\]"):
-        Images(data, ImagePolicy(), "train").check()
+        MapStyleImages(data, ImageProcessor(), "train").inspect()
 
 
 def test_check_refuses_nothing() -> None:
     with pytest.raises(ValueError, match=r"test is empty.*`dataset\.test`"):
-        Images([], ImagePolicy(), "test").check()
+        MapStyleImages([], ImageProcessor(), "test").inspect()
 
 
 def test_a_folder_is_read_flat_and_nested_in_natural_order(folder: Path) -> None:
@@ -379,7 +379,7 @@ def test_a_truncated_file_is_named(folder: Path) -> None:
     broken = folder / "cats" / "a.jpg"
     broken.write_bytes(broken.read_bytes()[:-50])
     with pytest.raises(OSError, match=r"train\[3\]: .*a\.jpg cannot be read as an image: .*truncated"):
-        Images(ImageFiles(folder), ImagePolicy(), "train").batch([3])
+        MapStyleImages(ImageFiles(folder), ImageProcessor(), "train").batch([3])
     broken.write_bytes(b"no image")
     with pytest.raises(OSError, match=r"a\.jpg cannot be read as an image: it is of no format"):
         ImageFiles(folder)[3]

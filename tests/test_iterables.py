@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset, get_worker_info
 
 from ddpm_data import DDPMDataModule, ForwardDiffusion, ForwardProcess, UniformTimesteps, schedules
-from ddpm_data.images.processor import ImagePolicy
-from ddpm_data.loading.iterable import EPOCH, IterableImages, PositionedItems
+from ddpm_data.images.processor import ImageProcessor
+from ddpm_data.loading.iterable import POSITIONS_PER_EPOCH, IterableBatches, IterableImages
 from tests.conftest import Recorder, trainer, uint8_images
 
 BETAS = schedules.linear(100)
@@ -50,7 +50,7 @@ def test_triples_follow_from_the_order_of_arrival(train: object, tmp_path: Path)
     trainer(tmp_path, max_epochs=2).fit(model, datamodule=module(train, seed=5, flip=0.5))
     assert [len(batch.t) for batch in model.seen["train"]] == [6, 6, 6, 2] * 2
     transform = ForwardDiffusion(ForwardProcess(BETAS), seed=5, flip=0.5)
-    places = torch.cat([torch.arange(20), EPOCH + torch.arange(20)])
+    places = torch.cat([torch.arange(20), POSITIONS_PER_EPOCH + torch.arange(20)])
     for seen, expected in zip(model.all("train"), transform(IMAGES.repeat(2, 1, 1, 1), places), strict=True):
         assert torch.equal(seen, expected)
 
@@ -60,11 +60,11 @@ def test_no_two_examples_share_a_position(workers: int, world_size: int) -> None
     positions = []
     for rank in range(world_size):
         source = Source(uint8_images(17 + rank, 1, 2, 2))
-        items = PositionedItems(IterableImages(source, ImagePolicy(), "train"), "train", 4, False, world_size, rank)
+        items = IterableBatches(IterableImages(source, ImageProcessor(), "train"), "train", 4, False, world_size, rank)
         loader = DataLoader(items, batch_size=None, num_workers=workers)
         positions += [n for batch in loader for n in batch.examples.position.tolist()]
         assert len(positions) == len(set(positions)) == sum(17 + r for r in range(rank + 1))
-    assert max(positions) < EPOCH
+    assert max(positions) < POSITIONS_PER_EPOCH
 
 
 def test_workers_split_the_source_and_drop_last_drops_each_ones_rest(tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from ddpm_data import DDPMDataModule, ForwardDiffusion, ForwardProcess, schedules
-from ddpm_data.images.latent_processor import LatentPolicy
+from ddpm_data.images.latent_processor import LatentProcessor
 from ddpm_data.latents import Latents
-from ddpm_data.loading.map_style import Images
+from ddpm_data.loading.map_style import MapStyleImages
 from ddpm_data.sources import TensorFile
 from tests.conftest import Recorder, trainer
 
@@ -139,9 +139,9 @@ def test_a_file_of_tensors(tmp_path: Path) -> None:
     labels = torch.arange(COUNT)
     save_file({"latents": MEAN, "std": STD, "label": labels}, tmp_path / "a.safetensors")
     file = TensorFile(tmp_path / "a.safetensors")
-    images = Images(file, LatentPolicy(Latents(), "latents"), "train", condition="label")
-    images.check()
-    assert images._stacks is not None
+    images = MapStyleImages(file, LatentProcessor(Latents(), "latents"), "train", condition="label")
+    images.inspect()
+    assert images._arrays is not None
     batch = images.batch([4, 2])
     assert torch.equal(batch.images, MEAN[[4, 2]])
     assert batch.condition.tolist() == [4, 2]

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import stats
 
-from ddpm_data.rng.permutation import Part, permute
+from ddpm_data.rng.permutation import RandomSubset, permute
 from ddpm_data.rng.philox import Purpose, key_from
 
 KEY = key_from(0)
@@ -98,12 +98,12 @@ def test_seeds_purposes_and_epochs_pick_other_bijections() -> None:
 
 @pytest.mark.parametrize("length", [3, 100, 10_007])
 def test_parts_of_a_set_make_it_up(length: int) -> None:
-    parts = Part(KEY, length, 0, length // 3), Part(KEY, length, length // 3, length)
+    parts = RandomSubset(KEY, length, 0, length // 3), RandomSubset(KEY, length, length // 3, length)
     assert sum(len(part) for part in parts) == length
     indices = [part.indices(torch.arange(len(part))) for part in parts]
     assert torch.equal(torch.cat(indices).sort().values, torch.arange(length))
 
 
 def test_seeds_pick_different_parts() -> None:
-    parts = [Part(key_from(seed), 100, 0, 10).indices(torch.arange(10)) for seed in range(5)]
+    parts = [RandomSubset(key_from(seed), 100, 0, 10).indices(torch.arange(10)) for seed in range(5)]
     assert len({tuple(sorted(part.tolist())) for part in parts}) == 5

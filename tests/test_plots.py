@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from ddpm_data import ForwardProcess, UniformTimesteps, plots, schedules
-from ddpm_data.diffusion.timestep_bins import Row
+from ddpm_data.diffusion.timestep_bins import BinLoss
 from ddpm_data.plots import curves as sheets
 from ddpm_data.plots._axes import COLOURS, style
 from ddpm_data.plots.images import _mosaic
@@ -62,10 +62,10 @@ def test_samples_and_real_images_stand_side_by_side(tmp_path: Path) -> None:
     assert np.median(row[1100:1500]) < 5
 
 
-def rows(*losses: list[float]) -> list[Row]:
+def rows(*losses: list[float]) -> list[BinLoss]:
     """A validation each, of as many ranges of ten steps as there are losses."""
     return [
-        Row(epoch, 100 * epoch, 10 * k, 10 * k + 9, 0.0, loss, 1)
+        BinLoss(epoch, 100 * epoch, 10 * k, 10 * k + 9, 0.0, loss, 1)
         for epoch, validation in enumerate(losses)
         for k, loss in enumerate(validation)
     ]

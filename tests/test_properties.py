@@ -13,8 +13,8 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ddpm_data.images.processor import ImagePolicy
-from ddpm_data.loading.map_style import Images
+from ddpm_data.images.processor import ImageProcessor
+from ddpm_data.loading.map_style import MapStyleImages
 
 SEED = settings(derandomize=True, deadline=None, max_examples=60)
 sides = st.integers(5, 14)  # more than channels can be, so that no axis is mistaken for them
@@ -85,7 +85,7 @@ def test_the_same_pixels_are_the_same_bytes(
     pixels: Tensor, layout: Callable[[Tensor], object], container: Callable[[object], object]
 ) -> None:
     before = pixels.clone()
-    image = ImagePolicy(value_range=(0, 255))(container(layout(pixels)))
+    image = ImageProcessor(value_range=(0, 255))(container(layout(pixels)))
     assert image.dtype == torch.uint8
     assert torch.equal(image, pixels)
     assert torch.equal(pixels, before)  # nobody wrote to the caller's
@@ -97,7 +97,9 @@ def test_batches_are_their_items(data: st.DataObject, is_array: bool, size: Any,
     shape = data.draw(st.tuples(st.sampled_from([1, 3]), sides, sides))
     count = data.draw(st.integers(1, 9))
     stack = torch.randint(0, 256, (count, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(count))
-    view = Images(stack if is_array else list(stack), ImagePolicy(image_size=size, channels=channels), "train")
+    view = MapStyleImages(
+        stack if is_array else list(stack), ImageProcessor(image_size=size, channels=channels), "train"
+    )
     items = [view[index] for index in range(count)]
     indices = data.draw(st.lists(st.integers(0, count - 1), min_size=1, max_size=12))
     assert torch.equal(view.batch(indices).images, torch.stack([items[index] for index in indices]))
@@ -114,13 +116,13 @@ def test_images_come_in_the_size_and_channels_that_are_asked_for(
     pixels: Tensor, layout: Callable[[Tensor], object], size: tuple[int, int], channels: int
 ) -> None:
     item = layout(pixels) if min(pixels.shape[1:]) > 4 else pil(pixels)  # whose axes are no guess
-    assert ImagePolicy(image_size=size, channels=channels)(item).shape == (channels, *size)
+    assert ImageProcessor(image_size=size, channels=channels)(item).shape == (channels, *size)
 
 
 @SEED
 @given(sizes, sizes, st.tuples(sizes, sizes), st.tuples(*[st.integers(0, 255)] * 3))
 def test_one_colour_stays_that_colour(height: int, width: int, size: tuple[int, int], colour: tuple[int, ...]) -> None:
-    image = ImagePolicy(image_size=size)(Image.new("RGB", (width, height), colour))
+    image = ImageProcessor(image_size=size)(Image.new("RGB", (width, height), colour))
     assert torch.equal(image, torch.tensor(colour, dtype=torch.uint8)[:, None, None].expand(3, *size))
 
 
@@ -132,7 +134,7 @@ def test_a_declared_range_brings_every_level_back(low: int, span: int, dtype: An
     levels = np.arange(256).reshape(16, 16)
     values = (low + levels * (span / 255)).astype(dtype)
     assert torch.equal(
-        ImagePolicy(value_range=(low, low + span))(values), torch.from_numpy(levels.astype(np.uint8))[None]
+        ImageProcessor(value_range=(low, low + span))(values), torch.from_numpy(levels.astype(np.uint8))[None]
     )
 
 
@@ -147,7 +149,7 @@ def test_sixteen_bits_are_rounded_to_eight(values: np.ndarray[Any, Any], kind: s
         stored = values.astype({"I;16": "<u2", "I;16B": ">u2", "I": "<i4"}[kind])
         image = Image.frombytes(kind, values.shape[::-1], stored.tobytes())
     expected = np.rint(values / 257).astype(np.uint8)
-    assert torch.equal(ImagePolicy()(image), torch.from_numpy(expected)[None])
+    assert torch.equal(ImageProcessor()(image), torch.from_numpy(expected)[None])
 
 
 @SEED
@@ -158,7 +160,7 @@ def test_what_is_clear_hides_its_colour(pixels: Tensor, hidden: Tensor, kind: st
     height, width = min(pixels.shape[1], hidden.shape[1]), min(pixels.shape[2], hidden.shape[2])
     others[:3, :height, :width] = hidden[:, :height, :width]
     others[:3] = torch.where(pixels[3] > 0, pixels[:3], others[:3])
-    shown = [ImagePolicy()(reopened(some, kind) if kind else pil(some)) for some in (pixels, others)]
+    shown = [ImageProcessor()(reopened(some, kind) if kind else pil(some)) for some in (pixels, others)]
     assert torch.equal(*shown)
     assert torch.equal(shown[0], torch.where(pixels[3] > 0, pixels[:3], 255))
 
@@ -169,7 +171,7 @@ def test_every_orientation_is_pils_own(pixels: Tensor, orientation: int, kind: s
     exif = Image.Exif()
     exif[0x0112] = orientation
     expected = np.array(ImageOps.exif_transpose(reopened(pixels, kind, exif=exif)))
-    image = ImagePolicy()(reopened(pixels, kind, exif=exif))
+    image = ImageProcessor()(reopened(pixels, kind, exif=exif))
     assert torch.equal(image, torch.from_numpy(expected).permute(2, 0, 1))
 
 
@@ -186,4 +188,4 @@ anything = st.recursive(
 @given(anything)
 def test_what_is_no_image_is_refused(item: object) -> None:
     with pytest.raises(TypeError, match=r"train\[0\].*Change `dataset`"):
-        Images([item], ImagePolicy(), "train")[0]
+        MapStyleImages([item], ImageProcessor(), "train")[0]

@@ -9,11 +9,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from ddpm_data import DDPMDataModule, Triple, schedules
-from ddpm_data.datamodule._trainer import eval_order
-from ddpm_data.images.processor import ImagePolicy
+from ddpm_data.datamodule._trainer import eval_sampler
+from ddpm_data.images.processor import ImageProcessor
 from ddpm_data.latents import Latents
-from ddpm_data.loading.options import Loading
-from ddpm_data.loading.prebatched import PositionedBatches, ReadyBatches
+from ddpm_data.loading.options import LoaderOptions
+from ddpm_data.loading.prebatched import PrebatchedBatches, PrebatchedImages
 from tests.conftest import Recorder, trainer, uint8_images
 
 IMAGES, LABELS = uint8_images(22, 3, 8, 8), torch.arange(22)
@@ -100,17 +100,17 @@ def test_ranks_share_no_place_and_each_has_its_own_batches() -> None:
     positions = []
     for rank in range(2):
         sampler: DistributedSampler[Any] = DistributedSampler(TensorDataset(IMAGES), num_replicas=2, rank=rank)
-        ready = ReadyBatches(loader(IMAGES, sampler=sampler), ImagePolicy(), "train", None)
-        ready.check(2)
-        positions += [n for part in PositionedBatches(ready, "train", 2, rank) for n in part.examples.position.tolist()]
+        ready = PrebatchedImages(loader(IMAGES, sampler=sampler), ImageProcessor(), "train", None)
+        ready.check_world(2)
+        positions += [n for part in PrebatchedBatches(ready, "train", 2, rank) for n in part.examples.position.tolist()]
     assert sorted(positions) == list(range(22))
 
 
 def test_one_loader_for_all_ranks_is_refused() -> None:
-    ready = ReadyBatches(loader(IMAGES, shuffle=True), ImagePolicy(), "train", None)
-    loading = Loading(5, 0, None, True, None, False)
+    ready = PrebatchedImages(loader(IMAGES, shuffle=True), ImageProcessor(), "train", None)
+    loading = LoaderOptions(5, 0, None, True, None, False)
     with pytest.raises(ValueError, match=r"RandomSampler, and there are 2 processes.*`dataset\.train`.*Distributed"):
-        loading.loader(ready, "train", eval_order(ready, loading, None), (2, 0), 0, False)
+        loading.loader(ready, "train", eval_sampler(ready, loading, None), (2, 0), 0, False)
 
 
 @pytest.mark.parametrize(

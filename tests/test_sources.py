@@ -16,8 +16,8 @@ from torchvision.transforms.v2 import functional as F
 
 from ddpm_data import DDPMDataModule, schedules
 from ddpm_data.datamodule.splits import CONTRACT
-from ddpm_data.images.processor import ImagePolicy
-from ddpm_data.loading.map_style import Images
+from ddpm_data.images.processor import ImageProcessor
+from ddpm_data.loading.map_style import MapStyleImages
 from ddpm_data.sources import ArrayFile, ImageFiles
 from tests.conftest import ROOT, uint8_images
 from tests.test_configs import composed
@@ -75,7 +75,7 @@ def test_hugging_face_labels_and_captions_are_conditions(kind: str | None, strea
         dm.setup("fit")
         for batch in dm.train_dataloader():
             expected = [of(number[image.numpy().tobytes()]) for image in batch.images]
-            assert list(batch.about.condition) == expected
+            assert list(batch.meta.condition) == expected
 
 
 def test_hugging_face_sets_are_asked_for_whole_batches(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,8 +121,8 @@ def test_an_array_in_a_file_is_served_by_whole_batches(array: Any, ending: str, 
         np.savez_compressed(path, array)
     data = ArrayFile(path)
     assert isinstance(data.array, np.memmap) == (ending == "npy")
-    images = Images(data, ImagePolicy(), "train")
-    images.check()
+    images = MapStyleImages(data, ImageProcessor(), "train")
+    images.inspect()
     assert images.is_stored
     assert served(module(data)) == rows(IMAGES[:, :1] if array.ndim == 3 else IMAGES)
     assert len(pickle.dumps(data)) < 1000  # a worker that is not forked maps the file itself
@@ -178,7 +178,7 @@ FLOATS = FakeData(20, (3, 8, 6), transform=ToTensor(), random_offset=3)
 
 
 @pytest.mark.parametrize(
-    ("data", "expected", "policy"),
+    ("data", "expected", "processor"),
     [
         (ConcatDataset([TensorDataset(IMAGES[:7]), TensorDataset(IMAGES[7:])]), IMAGES, {}),
         (ConcatDataset([*PARTS]), IMAGES, {}),
@@ -189,9 +189,9 @@ FLOATS = FakeData(20, (3, 8, 6), transform=ToTensor(), random_offset=3)
     ],
     ids=["concatenated", "halves", "half", "some of halves", "torchvision, ToTensor", "floats"],
 )
-def test_parts_and_transformed_sets(data: Any, expected: Tensor, policy: dict[str, Any]) -> None:  # noqa: ANN401
+def test_parts_and_transformed_sets(data: Any, expected: Tensor, processor: dict[str, Any]) -> None:  # noqa: ANN401
     for workers in (0, 1):
-        assert served(module(data, num_workers=workers, **policy)) == rows(expected)
+        assert served(module(data, num_workers=workers, **processor)) == rows(expected)
 
 
 def test_floats_without_their_range_are_refused() -> None:

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ddpm_data.images.processor import ImagePolicy
-from ddpm_data.loading.loader import Positioned
-from ddpm_data.loading.map_style import Images
-from ddpm_data.loading.options import Loading
-from ddpm_data.loading.samplers import EvalSampler, Request, StreamSampler
-from ddpm_data.rng.permutation import Part, permute
+from ddpm_data.images.processor import ImageProcessor
+from ddpm_data.loading.loader import MapStyleBatches
+from ddpm_data.loading.map_style import MapStyleImages
+from ddpm_data.loading.options import LoaderOptions
+from ddpm_data.loading.samplers import BatchRequest, EvalSampler, StreamSampler
+from ddpm_data.rng.permutation import RandomSubset, permute
 from ddpm_data.rng.philox import Purpose, key_from
 from tests.conftest import uint8_images
 
@@ -21,7 +21,7 @@ KEY = key_from(0)
 SIZES = [(1, 1), (2, 3), (7, 2), (10, 4), (20, 4), (21, 4), (23, 4), (64, 8), (97, 5)]
 
 
-def epoch(length: int, batch: int, world: int, drop_last: bool, number: int = 0) -> list[list[Request]]:
+def epoch(length: int, batch: int, world: int, drop_last: bool, number: int = 0) -> list[list[BatchRequest]]:
     """Each rank's requests in one epoch."""
     ranks = []
     for rank in range(world):
@@ -32,7 +32,7 @@ def epoch(length: int, batch: int, world: int, drop_last: bool, number: int = 0)
     return ranks
 
 
-def flat(ranks: list[list[Request]]) -> list[tuple[int, int]]:
+def flat(ranks: list[list[BatchRequest]]) -> list[tuple[int, int]]:
     return sorted(
         pair for requests in ranks for r in requests for pair in zip(r.positions, r.indices.tolist(), strict=True)
     )
@@ -89,11 +89,11 @@ def test_epochs_longer_than_a_block_are_whole() -> None:
 
 
 @pytest.mark.parametrize("resumed", [0, 7 * 10**11])
-@pytest.mark.parametrize("part", [None, Part(KEY, 2 * 10**12, 10**12, 2 * 10**12)])
-def test_a_trillion_examples_cost_what_a_billion_do(resumed: int, part: Part | None) -> None:
+@pytest.mark.parametrize("part", [None, RandomSubset(KEY, 2 * 10**12, 10**12, 2 * 10**12)])
+def test_a_trillion_examples_cost_what_a_billion_do(resumed: int, part: RandomSubset | None) -> None:
     """And a million cost less: there are more places in a block then than either half of the shuffle has values."""
 
-    def first(length: int, place: int) -> tuple[Request, int, int]:
+    def first(length: int, place: int) -> tuple[BatchRequest, int, int]:
         sampler = StreamSampler(length, 64, 2, 1, KEY, drop_last=False, part=part)
         sampler.set_epoch(3)
         sampler.epochs.resumed = (3, place)
@@ -139,25 +139,29 @@ def test_evaluation_sees_every_example_once_in_even_batches(length: int, batch: 
 
 def test_a_batch_carries_its_positions_and_stage() -> None:
     data = uint8_images(10, 1, 4, 4)
-    batch, faults = Positioned(Images(data, ImagePolicy(), "val"), "val", None)[Request(range(7, 9), np.array([9, 1]))]
+    batch, faults = MapStyleBatches(MapStyleImages(data, ImageProcessor(), "val"), "val", None)[
+        BatchRequest(range(7, 9), np.array([9, 1]))
+    ]
     assert not faults
     assert torch.equal(batch.images, data[[9, 1]])
     assert batch.position.tolist() == [7, 8]
-    assert batch.about.stage == "val"
+    assert batch.meta.stage == "val"
 
 
 def test_mixed_shapes_that_setup_did_not_meet_are_named() -> None:
     data = [torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(3, 9, 8, dtype=torch.uint8)]
     with pytest.raises(ValueError, match=r"train\[0\] is \(3, 8, 8\) and train\[1\] is \(3, 9, 8\)"):
-        Positioned(Images(data, ImagePolicy(), "train"), "train", None)[Request(range(2), np.array([0, 1]))]
+        MapStyleBatches(MapStyleImages(data, ImageProcessor(), "train"), "train", None)[
+            BatchRequest(range(2), np.array([0, 1]))
+        ]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_epoch_may_be_set_after_iter(workers: int) -> None:
     """Lightning calls iter() before set_epoch() when it resumes."""
     sampler = StreamSampler(12, 4, 1, 0, KEY, drop_last=False)
-    images = Images(uint8_images(12, 1, 4, 4), ImagePolicy(), "train")
-    loader = Loading(4, workers, None, True, None, False).loader(images, "train", sampler, (1, 0), 0, False)
+    images = MapStyleImages(uint8_images(12, 1, 4, 4), ImageProcessor(), "train")
+    loader = LoaderOptions(4, workers, None, True, None, False).loader(images, "train", sampler, (1, 0), 0, False)
     batches = iter(loader)
     sampler.set_epoch(5)
     assert torch.cat([batch.position for batch in batches]).tolist() == list(range(60, 72))

@@ -17,12 +17,12 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from ddpm_data import DDPMDataModule, schedules
-from ddpm_data._distributed import Share
-from ddpm_data.images.processor import ImagePolicy
-from ddpm_data.loading.iterable import Arrivals, IterableImages
-from ddpm_data.loading.options import Loading
+from ddpm_data._distributed import EpochShard
+from ddpm_data.images.processor import ImageProcessor
+from ddpm_data.loading.iterable import IterableImages, IterableOrder
+from ddpm_data.loading.options import LoaderOptions
 from ddpm_data.sources import TarShards
-from ddpm_data.sources._sharding import shared
+from ddpm_data.sources._sharding import split_by_rank
 from tests.conftest import ROOT, Recorder, trainer, uint8_images
 from tests.test_configs import composed
 from tests.test_sources import Evil, hugging_face, rows, served
@@ -38,11 +38,11 @@ IMAGES = uint8_images(23, 3, 8, 6)
 class Rank:
     """One process's loader of a source; ``epoch`` holds the one it is in."""
 
-    def __init__(self, source: Any, share: Share, workers: int) -> None:  # noqa: ANN401  # any source is the point
+    def __init__(self, source: Any, share: EpochShard, workers: int) -> None:  # noqa: ANN401  # any source is the point
         self.epoch = epoch = [share.epoch]
-        images, world = IterableImages(source, ImagePolicy(), "train"), (share.world_size, share.rank)
-        loading = Loading(4, workers, None, True, None, False)
-        self.loader = loading.loader(images, "train", Arrivals(lambda: epoch[0]), world, 0, False)
+        images, world = IterableImages(source, ImageProcessor(), "train"), (share.world_size, share.rank)
+        loading = LoaderOptions(4, workers, None, True, None, False)
+        self.loader = loading.loader(images, "train", IterableOrder(lambda: epoch[0]), world, 0, False)
 
     def read(self) -> list[bytes]:
         return [image.numpy().tobytes() for batch in self.loader for image in batch.images]
@@ -50,7 +50,7 @@ class Rank:
 
 def read(source: Any, world_size: int = 1, workers: int = 0, epoch: int = 0) -> list[list[bytes]]:  # noqa: ANN401
     """What each process reads in an epoch."""
-    return [Rank(source, Share(epoch, world_size, rank), workers).read() for rank in range(world_size)]
+    return [Rank(source, EpochShard(epoch, world_size, rank), workers).read() for rank in range(world_size)]
 
 
 def together(ranks: list[list[bytes]]) -> list[bytes]:
@@ -72,7 +72,7 @@ def test_a_hugging_face_stream_is_seen_once_however_few_its_shards(shards: int, 
 def test_a_shuffled_stream_is_told_its_epoch(workers: int, shards: list[str]) -> None:
     hf = hugging_face(IMAGES).to_iterable_dataset(num_shards=4).shuffle(seed=1, buffer_size=5)
     for source in (hf, TarShards(shards, shuffle=5)):
-        whole = Rank(source, Share(0, 1, 0), workers)  # its workers stay
+        whole = Rank(source, EpochShard(0, 1, 0), workers)  # its workers stay
         first = whole.read()
         whole.epoch[0] = 1
         second = whole.read()
@@ -86,7 +86,7 @@ def test_a_stream_split_already_is_refused() -> None:
     split = pytest.importorskip("datasets.distributed").split_dataset_by_node
     stream = split(hugging_face(IMAGES).to_iterable_dataset(), rank=0, world_size=2)
     with pytest.raises(ValueError, match=r"split over processes already.*`dataset`"):
-        shared(stream, Share(0, 2, 0))
+        split_by_rank(stream, EpochShard(0, 2, 0))
 
 
 def tar(path: Path, files: dict[str, bytes]) -> str:
@@ -128,7 +128,7 @@ def test_tar_shards_are_seen_once(shards: list[str], shuffle: int, world_size: i
 def test_too_few_shards_are_an_error_in_every_process(shards: list[str], rank: int, workers: int) -> None:
     says = r"1 shard\(s\) cannot be shared out to 2 process.*`loader\.num_workers`"
     with pytest.raises(ValueError, match=says):
-        Rank(TarShards(shards[:1]), Share(0, 2, rank), workers).read()
+        Rank(TarShards(shards[:1]), EpochShard(0, 2, rank), workers).read()
 
 
 def test_tar_shards_by_config_with_braces(shards: list[str], tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_litdata_is_seen_once_and_shuffled_anew(chunks: Path, workers: int) -> N
 def test_litdata_that_does_not_know_its_process_is_refused(chunks: Path) -> None:
     litdata = pytest.importorskip("litdata")
     with pytest.raises(ValueError, match=r"process 0 of 1, and this is process 1 of 2.*`_partial_: true`"):
-        Rank(litdata.StreamingDataset(str(chunks)), Share(0, 2, 1), 0).read()
+        Rank(litdata.StreamingDataset(str(chunks)), EpochShard(0, 2, 1), 0).read()
 
 
 def test_litdata_by_config(chunks: Path) -> None:

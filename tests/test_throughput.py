@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from ddpm_data import DDPMDataModule, Triple, schedules
 from ddpm_data.callbacks import Throughput
 from ddpm_data.callbacks._stopwatch import PARTS, Stopwatch, has_passed, shares
-from ddpm_data.types import Examples
+from ddpm_data.types import ImageBatch
 from tests.conftest import Recorder, trainer, uint8_images
 
 NAP = 0.02  # seconds: much longer than anything else in these fits
@@ -45,7 +45,7 @@ def nap(images: Tensor) -> Tensor:
 
 
 class SlowTransfer(DDPMDataModule):
-    def on_before_batch_transfer(self, batch: Examples, dataloader_idx: int) -> Examples:
+    def on_before_batch_transfer(self, batch: ImageBatch, dataloader_idx: int) -> ImageBatch:
         time.sleep(NAP)
         return super().on_before_batch_transfer(batch, dataloader_idx)
 

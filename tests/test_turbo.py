@@ -11,8 +11,8 @@ import torch
 from PIL import Image, ImageFile
 from sklearn.datasets import load_sample_images
 
-from ddpm_data.images import _simplejpeg as turbo
-from ddpm_data.images.processor import ImagePolicy
+from ddpm_data.images import _simplejpeg
+from ddpm_data.images.processor import ImageProcessor
 
 PHOTOGRAPH = Image.fromarray(load_sample_images().images[0])  # 640 x 427
 
@@ -27,10 +27,10 @@ def opened(content: bytes) -> Image.Image:
     return Image.open(BytesIO(content))
 
 
-def outcome(content: bytes, **policy: Any) -> object:  # noqa: ANN401  # the policy's
+def outcome(content: bytes, **processor: Any) -> object:  # noqa: ANN401  # the processor's
     """The image's values, or what is said of it."""
     try:
-        return ImagePolicy(**policy)(opened(content)).tolist()
+        return ImageProcessor(**processor)(opened(content)).tolist()
     except OSError as error:
         return str(error)
 
@@ -39,11 +39,11 @@ def outcome(content: bytes, **policy: Any) -> object:  # noqa: ANN401  # the pol
 def without(monkeypatch: pytest.MonkeyPatch) -> Any:  # noqa: ANN401  # a function
     """As where simplejpeg is not installed."""
 
-    def call(content: bytes, **policy: Any) -> object:  # noqa: ANN401  # the policy's
+    def call(content: bytes, **processor: Any) -> object:  # noqa: ANN401  # the processor's
         with monkeypatch.context() as patch:
-            patch.setattr(turbo, "_simplejpeg", lambda: None)
-            assert turbo.decoded(opened(jpeg(20, 20)), None) is None
-            return outcome(content, **policy)
+            patch.setattr(_simplejpeg, "_simplejpeg", lambda: None)
+            assert _simplejpeg.decode_jpeg(opened(jpeg(20, 20)), None) is None
+            return outcome(content, **processor)
 
     return call
 
@@ -57,17 +57,17 @@ def test_values_are_pils_bit_for_bit(shape: tuple[int, int], size: Any, without:
     kinds += [{"progressive": True}, {"exif": exif}, {"keep_rgb": True}, {"mode": "L"}]
     for options in kinds:
         content = jpeg(*shape, **options)
-        assert turbo.decoded(opened(content), None) is not None
+        assert _simplejpeg.decode_jpeg(opened(content), None) is not None
         for resize in ("cover", "stretch"):
-            policy = {"image_size": size, "resize": resize}
-            assert outcome(content, **policy) == without(content, **policy), (options, resize)
+            processor = {"image_size": size, "resize": resize}
+            assert outcome(content, **processor) == without(content, **processor), (options, resize)
 
 
 def test_reduced_as_pils_draft() -> None:
     for width in (16, 63, 64, 65, 129, 400):
         for target in (1, 2, 3, 8, 30, 64):
             content = jpeg(width, 41)
-            found = turbo.decoded(opened(content), (5, target))
+            found = _simplejpeg.decode_jpeg(opened(content), (5, target))
             drafted = opened(content)
             _, box = drafted.draft(None, (2 * target, 10))  # type: ignore[misc]  # it is a JPEG
             assert found is not None
@@ -78,10 +78,10 @@ def test_reduced_as_pils_draft() -> None:
 def test_an_image_may_be_asked_for_again() -> None:
     """A dataset may keep its opened files: nothing about them changes."""
     picture = opened(jpeg(400, 300))
-    first = ImagePolicy(image_size=32)(picture)
+    first = ImageProcessor(image_size=32)(picture)
     assert picture.size == (400, 300)
-    assert torch.equal(ImagePolicy(image_size=32)(picture), first)
-    assert ImagePolicy()(picture).shape == (3, 300, 400)
+    assert torch.equal(ImageProcessor(image_size=32)(picture), first)
+    assert ImageProcessor()(picture).shape == (3, 300, 400)
 
 
 def test_all_else_is_pils() -> None:
@@ -91,21 +91,21 @@ def test_all_else_is_pils() -> None:
     loaded.load()
     tiny, cmyk = opened(jpeg(7, 64)), opened(jpeg(64, 64, "CMYK"))
     for picture in (opened(png.getvalue()), drafted, loaded, tiny, cmyk, PHOTOGRAPH):
-        assert turbo.decoded(picture, None) is None
-    assert ImagePolicy(channels=4)(opened(jpeg(64, 64))).shape == (4, 64, 64)
+        assert _simplejpeg.decode_jpeg(picture, None) is None
+    assert ImageProcessor(channels=4)(opened(jpeg(64, 64))).shape == (4, 64, 64)
 
 
 def test_a_broken_installation_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "simplejpeg.py").write_text('raise ValueError("numpy.dtype size changed")')
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "simplejpeg", raising=False)
-    turbo._simplejpeg.cache_clear()
+    _simplejpeg._simplejpeg.cache_clear()
     try:
         with pytest.warns(UserWarning, match="size changed.*force-reinstall simplejpeg"):
-            assert ImagePolicy()(opened(jpeg(20, 20))).shape == (3, 20, 20)
-        assert ImagePolicy()(opened(jpeg(20, 20))).shape == (3, 20, 20)  # a second warning would be an error
+            assert ImageProcessor()(opened(jpeg(20, 20))).shape == (3, 20, 20)
+        assert ImageProcessor()(opened(jpeg(20, 20))).shape == (3, 20, 20)  # a second warning would be an error
     finally:
-        turbo._simplejpeg.cache_clear()
+        _simplejpeg._simplejpeg.cache_clear()
 
 
 def test_damaged_files_give_what_pil_gives(without: Any, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ANN401

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from ddpm_data import DDPMDataModule, schedules
-from ddpm_data.images.processor import ImagePolicy
+from ddpm_data.images.processor import ImageProcessor
 from ddpm_data.sources import ImageFiles
 from tests.conftest import Recorder, trainer
 from tests.zoo import (
@@ -43,22 +43,22 @@ AMONG_MANY = [0] * 19 + [1] + [0] * 20  # where setup(), which looks at 32 of th
 BETAS = schedules.linear(10)  # little noise: x_0 comes back to 1e-5
 
 
-def module(train: Any, **policy: Any) -> DDPMDataModule:  # noqa: ANN401  # any dataset is the point
-    return DDPMDataModule(train, **(dict(schedule=BETAS, compile=False, image_size=16, channels=3) | policy))
+def module(train: Any, **processor: Any) -> DDPMDataModule:  # noqa: ANN401  # any dataset is the point
+    return DDPMDataModule(train, **(dict(schedule=BETAS, compile=False, image_size=16, channels=3) | processor))
 
 
 def batches(entries: Iterable[Good]) -> list[list[Good]]:
-    """Entries that one DataModule can serve: files or items, of one policy, and of one shape."""
+    """Entries that one DataModule can serve: files or items, of one processor, and of one shape."""
     groups = defaultdict(list)
     for entry in entries:
-        is_exact = entry.policy.get("image_size", 16) is None
-        groups[is_file(entry), repr(sorted(entry.policy.items())), is_exact and len(entry.expected)].append(entry)
+        is_exact = entry.processor.get("image_size", 16) is None
+        groups[is_file(entry), repr(sorted(entry.processor.items())), is_exact and len(entry.expected)].append(entry)
     return list(groups.values())
 
 
 def off(image: Tensor, entry: Good) -> float:
     """How many levels an image is off at most, in the middles of its parts."""
-    assert len(image) == (entry.policy.get("channels", 3) or 1)  # grey, where nothing else is asked for
+    assert len(image) == (entry.processor.get("channels", 3) or 1)  # grey, where nothing else is asked for
     parts = [
         part
         for row, cells in zip(image.tensor_split(len(entry.expected), 1), entry.expected, strict=True)
@@ -93,8 +93,8 @@ def test_every_image_comes_out_in_its_colours(entries: list[Good], tmp_path: Pat
         dataset = ImageFiles(tmp_path)
         assert len(dataset) == len(entries)
     workers = 2 if len(entries) > 30 else 0
-    datamodule, model = module(dataset, num_workers=workers, **entries[0].policy), Recorder()
-    is_enlarged = entries[0].policy.get("image_size") == ENLARGED["image_size"]
+    datamodule, model = module(dataset, num_workers=workers, **entries[0].processor), Recorder()
+    is_enlarged = entries[0].processor.get("image_size") == ENLARGED["image_size"]
     with pytest.warns(UserWarning, match="smaller") if is_enlarged else nullcontext():
         trainer(tmp_path).fit(model, datamodule=datamodule)
     order = [int(index) for request in datamodule.train_dataloader().sampler for index in request.indices]  # type: ignore[union-attr]
@@ -132,8 +132,8 @@ def said_of(bad: Bad, index: int) -> str:
 def test_everything_else_is_refused_by_its_name(bad: Bad, tmp_path: Path) -> None:
     dataset = after_a_good_one(bad, tmp_path)
     with pytest.raises(bad.error, match=said_of(bad, 1)):
-        module(dataset, **bad.policy).setup("fit")
-    datamodule = module(Subset(dataset, AMONG_MANY), **bad.policy)
+        module(dataset, **bad.processor).setup("fit")
+    datamodule = module(Subset(dataset, AMONG_MANY), **bad.processor)
     datamodule.setup("fit")
     with pytest.raises(bad.error, match=said_of(bad, 19)):
         list(datamodule.train_dataloader())
@@ -146,7 +146,7 @@ def test_a_worker_says_which_item_it_was(name: str, tmp_path: Path) -> None:
     bad = next(bad for bad in BAD if bad.name == name)
     dataset = Subset(after_a_good_one(bad, tmp_path), AMONG_MANY)
     with pytest.raises(bad.error, match=said_of(bad, 19)):
-        trainer(tmp_path).fit(Recorder(), datamodule=module(dataset, num_workers=2, **bad.policy))
+        trainer(tmp_path).fit(Recorder(), datamodule=module(dataset, num_workers=2, **bad.processor))
 
 
 @pytest.mark.parametrize("what", BAD_PLACES)
@@ -182,18 +182,18 @@ def test_everything_else_is_replaced_where_that_is_asked_for(
     bad: Bad, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dataset = Subset(after_a_good_one(bad, tmp_path), AMONG_MANY)
-    datamodule, model = module(dataset, on_bad_item="replace", max_bad_fraction=0.03, **bad.policy), Recorder()
+    datamodule, model = module(dataset, on_bad_item="replace", max_bad_fraction=0.03, **bad.processor), Recorder()
     with pytest.warns(UserWarning, match="replaced by a neighbour: " + said_of(bad, 19)):
         trainer(tmp_path).fit(model, datamodule=datamodule)
     assert "train: 1 of 40 images were bad" in capsys.readouterr().err
-    shown = FILES[0]._replace(expected=LUMA if "channels" in bad.policy else COLOURS, policy=bad.policy)
+    shown = FILES[0]._replace(expected=LUMA if "channels" in bad.processor else COLOURS, processor=bad.processor)
     assert all(off(image, shown) <= shown.tolerance for image in recovered(datamodule, model))
 
 
 @pytest.mark.parametrize("bad", BAD, ids=lambda bad: bad.name)
 def test_setup_leaves_bad_items_to_be_replaced(bad: Bad, tmp_path: Path) -> None:
     dataset = Subset(after_a_good_one(bad, tmp_path), [0, 1, 0, 0])
-    module(dataset, on_bad_item="replace", max_bad_fraction=0.25, **bad.policy).setup("fit")
+    module(dataset, on_bad_item="replace", max_bad_fraction=0.25, **bad.processor).setup("fit")
 
 
 def test_a_small_part_has_neighbours_too(tmp_path: Path) -> None:
@@ -210,8 +210,10 @@ def test_a_small_part_has_neighbours_too(tmp_path: Path) -> None:
 def test_thin_images_are_refused_before_they_take_memory(size: tuple[int, int]) -> None:
     """Covering 256 x 256 would take 59 GB; stretched to it they are nothing special."""
     with pytest.raises(ValueError, match=r"300000.*enlarged to .*76800000.*`dataset\.resize`"):
-        ImagePolicy(image_size=256, channels=3)(Image.new("L", size, 7))
-    assert ImagePolicy(image_size=256, channels=3, resize="stretch")(Image.new("L", size, 7)).unique().tolist() == [7]
+        ImageProcessor(image_size=256, channels=3)(Image.new("L", size, 7))
+    assert ImageProcessor(image_size=256, channels=3, resize="stretch")(Image.new("L", size, 7)).unique().tolist() == [
+        7
+    ]
 
 
 def test_too_many_bad_items_stop_the_run(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A zoo of images, made on the spot: every mode and format there is, and everything that only looks like one.
+"""A zoo of images, made on the crop_offset: every mode and format there is, and everything that only looks like one.
 
 The good ones are two rows of two colours each, so that a swapped channel, a turn, a mirroring or a transposition shows.
 """
@@ -56,14 +56,14 @@ class Good(NamedTuple):
         make: Gives the item, or a file's bytes.
         expected: The colours of its parts, as many values each as there are channels; with three channels a number is
             a grey.
-        policy: What the DataModule is told beside a size of 16 and 3 channels.
+        processor: What the DataModule is told beside a size of 16 and 3 channels.
         tolerance: Levels of 255 that a lossy format or colour space may be off.
     """
 
     name: str
     make: Callable[[], object]
     expected: Grid
-    policy: Mapping[str, Any]
+    processor: Mapping[str, Any]
     tolerance: int
 
 
@@ -75,14 +75,14 @@ class Bad(NamedTuple):
         make: Gives the item, a file's bytes, or the exception that the dataset raises in its place.
         error: What is raised instead of an image.
         match: What its message has after the item's name, a regular expression.
-        policy: What the DataModule is told beside a size of 16 and 3 channels.
+        processor: What the DataModule is told beside a size of 16 and 3 channels.
     """
 
     name: str
     make: Callable[[], object]
     error: type[Exception]
     match: str
-    policy: Mapping[str, Any]
+    processor: Mapping[str, Any]
 
 
 def is_file(entry: Good | Bad) -> bool:
@@ -147,7 +147,7 @@ def file(
     expected: Grid | None = None,
     tolerance: int = 2,
     size: tuple[int, int] = SIZE,
-    policy: Mapping[str, Any] = NOTHING,
+    processor: Mapping[str, Any] = NOTHING,
     **options: Any,  # noqa: ANN401  # PIL's own
 ) -> Good:
     """A file that PIL writes, with options of its own."""
@@ -155,12 +155,12 @@ def file(
     def make() -> bytes:
         return content(picture(grid, mode, size), Path(name).suffix, **options)
 
-    return Good(name, make, grid if expected is None else expected, policy, tolerance)
+    return Good(name, make, grid if expected is None else expected, processor, tolerance)
 
 
-def crafted(name: str, make: Callable[[], bytes], expected: Grid = COLOURS, **policy: Any) -> Good:  # noqa: ANN401
+def crafted(name: str, make: Callable[[], bytes], expected: Grid = COLOURS, **processor: Any) -> Good:  # noqa: ANN401
     """A file that PIL does not write."""
-    return Good(name, make, expected, policy, 2)
+    return Good(name, make, expected, processor, 2)
 
 
 def item(
@@ -168,10 +168,10 @@ def item(
     make: Callable[[], object],
     expected: Grid = COLOURS,
     tolerance: int = 2,
-    **policy: Any,  # noqa: ANN401  # whatever the policy takes
+    **processor: Any,  # noqa: ANN401  # whatever the processor takes
 ) -> Good:
     """Something else than a file."""
-    return Good(name, make, expected, policy, tolerance)
+    return Good(name, make, expected, processor, tolerance)
 
 
 def one_index(ending: str) -> bytes:
@@ -301,15 +301,15 @@ FILES = (
     file("colour.dds"),
     file("alpha.dds", CLEAR, expected=SHOWN),
     file("bits.msp", BITS, "1"),
-    file("float.tif", ((0, 64), (128, 255)), "F", policy={"value_range": (0, 255)}),
-    file("one pixel.png", ((RED,),), size=(1, 1), policy=EXACT),
-    file("one pixel, enlarged.png", ((RED,),), size=(1, 1), policy=ENLARGED),
-    file("one column.png", ((RED,), (BLUE,)), size=(1, 64), policy={"image_size": (64, 1)}),
-    file("one row.png", ((RED, BLUE),), size=(64, 1), policy={"image_size": (1, 64)}),
+    file("float.tif", ((0, 64), (128, 255)), "F", processor={"value_range": (0, 255)}),
+    file("one pixel.png", ((RED,),), size=(1, 1), processor=EXACT),
+    file("one pixel, enlarged.png", ((RED,),), size=(1, 1), processor=ENLARGED),
+    file("one column.png", ((RED,), (BLUE,)), size=(1, 64), processor={"image_size": (64, 1)}),
+    file("one row.png", ((RED, BLUE),), size=(64, 1), processor={"image_size": (1, 64)}),
     file("very wide.png", ((RED, BLUE),), size=(4000, 16)),
     file("odd.jpg", ((RED,), (BLUE,)), size=(33, 58), tolerance=LOSSY),
-    file("exact.png", policy=EXACT),
-    file("exact.webp", policy=EXACT, lossless=True),
+    file("exact.png", processor=EXACT),
+    file("exact.webp", processor=EXACT, lossless=True),
 )
 if features.check("avif"):
     FILES += (
@@ -325,17 +325,17 @@ TURNED = tuple(
 )
 
 POLICIES = (
-    file("kept grey.png", GREYS, "L", policy=GREY),
-    file("kept bits.png", BITS, "1", policy=GREY),
-    file("kept grey alpha.png", CLEAR_GREYS, "LA", SHOWN_GREYS, policy=GREY),
-    file("kept clear grey.png", GREYS, "L", ((10, 255), (170, 250)), transparency=90, policy=GREY),
-    file("kept deep grey.png", GREYS, "I;16", policy=GREY),
-    file("kept grey.jpg", GREYS, "L", tolerance=LOSSY, policy=GREY),
-    file("luma.png", expected=LUMA, policy={"channels": 1}),
-    file("luma of alpha.png", CLEAR, expected=((88, 255), (64, 255)), policy={"channels": 1}),
-    file("alpha kept.png", CLEAR, expected=(((*RED, 255), (*WHITE, 0)), ((*BLUE, 255), (*WHITE, 0))), policy=ALPHA),
-    file("alpha of opaque.png", expected=(((*RED, 255), (*GREEN, 255)), ((*BLUE, 255), (*GOLD, 255))), policy=ALPHA),
-    file("alpha of grey.png", ((9,),), "L", (((9, 9, 9, 255),),), policy=ALPHA),
+    file("kept grey.png", GREYS, "L", processor=GREY),
+    file("kept bits.png", BITS, "1", processor=GREY),
+    file("kept grey alpha.png", CLEAR_GREYS, "LA", SHOWN_GREYS, processor=GREY),
+    file("kept clear grey.png", GREYS, "L", ((10, 255), (170, 250)), transparency=90, processor=GREY),
+    file("kept deep grey.png", GREYS, "I;16", processor=GREY),
+    file("kept grey.jpg", GREYS, "L", tolerance=LOSSY, processor=GREY),
+    file("luma.png", expected=LUMA, processor={"channels": 1}),
+    file("luma of alpha.png", CLEAR, expected=((88, 255), (64, 255)), processor={"channels": 1}),
+    file("alpha kept.png", CLEAR, expected=(((*RED, 255), (*WHITE, 0)), ((*BLUE, 255), (*WHITE, 0))), processor=ALPHA),
+    file("alpha of opaque.png", expected=(((*RED, 255), (*GREEN, 255)), ((*BLUE, 255), (*GOLD, 255))), processor=ALPHA),
+    file("alpha of grey.png", ((9,),), "L", (((9, 9, 9, 255),),), processor=ALPHA),
     crafted(
         "clear index kept.gif",
         lambda: one_index(".gif"),
@@ -346,32 +346,41 @@ POLICIES = (
         "clear colour kept.png",
         expected=(((*RED, 255), (*WHITE, 0)), ((*BLUE, 255), (*GOLD, 255))),
         transparency=GREEN,
-        policy=ALPHA,
+        processor=ALPHA,
     ),
-    file("clear grey kept.png", ((10, 90),), "L", CLEAR_KEPT, transparency=90, policy=ALPHA),
-    file("clear deep grey kept.png", ((10, 90),), "I;16", CLEAR_KEPT, transparency=90 * 257, policy=ALPHA),
-    file("grey alpha kept.png", CLEAR_GREYS[:1], "LA", CLEAR_KEPT, policy=ALPHA),
-    file("half kept.png", (((*RED, 128),),), policy=ALPHA),
-    file("on black.png", CLEAR, expected=((RED, 0), (BLUE, 0)), policy={"background": "black"}),
-    file("on a colour.png", CLEAR, expected=((RED, GOLD), (BLUE, GOLD)), policy={"background": GOLD}),
-    file("on a colour.gif", CLEAR, "RGBA", ((RED, GOLD), (BLUE, GOLD)), policy={"background": GOLD}),
-    file("on a colour.webp", CLEAR, expected=((RED, GOLD), (BLUE, GOLD)), policy={"background": GOLD}, lossless=True),
-    file("half on black.png", (((200, 100, 50, 128),),), expected=(((100, 50, 25),),), policy={"background": "black"}),
-    file("grey on a colour.png", CLEAR_GREYS, "LA", ((10, 88), (170, 88)), policy=GREY | {"background": RED}),
+    file("clear grey kept.png", ((10, 90),), "L", CLEAR_KEPT, transparency=90, processor=ALPHA),
+    file("clear deep grey kept.png", ((10, 90),), "I;16", CLEAR_KEPT, transparency=90 * 257, processor=ALPHA),
+    file("grey alpha kept.png", CLEAR_GREYS[:1], "LA", CLEAR_KEPT, processor=ALPHA),
+    file("half kept.png", (((*RED, 128),),), processor=ALPHA),
+    file("on black.png", CLEAR, expected=((RED, 0), (BLUE, 0)), processor={"background": "black"}),
+    file("on a colour.png", CLEAR, expected=((RED, GOLD), (BLUE, GOLD)), processor={"background": GOLD}),
+    file("on a colour.gif", CLEAR, "RGBA", ((RED, GOLD), (BLUE, GOLD)), processor={"background": GOLD}),
     file(
-        "deep on black.png", GREYS, "I;16", ((10, 0), (170, 250)), transparency=90 * 257, policy={"background": "black"}
+        "on a colour.webp", CLEAR, expected=((RED, GOLD), (BLUE, GOLD)), processor={"background": GOLD}, lossless=True
     ),
-    file("stretched.png", ((RED, GREEN, BLUE, GOLD),), size=(64, 20), policy={"resize": "stretch"}),
+    file(
+        "half on black.png", (((200, 100, 50, 128),),), expected=(((100, 50, 25),),), processor={"background": "black"}
+    ),
+    file("grey on a colour.png", CLEAR_GREYS, "LA", ((10, 88), (170, 88)), processor=GREY | {"background": RED}),
+    file(
+        "deep on black.png",
+        GREYS,
+        "I;16",
+        ((10, 0), (170, 250)),
+        transparency=90 * 257,
+        processor={"background": "black"},
+    ),
+    file("stretched.png", ((RED, GREEN, BLUE, GOLD),), size=(64, 20), processor={"resize": "stretch"}),
     file(
         "stretched.jpg",
         ((RED,), (GREEN,), (BLUE,), (GOLD,)),
         None,
         size=(20, 640),
         tolerance=LOSSY,
-        policy={"resize": "stretch"},
+        processor={"resize": "stretch"},
     ),
-    file("somewhere.png", ((RED,),), size=(90, 20), policy={"crop": "random"}),
-    file("oblong.png", policy={"image_size": (16, 24)}),
+    file("somewhere.png", ((RED,),), size=(90, 20), processor={"crop": "random"}),
+    file("oblong.png", processor={"image_size": (16, 24)}),
 )
 
 
@@ -488,10 +497,10 @@ def bad_item(
     make: Callable[[], object],
     error: type[Exception],
     match: str,
-    **policy: Any,  # noqa: ANN401  # whatever the policy takes
+    **processor: Any,  # noqa: ANN401  # whatever the processor takes
 ) -> Bad:
     """Something else than a file."""
-    return Bad(name, make, error, match, policy)
+    return Bad(name, make, error, match, processor)
 
 
 class CustomError(Exception):

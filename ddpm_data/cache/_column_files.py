@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ddpm_data._nested import map_leaves
+
 _BLOCK = 2**24  # bytes checked at once
 
 
-class Column:
+class ColumnWriter:
     """An array on its way into a file.
 
     Args:
@@ -54,7 +56,7 @@ class Column:
             self._begin(texts.dtype, ())
             self._write(texts.tobytes())
         assert self._file is not None
-        to_disk(self._file)
+        sync_to_disk(self._file)
         self._file.close()
         found = self.path.stat()
         return {"bytes": found.st_size, "modified": found.st_mtime_ns, "blake2b": self._digest.hexdigest()}
@@ -85,26 +87,27 @@ class Column:
         self._digest.update(content)
 
 
-def mapped(path: Path) -> Tensor | np.ndarray[Any, Any]:
+def open_memmap(path: Path) -> Tensor | np.ndarray[Any, Any]:
     """A file's array, mapped into memory: a tensor, or an array of strings."""
     # Copy on write, as torch warns of what must not be written to; nothing is written.
     array = np.load(path, mmap_mode="c", allow_pickle=False)
     return array if array.dtype.kind == "U" else torch.from_numpy(array)
 
 
-def gathered(tree: Any, indices: Tensor) -> Any:  # noqa: ANN401  # a nest of columns
-    """Some rows of every column in a nest of dicts and lists, as ``default_collate`` would have batched them."""
-    if isinstance(tree, Mapping):
-        return {name: gathered(value, indices) for name, value in tree.items()}
-    if isinstance(tree, list):
-        return [gathered(value, indices) for value in tree]
-    if isinstance(tree, np.ndarray):
-        return tree[indices.numpy()].tolist()
-    return None if tree is None else tree.index_select(0, indices)
+def take_rows(tree: Any, indices: Tensor) -> Any:  # noqa: ANN401  # nested columns
+    """Take some rows of every column in nested dicts and lists, as ``default_collate`` would have batched them."""
+
+    def take(column: Tensor | np.ndarray[Any, Any]) -> Tensor | list[str]:
+        if isinstance(column, Tensor):
+            return column.index_select(0, indices)
+        texts: list[str] = column[indices.numpy()].tolist()
+        return texts
+
+    return map_leaves(take, tree)
 
 
-def fault_of(path: Path, said: Mapping[str, Any]) -> str | None:
-    """What is wrong with a file, of which :meth:`Column.finish` has said what it is to be; ``None`` if nothing is."""
+def find_damage(path: Path, said: Mapping[str, Any]) -> str | None:
+    """Describe what is wrong with a file that :meth:`ColumnWriter.finish` has recorded; ``None`` if nothing is."""
     if not path.is_file():
         return "is gone"
     found = path.stat()
@@ -129,7 +132,7 @@ def _digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def to_disk(file: BinaryIO) -> None:
+def sync_to_disk(file: BinaryIO) -> None:
     """Wait until the disk has what was written."""
     file.flush()
     os.fsync(file.fileno())

@@ -11,19 +11,19 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset
 
-from ddpm_data.loading.map_style import Images
+from ddpm_data.loading.map_style import MapStyleImages
 from ddpm_data.sources.image_files import ImageFiles
 
 _LOOKED_AT = 16  # items whose content is part of the digest
 
 
-def fingerprint(images: Images, version: int) -> str:
-    """A digest of a dataset's kind and length, its files' names, sizes and times, some items' content, and the policy.
+def fingerprint(images: MapStyleImages, version: int) -> str:
+    """Digest a dataset: its kind and length, its files' names, sizes and times, a few items, the processor.
 
     A dataset that is neither files nor subsets of them is known by those few items' content alone.
 
     Args:
-        images: The dataset and its policy.
+        images: The dataset and its processor.
         version: Of whatever is to be known by the digest.
 
     Returns:
@@ -34,7 +34,7 @@ def fingerprint(images: Images, version: int) -> str:
         ValueError: An item is another each time it is asked for.
     """
     digest = blake2b(digest_size=12)
-    known = [version, sorted(vars(images.policy).items()), images.condition, images.replaces]
+    known = [version, sorted(vars(images.processor).items()), images.condition, images.replaces]
     described = chain(known, _described(images.dataset))
     for part in described:
         digest.update(json.dumps(part).encode())
@@ -67,9 +67,9 @@ def _file(root: Path, path: Path) -> tuple[str, int, int]:
     return str(name), about.st_size, about.st_mtime_ns
 
 
-def _looked_at(images: Images) -> list[Tensor]:
+def _looked_at(images: MapStyleImages) -> list[Tensor]:
     places = torch.linspace(0, len(images) - 1, min(_LOOKED_AT, len(images)), dtype=torch.float64).long().tolist()
-    first, second = images.look(places), images.look(places)
+    first, second = images.load_raw(places), images.load_raw(places)
     for (index, one, _), (_, other, _) in zip(first, second, strict=True):
         if not torch.equal(one, other):
             raise ValueError(

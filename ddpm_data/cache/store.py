@@ -1,8 +1,8 @@
-"""Decode once: a dataset's images, as their policy wants them, in one memory-mapped ``.npy`` file of bytes.
+"""Decode once: a dataset's images, as their processor wants them, in one memory-mapped ``.npy`` file of bytes.
 
 Beside ``<dataset>-<fingerprint>.npy`` stand ``.1.npy`` and so on for conditions, and a ``.json`` that says what is in
 them. It is written last, and is what makes a cache of the files: those whose making was cut short have none. Another
-dataset, size or policy has another name.
+dataset, size or processor has another name.
 """
 
 import itertools
@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
@@ -21,15 +21,16 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm import tqdm
 
-from ddpm_data.cache._column_files import Column, fault_of, gathered, mapped, to_disk
+from ddpm_data._nested import leaves, map_leaves
+from ddpm_data.cache._column_files import ColumnWriter, find_damage, open_memmap, sync_to_disk, take_rows
 from ddpm_data.cache._fingerprint import fingerprint
-from ddpm_data.loading.bad_items import Fault, differing
+from ddpm_data.loading.bad_items import BadItem, shape_mismatch_message
 from ddpm_data.loading.loader import StreamLoader
-from ddpm_data.loading.map_style import Batch, Images
-from ddpm_data.loading.options import Loading, cores
+from ddpm_data.loading.map_style import ItemBatch, MapStyleImages
+from ddpm_data.loading.options import LoaderOptions, cpu_count
 from ddpm_data.loading.samplers import EvalSampler
 
-_FORMAT = 2  # raised whenever the same dataset and policy come to give other bytes, or the files another meaning
+_FORMAT = 2  # raised whenever the same dataset and processor come to give other bytes, or the files another meaning
 _BATCH = 64  # images a worker decodes at once
 
 
@@ -48,19 +49,19 @@ class Cache(NamedTuple):
     condition: Any
     faults: dict[int, str]
 
-    def batch(self, indices: Tensor) -> Batch:
+    def batch(self, indices: Tensor) -> ItemBatch:
         """Some of the items."""
-        faults: tuple[Fault, ...] = ()
+        faults: tuple[BadItem, ...] = ()
         if self.faults:
-            faults = tuple(Fault(i, self.faults[i]) for i in indices.tolist() if i in self.faults)
-        return Batch(self.array.index_select(0, indices), gathered(self.condition, indices), faults)
+            faults = tuple(BadItem(i, self.faults[i]) for i in indices.tolist() if i in self.faults)
+        return ItemBatch(self.array.index_select(0, indices), take_rows(self.condition, indices), faults)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A worker maps the files itself instead of being sent their content."""
         return _opened, (self.path,)
 
 
-def cached(images: Images, folder: Path, loading: Loading) -> Cache:
+def open_or_build(images: MapStyleImages, folder: Path, loading: LoaderOptions) -> Cache:
     """The cache of a dataset: found, or made by one process while others that want it wait.
 
     Args:
@@ -92,10 +93,10 @@ def cached(images: Images, folder: Path, loading: Loading) -> Cache:
 
 def _opened(path: Path) -> Cache:
     said = json.loads(path.with_suffix(".json").read_text())
-    array = mapped(path)
+    array = open_memmap(path)
     assert isinstance(array, Tensor)
     faults = {int(index): why for index, why in said["faults"].items()}
-    return Cache(path, array, _tree(said["condition"], lambda number: mapped(_file(path, number))), faults)
+    return Cache(path, array, map_leaves(lambda number: open_memmap(_file(path, number)), said["condition"]), faults)
 
 
 def _file(path: Path, number: int) -> Path:
@@ -103,24 +104,9 @@ def _file(path: Path, number: int) -> Path:
     return path if number == 0 else path.with_suffix(f".{number}.npy")
 
 
-def _tree(tree: Any, leaf: Callable[[Any], Any]) -> Any:  # noqa: ANN401  # a nest of dicts and lists
-    """The same nest with other leaves; lists of strings are leaves."""
-    if isinstance(tree, Mapping):
-        return {name: _tree(value, leaf) for name, value in tree.items()}
-    if isinstance(tree, list | tuple) and not all(isinstance(value, str) for value in tree):
-        return [_tree(value, leaf) for value in tree]
-    return None if tree is None else leaf(tree)
-
-
-def _numbered(tree: Any) -> Any:  # noqa: ANN401  # a nest of dicts and lists
+def _number_leaves(tree: Any) -> Any:  # noqa: ANN401  # nested conditions
     numbers = itertools.count(1)
-    return _tree(tree, lambda _: next(numbers))
-
-
-def _leaves(tree: Any) -> list[Any]:  # noqa: ANN401  # a nest of dicts and lists
-    leaves: list[Any] = []
-    _tree(tree, leaves.append)
-    return leaves
+    return map_leaves(lambda _: next(numbers), tree)
 
 
 def _locked(path: Path) -> FileLock:
@@ -159,14 +145,14 @@ def _fault(path: Path, about: Path) -> str | None:
     try:
         said = json.loads(about.read_text())
         files, _ = list(said["files"]), (said["condition"], said["faults"])
-        found = [fault_of(_file(path, number), file) for number, file in enumerate(files)]
+        found = [find_damage(_file(path, number), file) for number, file in enumerate(files)]
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"is not what {about.name} describes, which is damaged itself"
     return next(filter(None, found), None)
 
 
-def _make(images: Images, path: Path, loading: Loading) -> None:
-    columns: list[Column] = []
+def _make(images: MapStyleImages, path: Path, loading: LoaderOptions) -> None:
+    columns: list[ColumnWriter] = []
     part = path.with_suffix(f".{os.getpid()}.part")
     try:
         about = _write(images, path, loading, columns)
@@ -176,7 +162,7 @@ def _make(images: Images, path: Path, loading: Loading) -> None:
                 os.replace(column.path, _file(path, number))
             with part.open("wb") as file:
                 file.write(json.dumps(about, indent=1).encode())
-                to_disk(file)
+                sync_to_disk(file)
             os.replace(part, path.with_suffix(".json"))
     finally:
         part.unlink(missing_ok=True)
@@ -184,35 +170,39 @@ def _make(images: Images, path: Path, loading: Loading) -> None:
             column.discard()
 
 
-def _write(images: Images, path: Path, loading: Loading, columns: list[Column]) -> dict[str, object]:
+def _write(
+    images: MapStyleImages, path: Path, loading: LoaderOptions, columns: list[ColumnWriter]
+) -> dict[str, object]:
     """Decode every image into columns, one for the images and one for each part of the conditions."""
     loader, shape = _loader(images, loading), None
     with tqdm(desc=f"Decoding {images.name} into {path.parent}", total=len(images), unit="image") as bar:
         for batch, (_, _, condition) in loader:
-            parts = [batch, *_leaves(condition)]
+            parts = [batch, *leaves(condition)]
             if shape is None:
-                shape, tree = batch.shape[1:], _numbered(condition)
+                shape, tree = batch.shape[1:], _number_leaves(condition)
                 stem = path.with_suffix("")
-                columns += [Column(Path(f"{stem}.{os.getpid()}.{n}.part"), len(images)) for n in range(len(parts))]
+                columns += [
+                    ColumnWriter(Path(f"{stem}.{os.getpid()}.{n}.part"), len(images)) for n in range(len(parts))
+                ]
             elif batch.shape[1:] != shape:
-                raise ValueError(differing(images.name, 0, shape, bar.n, batch.shape[1:]))
+                raise ValueError(shape_mismatch_message(images.name, 0, shape, bar.n, batch.shape[1:]))
             with _keeping(images.name, path.parent):
                 for column, part in zip(columns, parts, strict=True):
                     column.write(part)
             bar.update(len(batch))
     assert shape is not None
-    policy = {name: value for name, value in vars(images.policy).items() if value is not None}
+    processor = {name: value for name, value in vars(images.processor).items() if value is not None}
     kind = f"{type(images.dataset).__module__}.{type(images.dataset).__qualname__}"
-    about = {"dataset": kind, "policy": policy, "shape": [len(images), *shape]}
-    return about | {"condition": tree, "faults": {fault.item: fault.why for fault in loader.tally.faults}}
+    about = {"dataset": kind, "policy": processor, "shape": [len(images), *shape]}
+    return about | {"condition": tree, "faults": {fault.item: fault.why for fault in loader.counter.faults}}
 
 
-def _loader(images: Images, loading: Loading) -> StreamLoader:
-    workers = min(loading.num_workers or cores(), -(-len(images) // _BATCH))
+def _loader(images: MapStyleImages, loading: LoaderOptions) -> StreamLoader:
+    workers = min(loading.num_workers or cpu_count(), -(-len(images) // _BATCH))
     decoding = copy(loading)
     decoding.batch_size, decoding.num_workers = _BATCH, workers
     decoding.prefetch_factor, decoding.persistent_workers, decoding.drop_last = None, False, False
     order = EvalSampler(len(images), _BATCH, 1, 0)
     loader = decoding.loader(images, "predict", order, (1, 0), seed=0, pin_memory=False)
-    loader.tally.name = images.name
+    loader.counter.name = images.name
     return loader

@@ -8,11 +8,11 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from ddpm_data import _checks as checks
+from ddpm_data._checks import check_int
 from ddpm_data.callbacks._common import _checked_folder, _datamodule_of, _folder_of
 from ddpm_data.callbacks._logging import log_picture
 from ddpm_data.callbacks.throughput import Throughput as Throughput
-from ddpm_data.loading.map_style import Images
+from ddpm_data.loading.map_style import MapStyleImages
 from ddpm_data.types import Stage
 
 
@@ -40,9 +40,9 @@ class NoisingStrip(L.Callback):
         from ddpm_data import plots
 
         key = "callbacks.noising_strip"
-        self.every_n_epochs = checks.whole("NoisingStrip", f"{key}.every_n_epochs", every_n_epochs, 1)
-        self.images = checks.whole("NoisingStrip", f"{key}.images", images, 1)
-        self.columns = checks.whole("NoisingStrip", f"{key}.columns", columns, 1)
+        self.every_n_epochs = check_int("NoisingStrip", f"{key}.every_n_epochs", every_n_epochs, 1)
+        self.images = check_int("NoisingStrip", f"{key}.images", images, 1)
+        self.columns = check_int("NoisingStrip", f"{key}.columns", columns, 1)
         self.folder = _checked_folder("NoisingStrip", f"{key}.folder", folder)
         self._draw = plots.noising_strip
         self._hook: RemovableHandle | None = None
@@ -66,7 +66,7 @@ class NoisingStrip(L.Callback):
         elif trainer.is_global_zero:
             stage: Stage = "val" if splits.has("val") else "train"
             images = splits.images(stage)
-            if isinstance(images, Images):
+            if isinstance(images, MapStyleImages):
                 first = torch.arange(min(self.images, len(images)))
                 self._seen = [
                     images.batch((first if images.part is None else images.part.indices(first)).numpy()).images

@@ -6,8 +6,8 @@ from typing import Any
 import lightning as L
 from torch.utils.hooks import RemovableHandle
 
-from ddpm_data import _checks as checks
-from ddpm_data.callbacks import _stopwatch as stopwatch
+from ddpm_data._checks import check_int
+from ddpm_data.callbacks import _stopwatch
 from ddpm_data.datamodule.module import DDPMDataModule
 from ddpm_data.loading.loader import StreamLoader
 from ddpm_data.types import ConditionedTriple, Triple
@@ -30,16 +30,16 @@ class Throughput(L.Callback):
     """
 
     def __init__(self, every_n_steps: int = 10) -> None:
-        self.every_n_steps = checks.whole("Throughput", "callbacks.throughput.every_n_steps", every_n_steps, 1)
+        self.every_n_steps = check_int("Throughput", "callbacks.throughput.every_n_steps", every_n_steps, 1)
         self._images, self._batches, self._seconds, self._since = 0, 0, 0.0, 0.0
-        self._watch = stopwatch.Stopwatch(on_cuda=False)
-        self._unread: list[stopwatch.Lap] = []
+        self._watch = _stopwatch.Stopwatch(on_cuda=False)
+        self._unread: list[_stopwatch.Lap] = []
         self._hook: RemovableHandle | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin to watch the batches."""
         self.on_train_end(trainer, pl_module)
-        self._watch = stopwatch.Stopwatch(trainer.strategy.root_device.type == "cuda")
+        self._watch = _stopwatch.Stopwatch(trainer.strategy.root_device.type == "cuda")
         self._unread = []
         if isinstance(datamodule := getattr(trainer, "datamodule", None), DDPMDataModule):
             # The transfer ends where the transform begins, inside a hook of the DataModule's.
@@ -90,8 +90,8 @@ class Throughput(L.Callback):
             self._images, self._batches, self._seconds = 0, 0, 0.0
             laps = self._watch.take()  # also where nobody asks for the shares: it would keep every batch
             self._unread = laps if self._hook is not None else []
-        if self._unread and stopwatch.has_passed(self._unread):
-            shares = stopwatch.shares(self._unread)
+        if self._unread and _stopwatch.has_passed(self._unread):
+            shares = _stopwatch.shares(self._unread)
             pl_module.log_dict({f"{name}_share": share for name, share in shares.items()})
             self._unread = []
 

@@ -7,11 +7,11 @@ from typing import Any
 import lightning as L
 from torch import Tensor
 
-from ddpm_data import _checks as checks
+from ddpm_data._checks import check_int
 from ddpm_data.callbacks._common import _checked_folder, _datamodule_of, _folder_of
 from ddpm_data.callbacks._logging import log_picture
 from ddpm_data.callbacks.throughput import Throughput as Throughput
-from ddpm_data.diffusion.timestep_bins import Buckets, Row, read_losses, write_losses
+from ddpm_data.diffusion.timestep_bins import BinLoss, TimestepBins, read_losses, write_losses
 from ddpm_data.types import ConditionedTriple, Triple
 
 
@@ -21,7 +21,7 @@ class TimestepLoss(L.Callback):
     The model's ``validation_step`` returns the loss of each example, as a tensor of shape ``(batch,)`` or in a dict
     under ``losses``. Each range's mean is logged (``val_loss_t/0000-0099``); a range without examples is not. A fit
     also writes ``timestep_loss.csv``, which a resumed run goes on with and a new one begins anew
-    (:class:`~ddpm_data.diffusion.timestep_bins.Row` has its columns), and ``timestep_loss.png``.
+    (:class:`~ddpm_data.diffusion.timestep_bins.BinLoss` has its columns), and ``timestep_loss.png``.
 
     Args:
         buckets: Ranges that the steps are cut into.
@@ -34,10 +34,10 @@ class TimestepLoss(L.Callback):
     def __init__(self, buckets: int = 10, folder: str | Path | None = None) -> None:
         from ddpm_data import plots
 
-        self.buckets = checks.whole("TimestepLoss", "callbacks.timestep_loss.buckets", buckets, 1)
+        self.buckets = check_int("TimestepLoss", "callbacks.timestep_loss.buckets", buckets, 1)
         self.folder = _checked_folder("TimestepLoss", "callbacks.timestep_loss.folder", folder)
         self._draw = plots.timestep_losses
-        self._rows: list[Row] = []
+        self._rows: list[BinLoss] = []
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Find the steps and the folder.
@@ -46,7 +46,7 @@ class TimestepLoss(L.Callback):
             ValueError: The data are no DDPMDataModule's.
         """
         self._process = _datamodule_of(trainer, "TimestepLoss").transform.process
-        self._ranges = Buckets(self._process.num_timesteps, self.buckets)
+        self._ranges = TimestepBins(self._process.num_timesteps, self.buckets)
         self._path = _folder_of(trainer, self.folder) / "timestep_loss.csv"
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -57,7 +57,7 @@ class TimestepLoss(L.Callback):
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin the sums."""
-        self._sums = self._ranges.nothing(pl_module.device)
+        self._sums = self._ranges.empty_sums(pl_module.device)
 
     def on_validation_batch_end(
         self,
@@ -73,14 +73,14 @@ class TimestepLoss(L.Callback):
         Raises:
             TypeError: ``validation_step`` returned something else.
         """
-        self._sums = self._sums + self._ranges.sums(batch.t, _losses_in(outputs, batch.t))
+        self._sums = self._sums + self._ranges.sum_losses(batch.t, _losses_in(outputs, batch.t))
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the means, and in a fit write the files."""
         if trainer.sanity_checking:
             return
         sums = trainer.strategy.reduce(self._sums, reduce_op="sum")
-        rows = self._ranges.rows(sums, self._process, trainer.current_epoch, trainer.global_step)
+        rows = self._ranges.to_rows(sums, self._process, trainer.current_epoch, trainer.global_step)
         means = {f"val_loss_t/{name}": row.loss for name, row in zip(self._ranges.names, rows, strict=True)}
         # They are the same on all processes; without sync_dist Lightning would warn that they might not be.
         pl_module.log_dict({name: mean for name, mean in means.items() if mean is not None}, sync_dist=True)

@@ -10,7 +10,7 @@ _ROOTS = ("train", "config")  # names that root configs usually have
 _KEYS = ("datamodule", "ddpm_data.datamodule")
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_config_options(parser: argparse.ArgumentParser) -> None:
     """Have a command ask for a configuration as training does."""
     parser.add_argument("--config-dir", type=Path, help="folder of your configs (default conf; where it is not, ours)")
     parser.add_argument("--config-name", help=f"the root config (default {' or '.join(_ROOTS)})")
@@ -40,7 +40,7 @@ def configs(args: argparse.Namespace) -> Iterator[str]:
         yield name
 
 
-def datamodule_in(args: argparse.Namespace) -> Any:  # noqa: ANN401  # a DictConfig, which only Hydra's users know of
+def find_datamodule_config(args: argparse.Namespace) -> Any:  # noqa: ANN401  # a DictConfig, which only Hydra's users know of
     """The DataModule's configuration, as it stands.
 
     Raises:
@@ -58,14 +58,14 @@ def datamodule_in(args: argparse.Namespace) -> Any:  # noqa: ANN401  # a DictCon
     return node
 
 
-def composed(args: argparse.Namespace) -> dict[str, Any]:
+def compose_datamodule(args: argparse.Namespace) -> dict[str, Any]:
     """The DataModule's configuration, resolved and ready to be instantiated.
 
     Raises:
-        SystemExit: See :func:`datamodule_in`.
+        SystemExit: See :func:`find_datamodule_config`.
     """
     from omegaconf import OmegaConf
 
-    values = OmegaConf.to_container(datamodule_in(args), resolve=True, throw_on_missing=True)
+    values = OmegaConf.to_container(find_datamodule_config(args), resolve=True, throw_on_missing=True)
     assert isinstance(values, dict)
     return {str(name): value for name, value in values.items()}

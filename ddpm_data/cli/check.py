@@ -15,17 +15,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ddpm_data.cli._config import add_options, composed
-from ddpm_data.cli.checking.duplicates import leaks
-from ddpm_data.cli.checking.summary import Facts, SomeImages, facts, pairs, remarks, table
+from ddpm_data.cli._config import add_config_options, compose_datamodule
+from ddpm_data.cli.checking.duplicates import find_leakage
+from ddpm_data.cli.checking.summary import Facts, SomeImages, messages, name_duplicates, summarize, table
 from ddpm_data.cli.checking.survey import Rows
-from ddpm_data.cli.checking.walk import Walked, along, by_number
+from ddpm_data.cli.checking.walk import ScanResult, scan_iterable, scan_map_style
 from ddpm_data.datamodule.module import DDPMDataModule
 from ddpm_data.datamodule.splits import Splits
-from ddpm_data.loading.bad_items import BAD
-from ddpm_data.loading.map_style import Images
-from ddpm_data.loading.options import cores
-from ddpm_data.loading.prebatched import ReadyBatches
+from ddpm_data.loading.bad_items import ITEM_ERRORS
+from ddpm_data.loading.map_style import MapStyleImages
+from ddpm_data.loading.options import cpu_count
+from ddpm_data.loading.prebatched import PrebatchedImages
 from ddpm_data.rng.philox import STAGES
 from ddpm_data.types import Stage
 
@@ -33,16 +33,16 @@ from ddpm_data.types import Stage
 def main(arguments: list[str] | None = None) -> int:
     """Look, print, write; returns 0 if nothing is bad, else 1."""
     parser = argparse.ArgumentParser(prog="python -m ddpm_data.check", description=__doc__)
-    parser.add_argument("--workers", type=int, default=cores(), help="processes that look (default one a core)")
+    parser.add_argument("--workers", type=int, default=cpu_count(), help="processes that look (default one a core)")
     parser.add_argument("--most", type=int, default=10_000, help="items of a set with its own order (default 10000)")
     parser.add_argument("--out", type=Path, default=Path("check"), help="folder for what is written (default check)")
-    add_options(parser)
+    add_config_options(parser)
     args = parser.parse_args(arguments)
     if args.workers < 0 or args.most < 1:
         parser.error("--workers is at least 0, --most at least 1")
-    found, leakage, shown = _looked_at(args)
+    found, leakage, shown = _run_checks(args)
     print(f"\n{table(found)}\n")
-    for remark in [remark for stage, some in found.items() for remark in remarks(stage, some)]:
+    for remark in [remark for stage, some in found.items() for remark in messages(stage, some)]:
         print(remark)
     for both, common in leakage.items():
         print("\n  ".join([f"both in {both}: {common['count']:,} images", *common["first"]]))
@@ -53,33 +53,33 @@ def main(arguments: list[str] | None = None) -> int:
     return int(any(some["bad"] or some["problems"] for some in found.values()))
 
 
-def _looked_at(args: argparse.Namespace) -> tuple[dict[str, Facts], dict[str, Facts], dict[str, list[Tensor]]]:
+def _run_checks(args: argparse.Namespace) -> tuple[dict[str, Facts], dict[str, Facts], dict[str, list[Tensor]]]:
     """What there is to say of each set, and of each two; and images to show, by their title."""
     from hydra.utils import instantiate
 
-    datamodule: DDPMDataModule = instantiate(composed(args))
+    datamodule: DDPMDataModule = instantiate(compose_datamodule(args))
     splits, loading = datamodule.splits, datamodule.loading
     stages = [stage for stage in STAGES if splits.has(stage) and not (stage == "val" and splits.fraction)]
     if not stages:
         raise SystemExit("the configuration has no set to look at. Give `dataset.train`.")
     try:
         sets, held_out = {stage: splits.unchecked(stage) for stage in stages}, _held_out(splits)
-    except BAD as error:
+    except ITEM_ERRORS as error:
         raise SystemExit(str(error)) from error
-    walked: dict[Stage, Walked] = {}
+    walked: dict[Stage, ScanResult] = {}
     found: dict[str, Facts] = {}
     shown: dict[str, list[Tensor]] = {}
     for stage, images in sets.items():
-        if isinstance(images, ReadyBatches):
+        if isinstance(images, PrebatchedImages):
             raise SystemExit(
                 f"{stage} is a DataLoader, and datasets are looked at: give its dataset, `dataset.{stage}`."
             )
-        if isinstance(images, Images):
-            some = by_number(images, args.workers, loading.multiprocessing_context)
+        if isinstance(images, MapStyleImages):
+            some = scan_map_style(images, args.workers, loading.multiprocessing_context)
         else:
-            some = along(images, args.most)
+            some = scan_iterable(images, args.most)
         walked[stage] = some
-        found[stage] = facts(images, some.survey, loading, *_as_a_whole(images))
+        found[stage] = summarize(images, some.survey, loading, *_as_a_whole(images))
         found[stage] |= {"order": some.order} if some.order else {}
         found[stage] |= {"held_out": int(held_out.sum())} if stage == "train" and held_out is not None else {}
         if some.shown:
@@ -91,7 +91,7 @@ def _looked_at(args: argparse.Namespace) -> tuple[dict[str, Facts], dict[str, Fa
 def _held_out(splits: Splits) -> Tensor | None:
     """Which items of the training set are validated on: bool, shape ``(count,)``; ``None`` where none are."""
     images = splits.unchecked("val") if splits.fraction else None
-    if not isinstance(images, Images) or images.part is None:
+    if not isinstance(images, MapStyleImages) or images.part is None:
         return None
     chosen = torch.zeros(images.part.length, dtype=torch.bool)
     chosen[images.part.indices(torch.arange(len(images)))] = True
@@ -100,18 +100,18 @@ def _held_out(splits: Splits) -> Tensor | None:
 
 def _as_a_whole(images: SomeImages) -> tuple[bool, str | None]:
     """Whether a cache would be made of a set; and what ``setup()`` would say, were its bad items replaced."""
-    if not isinstance(images, Images):
+    if not isinstance(images, MapStyleImages):
         return False, None
-    whole = Images(images.dataset, images.policy, images.name, None, images.condition, replaces=True)
+    whole = MapStyleImages(images.dataset, images.processor, images.name, None, images.condition, replaces=True)
     with warnings.catch_warnings(action="ignore"):
         try:
-            whole.check()
-        except BAD as error:
+            whole.inspect()
+        except ITEM_ERRORS as error:
             return True, str(error)
     return not whole.is_stored, None
 
 
-def _leakage(walked: Mapping[Stage, Walked], held_out: Tensor | None) -> dict[str, Facts]:
+def _leakage(walked: Mapping[Stage, ScanResult], held_out: Tensor | None) -> dict[str, Facts]:
     """What each two sets have in common; the part of the training set that is held out is a set of its own."""
     parts: dict[str, tuple[SomeImages, Rows]] = {}
     for stage, some in walked.items():
@@ -122,8 +122,8 @@ def _leakage(walked: Mapping[Stage, Walked], held_out: Tensor | None) -> dict[st
         else:
             parts[stage] = some.images, rows
     names, found = list(parts), {}
-    for (one, other), copied in leaks([rows["content"] for _, rows in parts.values()]):
-        found[f"{names[one]} and {names[other]}"] = pairs(copied, *parts[names[one]], *parts[names[other]])
+    for (one, other), copied in find_leakage([rows["content"] for _, rows in parts.values()]):
+        found[f"{names[one]} and {names[other]}"] = name_duplicates(copied, *parts[names[one]], *parts[names[other]])
     return found
 
 

@@ -18,7 +18,7 @@ import torch
 
 from ddpm_data.cli._table import markdown
 from ddpm_data.diffusion.process import ForwardProcess
-from ddpm_data.diffusion.timestep_bins import Row, read_losses
+from ddpm_data.diffusion.timestep_bins import BinLoss, read_losses
 
 _SCHEDULES = ("schedule", "ddpm_data.schedule")
 
@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--metric", default="val_loss", help="column of metrics.csv, less is better (default val_loss)")
     parser.add_argument("--out", type=Path, help="folder for what is written (default that of the sweep)")
     args = parser.parse_args(arguments)
-    jobs = sorted(read(args.folder, args.metric), key=lambda job: job.best()[0])
+    jobs = sorted(read_jobs(args.folder, args.metric), key=lambda job: job.best()[0])
     out = args.out or args.folder
     out.mkdir(parents=True, exist_ok=True)
     keys = list(dict.fromkeys(key for job in jobs for key in job.overrides))
@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
     return int(any(job.ended != "finished" for job in jobs))
 
 
-def read(folder: Path, metric: str) -> list[Job]:
+def read_jobs(folder: Path, metric: str) -> list[Job]:
     """The jobs of a sweep, by their numbers.
 
     Raises:
@@ -165,7 +165,7 @@ def _process(folder: Path) -> ForwardProcess | None:
         return None
 
 
-def _last_losses(folder: Path) -> list[Row]:
+def _last_losses(folder: Path) -> list[BinLoss]:
     tables = sorted(folder.rglob("timestep_loss.csv"), key=lambda path: path.stat().st_mtime)
     rows = [row for row in read_losses(tables[-1]) if row.loss is not None] if tables else []
     return [row for row in rows if row.step == rows[-1].step]

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ddpm_data.cli._config import add_options, composed, datamodule_in
+from ddpm_data.cli._config import add_config_options, compose_datamodule, find_datamodule_config
 from ddpm_data.cli._table import markdown
 from ddpm_data.diffusion.process import ForwardProcess
 from ddpm_data.diffusion.timesteps import UniformTimesteps
@@ -30,17 +30,17 @@ def main(arguments: list[str] | None = None) -> int:
 
     parser = argparse.ArgumentParser(prog="python -m ddpm_data.report", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("report"), help="folder for what is written (default report)")
-    add_options(parser)
+    add_config_options(parser)
     args = parser.parse_args(arguments)
     processes, timesteps, images = {}, {}, None
-    for name, overrides in each(args.overrides).items():
+    for name, overrides in expand_sweep(args.overrides).items():
         args.overrides = overrides
-        node = datamodule_in(args)
+        node = find_datamodule_config(args)
         label = name or str(node.schedule._target_).rpartition(".")[2]
         processes[label] = ForwardProcess(instantiate(node.schedule))
         timesteps[label] = instantiate(node.timesteps) or UniformTimesteps()
         images = _images(args) if images is None else images
-    print(markdown([_HEAD, *(numbers(name, process) for name, process in processes.items())]))
+    print(markdown([_HEAD, *(table_row(name, process) for name, process in processes.items())]))
     args.out.mkdir(parents=True, exist_ok=True)
     try:
         from ddpm_data.plots.curves import schedule_sheet
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def each(overrides: Sequence[str]) -> dict[str, list[str]]:
+def expand_sweep(overrides: Sequence[str]) -> dict[str, list[str]]:
     """The overrides of each of several schedules, by what tells them apart: one for each combination of values."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -65,7 +65,7 @@ def each(overrides: Sequence[str]) -> dict[str, list[str]]:
     return {" ".join(name for _, name in some if name): [text for text, _ in some] for some in combinations}
 
 
-def numbers(name: str, process: ForwardProcess) -> list[str]:
+def table_row(name: str, process: ForwardProcess) -> list[str]:
     """A schedule's line of the table."""
     ratio = process.snr(torch.arange(process.num_timesteps))
     end = 10 * math.log10(ratio[-1]) if ratio[-1] > 0 else -math.inf
@@ -87,7 +87,7 @@ def _images(args: argparse.Namespace) -> Tensor | None:
 
     plain = {"num_workers": 0, "prefetch_factor": None, "multiprocessing_context": None, "cache_dir": None}
     try:
-        module = instantiate(composed(args) | plain | {"batch_size": _ROWS})
+        module = instantiate(compose_datamodule(args) | plain | {"batch_size": _ROWS})
         if module.transform.latents is not None:
             print("latents cannot be looked at: the sheet has no images")
             return None

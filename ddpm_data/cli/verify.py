@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Mapping
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -21,9 +20,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ddpm_data.cli._config import add_options, composed
+from ddpm_data._nested import leaves
+from ddpm_data.cli._config import add_config_options, compose_datamodule
 from ddpm_data.datamodule.module import DDPMDataModule
-from ddpm_data.loading.map_style import Images
+from ddpm_data.loading.map_style import MapStyleImages
 from ddpm_data.types import ConditionedTriple, Triple
 
 Row = tuple[str, ...]  # digests of an example's x_t, t, noise and condition
@@ -31,7 +31,7 @@ Steps = list[list[Row]]
 _PARTS = ("x_t", "t", "noise", "condition")
 
 
-class Seen(NamedTuple):
+class RunRecord(NamedTuple):
     """What reached the model in one run."""
 
     train: Steps
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m ddpm_data.verify", description=__doc__)
     parser.add_argument("--processes", type=int, default=2, help="how many to compare with one (default 2)")
     parser.add_argument("--steps", type=int, default=20, help="optimizer steps (default 20)")
-    add_options(parser)
+    add_config_options(parser)
     args = parser.parse_args(arguments)
     if args.processes < 2 or args.steps < 2:
         parser.error("--processes and --steps are at least 2")
@@ -100,12 +100,12 @@ def _write_config(args: argparse.Namespace, path: Path) -> int:
     """Compose the DataModule's configuration into a file; returns its batch size."""
     from omegaconf import OmegaConf
 
-    values = composed(args)
+    values = compose_datamodule(args)
     OmegaConf.save(values, path)
     return int(values.get("batch_size", 64))
 
 
-def _run(folder: Path, processes: int, batch_size: int, steps: int, half: int, resume: bool) -> Seen:
+def _run(folder: Path, processes: int, batch_size: int, steps: int, half: int, resume: bool) -> RunRecord:
     out = folder / f"{processes}-{resume}"
     out.mkdir()
     job = [
@@ -125,7 +125,7 @@ def _run(folder: Path, processes: int, batch_size: int, steps: int, half: int, r
         [_flat(list(parts)) for parts in zip(*(rank[stage] for rank in ranks), strict=True)]
         for stage in ("train", "val")
     )
-    return Seen(train, _flat(val), ranks[0]["by_number"])
+    return RunRecord(train, _flat(val), ranks[0]["by_number"])
 
 
 class _Recorder(L.LightningModule):
@@ -149,19 +149,17 @@ class _Recorder(L.LightningModule):
 
 
 def _digests(batch: Triple | ConditionedTriple) -> list[Row]:
-    rows = zip(*(_bytes(part) for part in batch), strict=True)
-    return [tuple(blake2b(part, digest_size=8).hexdigest() for part in row) for row in rows]
+    columns = [_example_bytes(part) for part in batch]
+    return [tuple(blake2b(part, digest_size=8).hexdigest() for part in row) for row in zip(*columns, strict=True)]
 
 
-def _bytes(part: Any) -> list[bytes]:  # noqa: ANN401  # conditions are of any kind
-    """What each example has of a tensor, a list of strings, or a dict or list of these."""
-    if isinstance(part, Tensor):
-        return [row.numpy().tobytes() for row in part.contiguous()]
-    if isinstance(part, Mapping):
-        part = list(part.values())
-    if all(isinstance(text, str) for text in part):
-        return [text.encode() for text in part]
-    return [b"|".join(row) for row in zip(*(_bytes(other) for other in part), strict=True)]
+def _example_bytes(part: object) -> list[bytes]:
+    """List what each example has of a tensor, or of nested conditions."""
+    columns = [
+        [row.numpy().tobytes() for row in leaf.contiguous()] if isinstance(leaf, Tensor) else [s.encode() for s in leaf]
+        for leaf in leaves(part)
+    ]
+    return [b"|".join(row) for row in zip(*columns, strict=True)]
 
 
 class _SaveAt(L.Callback):
@@ -202,7 +200,7 @@ def _job(arguments: list[str]) -> None:
     if datamodule.splits.has("val"):
         trainer(limit_val_batches=steps).validate(model, datamodule=datamodule, verbose=False)
     seen: dict[str, Any] = {"train": list(model.train_rows.values()), "val": model.val_rows}
-    seen["by_number"] = isinstance(datamodule.splits.images("train"), Images)
+    seen["by_number"] = isinstance(datamodule.splits.images("train"), MapStyleImages)
     torch.save(seen, out / f"{run.global_rank}.pt")
 
 

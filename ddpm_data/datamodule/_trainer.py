@@ -9,19 +9,19 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import distributed
 
 from ddpm_data._distributed import processes
-from ddpm_data.datamodule.resume import Resume
-from ddpm_data.loading.iterable import Arrivals
-from ddpm_data.loading.map_style import Images
-from ddpm_data.loading.options import AnyImages, Loading
+from ddpm_data.datamodule.resume import StreamCheckpoint
+from ddpm_data.loading.iterable import IterableOrder
+from ddpm_data.loading.map_style import MapStyleImages
+from ddpm_data.loading.options import AnyImages, LoaderOptions
 from ddpm_data.loading.samplers import EvalSampler, StreamSampler
 from ddpm_data.rng.philox import key_from
 
-Order = StreamSampler | EvalSampler | Arrivals
+Order = StreamSampler | EvalSampler | IterableOrder
 
 
-def train_order(
-    images: AnyImages, loading: Loading, about: dict[str, int], trainer: L.Trainer | None
-) -> tuple[Order, Resume]:
+def train_sampler(
+    images: AnyImages, loading: LoaderOptions, about: dict[str, int], trainer: L.Trainer | None
+) -> tuple[Order, StreamCheckpoint]:
     """The training stream's order, and what keeps its place in checkpoints.
 
     Args:
@@ -31,26 +31,26 @@ def train_order(
         trainer: What counts epochs and batches, if anything does.
     """
     (world_size, rank), size = world_of(trainer), loading.batch_size
-    order: StreamSampler | Arrivals
-    if isinstance(images, Images):
+    order: StreamSampler | IterableOrder
+    if isinstance(images, MapStyleImages):
         key = key_from(about["seed"])
         order = StreamSampler(len(images), size, world_size, rank, key, loading.drop_last, images.part)
         about = about | {"length": len(images)}
     else:
-        order = Arrivals(lambda: trainer.current_epoch if trainer else 0)
+        order = IterableOrder(lambda: trainer.current_epoch if trainer else 0)
         about = about | {"world_size": world_size, "batch_size": size, "num_workers": loading.num_workers}
-    resume = Resume(order.epochs, about)
+    resume = StreamCheckpoint(order.epochs, about)
     if trainer:
-        resume.join(trainer)
+        resume.attach(trainer)
     return order, resume
 
 
-def eval_order(images: AnyImages, loading: Loading, trainer: L.Trainer | None) -> Order:
+def eval_sampler(images: AnyImages, loading: LoaderOptions, trainer: L.Trainer | None) -> Order:
     """The order of a validation, test or prediction set, the same each time."""
     world_size, rank = world_of(trainer)
-    if isinstance(images, Images):
+    if isinstance(images, MapStyleImages):
         return EvalSampler(len(images), loading.batch_size, world_size, rank, images.part)
-    return Arrivals(lambda: 0)
+    return IterableOrder(lambda: 0)
 
 
 _DTYPES = {
@@ -62,7 +62,7 @@ _DTYPES = {
 }
 
 
-def dtype_of(trainer: L.Trainer | None) -> torch.dtype | None:
+def batch_dtype(trainer: L.Trainer | None) -> torch.dtype | None:
     """The dtype its precision wants batches in, where that is not float32."""
     return _DTYPES.get(trainer.precision) if trainer else None
 

@@ -8,21 +8,21 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from ddpm_data.datamodule._trainer import Order, dtype_of, eval_order, refuse_clashes, train_order, world_of
-from ddpm_data.datamodule.resume import Resume
+from ddpm_data.datamodule._trainer import Order, batch_dtype, eval_sampler, refuse_clashes, train_sampler, world_of
+from ddpm_data.datamodule.resume import StreamCheckpoint
 from ddpm_data.datamodule.splits import Source, Splits
 from ddpm_data.diffusion.guidance import ConditionDropout
 from ddpm_data.diffusion.process import ForwardProcess
 from ddpm_data.diffusion.timesteps import Timesteps
 from ddpm_data.diffusion.transform import Augment, ForwardDiffusion
-from ddpm_data.images.latent_processor import LatentPolicy
-from ddpm_data.images.processor import ImagePolicy
+from ddpm_data.images.latent_processor import LatentProcessor
+from ddpm_data.images.processor import ImageProcessor
 from ddpm_data.latents import Latents
 from ddpm_data.loading.loader import StreamLoader
-from ddpm_data.loading.map_style import Images
-from ddpm_data.loading.options import Loading
+from ddpm_data.loading.map_style import MapStyleImages
+from ddpm_data.loading.options import LoaderOptions
 from ddpm_data.rng.philox import STAGES, key_from
-from ddpm_data.types import ConditionedTriple, Examples, ItemKey, Stage, Triple
+from ddpm_data.types import ConditionedTriple, ImageBatch, ItemKey, Stage, Triple
 
 _STAGES_OF: dict[str, tuple[Stage, ...]] = {
     "fit": ("train", "val"),
@@ -56,14 +56,14 @@ class DDPMDataModule(L.LightningDataModule):
         timesteps: How ``t`` is drawn, see :class:`~ddpm_data.diffusion.transform.ForwardDiffusion`.
         flip, augment: Of training batches, on the device and before noising, see there.
         image_key, image_size, value_range, channels, resize, crop, background: How items become images, see
-            :class:`~ddpm_data.images.processor.ImagePolicy`.
+            :class:`~ddpm_data.images.processor.ImageProcessor`.
         latents: That items are latents instead, and what to make of them: :class:`~ddpm_data.latents.Latents`.
         condition: Place in a tuple, or key in a dict, where an item holds its label, caption, embedding or a dict of
             these; batches are then :class:`~ddpm_data.types.ConditionedTriple`.
         condition_dropout, null_condition: How often training forgets a condition, and for what, see
             :class:`~ddpm_data.diffusion.guidance.ConditionDropout`.
         drop_last, prefetch_factor, persistent_workers, multiprocessing_context, timeout: See
-            :class:`~ddpm_data.loading.options.Loading`.
+            :class:`~ddpm_data.loading.options.LoaderOptions`.
         on_bad_item, max_bad_fraction: What becomes of items that cannot be used, see there.
         cache_dir: Folder for decoded images (:mod:`ddpm_data.cache`): map-style sets whose images are not in an array
             already are decoded and resized once a node, in ``prepare_data``, and read from there ever after.
@@ -111,20 +111,20 @@ class DDPMDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         workers = (num_workers, prefetch_factor, persistent_workers, multiprocessing_context)
-        self.loading = Loading(batch_size, *workers, drop_last, timeout, on_bad_item, max_bad_fraction)
+        self.loading = LoaderOptions(batch_size, *workers, drop_last, timeout, on_bad_item, max_bad_fraction)
         self.transform = ForwardDiffusion(ForwardProcess(schedule), seed, timesteps, flip, augment, compile, latents)
         self.dropout = ConditionDropout(condition_dropout, null_condition, seed)
-        policy = ImagePolicy(image_key, image_size, value_range, channels, resize, crop, background)
+        processor = ImageProcessor(image_key, image_size, value_range, channels, resize, crop, background)
         self.splits = Splits(
             {"train": train, "val": val, "test": test, "predict": predict},
-            policy if latents is None else LatentPolicy.instead_of(policy, latents),
+            processor if latents is None else LatentProcessor.replacing(processor, latents),
             condition,
             key_from(seed),
             cache_dir,
             self.loading,
         )
         self._order: Order | None = None
-        self._resume: Resume | None = None
+        self._resume: StreamCheckpoint | None = None
         self._device = torch.device("cpu")
         if val is None and type(self).val_dataloader is DDPMDataModule.val_dataloader:
             # Else Lightning takes our method for a validation set, and warns of every model without validation_step.
@@ -155,13 +155,13 @@ class DDPMDataModule(L.LightningDataModule):
         for name in _STAGES_OF[stage] if stage else STAGES:
             if self.splits.has(name):
                 images = self.splits.open(name)
-                if isinstance(images, Images):
+                if isinstance(images, MapStyleImages):
                     self.loading.check_length(name, len(images), world_of(self.trainer)[0])
                     if name == "train" and self.dropout.probability:
                         self.dropout.check(images.batch(images.first()).condition)
                 if name == "train":
                     about = {"seed": self.transform.seed, "num_timesteps": self.transform.process.num_timesteps}
-                    self._order, self._resume = train_order(images, self.loading, about, self.trainer)
+                    self._order, self._resume = train_sampler(images, self.loading, about, self.trainer)
             elif stage and name == _STAGES_OF[stage][0]:
                 raise ValueError(
                     f"no {name} set was given. Give DDPMDataModule({name}=...), in the configs `dataset.{name}`."
@@ -183,14 +183,14 @@ class DDPMDataModule(L.LightningDataModule):
         """Batches of this rank's part of the prediction set, uint8."""
         return self._loader("predict")
 
-    def on_before_batch_transfer(self, batch: Examples, dataloader_idx: int) -> Examples:
+    def on_before_batch_transfer(self, batch: ImageBatch, dataloader_idx: int) -> ImageBatch:
         """Drop conditions that are strings, which stay on the host; a batch that is not ours is left alone."""
-        if not isinstance(batch, Examples) or batch.about.stage != "train":
+        if not isinstance(batch, ImageBatch) or batch.meta.stage != "train":
             return batch
-        condition = self.dropout.strings(batch.about.condition, batch.position)
-        return batch._replace(about=batch.about._replace(condition=condition))
+        condition = self.dropout.drop_strings(batch.meta.condition, batch.position)
+        return batch._replace(meta=batch.meta._replace(condition=condition))
 
-    def on_after_batch_transfer(self, batch: Examples, dataloader_idx: int) -> Triple | ConditionedTriple:
+    def on_after_batch_transfer(self, batch: ImageBatch, dataloader_idx: int) -> Triple | ConditionedTriple:
         """Make the triple, on the device the batch was moved to.
 
         Raises:
@@ -198,14 +198,14 @@ class DDPMDataModule(L.LightningDataModule):
                 or ``null_condition`` is not like the conditions.
             ValueError: ``augment`` changed the number of images.
         """
-        if not isinstance(batch, Examples):
+        if not isinstance(batch, ImageBatch):
             raise TypeError(
                 f"DDPMDataModule was handed a batch of {type(batch).__name__}, but makes triples of its own "
-                "loaders' Examples. Pass datasets to DDPMDataModule(train=..., val=...), not loaders to the Trainer."
+                "loaders' ImageBatch. Pass datasets to DDPMDataModule(train=..., val=...), not loaders to the Trainer."
             )
         images, (position, stage, condition) = batch
         self._follow(images.device)
-        triple: Triple = self.transform(images, position, stage, dtype_of(self.trainer))
+        triple: Triple = self.transform(images, position, stage, batch_dtype(self.trainer))
         if self.splits.condition is None:
             return triple
         return ConditionedTriple(*triple, self.dropout(condition, position) if stage == "train" else condition)
@@ -228,7 +228,7 @@ class DDPMDataModule(L.LightningDataModule):
 
     def _loader(self, stage: Stage) -> StreamLoader:
         images = self.splits.images(stage)
-        order = self._order if stage == "train" else eval_order(images, self.loading, self.trainer)
+        order = self._order if stage == "train" else eval_sampler(images, self.loading, self.trainer)
         assert order is not None
         pin_memory = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         world, seed = world_of(self.trainer), self.transform.seed

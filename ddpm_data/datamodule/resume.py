@@ -10,31 +10,31 @@ from typing import Any
 
 import lightning as L
 
-from ddpm_data.loading.samplers import ENDLESS, Epochs
+from ddpm_data.loading.samplers import ENDLESS, EpochPlans
 
 
-class Resume(L.Callback):
+class StreamCheckpoint(L.Callback):
     """Says where a run stands in the training stream, and takes another run up from there.
 
     A callback, since its ``on_load_checkpoint`` comes after the DataModule's ``load_state_dict`` and before Lightning
     restores its loops, if it stands first in the list.
 
     Args:
-        epochs: How the training sampler cuts them, which is told where to begin.
+        epochs: How the training sampler plan them, which is told where to begin.
         stream: What makes it this stream and no other (seed, length, steps): a checkpoint must agree.
     """
 
-    def __init__(self, epochs: Epochs, stream: dict[str, int]) -> None:
+    def __init__(self, epochs: EpochPlans, stream: dict[str, int]) -> None:
         self.epochs = epochs
         self.stream = stream
         self._loaded: dict[str, int] | None = None
         self._done_before = (0, 0)  # an epoch, and how many of its batches, of today's size, were done before
         self._mend_step = False
 
-    def join(self, trainer: L.Trainer) -> None:
+    def attach(self, trainer: L.Trainer) -> None:
         """Stand first among the Trainer's callbacks, in place of what an earlier ``fit`` left there."""
         callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector of the Trainer's
-        callbacks[:] = [self, *(callback for callback in callbacks if not isinstance(callback, Resume))]
+        callbacks[:] = [self, *(callback for callback in callbacks if not isinstance(callback, StreamCheckpoint))]
 
     def save(self, trainer: L.Trainer) -> dict[str, int]:
         """The place after the last optimizer step, right in any hook, also in the middle of a step.
@@ -52,7 +52,7 @@ class Resume(L.Callback):
         last = not in_flight and (batches.is_last_batch or done == trainer.num_training_batches)
         window = 0 if last else done % trainer.accumulate_grad_batches
         before = self._done_before[1] if epoch == self._done_before[0] else 0
-        place = self.epochs.of(epoch).end(done - window - before - 1)
+        place = self.epochs.plan_for(epoch).end(done - window - before - 1)
         return {"epoch": epoch, "place": place, "window": window, "ended": int(last)} | self.stream
 
     def load(self, saved: dict[str, int]) -> None:
@@ -78,7 +78,7 @@ class Resume(L.Callback):
         progress = counters["epoch_progress"]
         begun = progress["current"]["ready"] != progress["current"]["processed"]
         done, left = self._batches(trainer, place) if begun else (0, 1)
-        left = 0 if ended and self.epochs.cuts.length == ENDLESS else left  # how long it was is not in the cuts
+        left = 0 if ended and self.epochs.plan.length == ENDLESS else left  # how long it was is not in the plan
         self.epochs.resumed = (epoch, place)
         self._done_before = (epoch, done)
         self._mend_step = True
@@ -105,12 +105,12 @@ class Resume(L.Callback):
 
     def _batches(self, trainer: L.Trainer, place: int) -> tuple[int, int]:
         """How many of the epoch's batches, of today's size, are done at a place and how many are left."""
-        cuts, limit = self.epochs.cuts, trainer.limit_train_batches
-        whole = cuts.count_batches()
+        plan, limit = self.epochs.plan, trainer.limit_train_batches
+        whole = plan.count_batches()
         count = min(whole, limit) if isinstance(limit, int) else int(whole * limit)
-        left = cuts._replace(start=place).count_batches()
+        left = plan._replace(start=place).count_batches()
         if count < whole:  # the epoch ends early, at a place of its own
-            left = min(left, max(0, -(-(cuts.end(count - 1) - place) // cuts.batch)))
+            left = min(left, max(0, -(-(plan.end(count - 1) - place) // plan.batch)))
         return count - left, left
 
 

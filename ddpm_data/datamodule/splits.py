@@ -7,15 +7,15 @@ from typing import TypeGuard, cast
 
 from torch.utils.data import DataLoader, IterableDataset
 
-from ddpm_data import _checks as checks
-from ddpm_data._distributed import speaks
-from ddpm_data.cache.store import Cache, cached
-from ddpm_data.images.processor import Policy
+from ddpm_data._checks import check_float
+from ddpm_data._distributed import is_rank_zero
+from ddpm_data.cache.store import Cache, open_or_build
+from ddpm_data.images.processor import ItemProcessor
 from ddpm_data.loading.iterable import IterableImages
-from ddpm_data.loading.map_style import Images
-from ddpm_data.loading.options import AnyImages, Loading
-from ddpm_data.loading.prebatched import ReadyBatches
-from ddpm_data.rng.permutation import Part
+from ddpm_data.loading.map_style import MapStyleImages
+from ddpm_data.loading.options import AnyImages, LoaderOptions
+from ddpm_data.loading.prebatched import PrebatchedImages
+from ddpm_data.rng.permutation import RandomSubset
 from ddpm_data.rng.philox import Key
 from ddpm_data.sources._arrays import MapDataset
 from ddpm_data.types import ItemKey, Stage
@@ -34,7 +34,7 @@ class Splits:
 
     Args:
         sources: A dataset or factory for each stage; for ``val`` also the fraction of ``train`` to hold out.
-        policy: How items become images.
+        processor: How items become images.
         condition: Where an item holds its condition; ``None`` takes none.
         key: The seed's, which picks the held-out images.
         cache_dir: Folder for decoded images; ``None`` keeps none.
@@ -48,11 +48,11 @@ class Splits:
     def __init__(
         self,
         sources: Mapping[Stage, Source | float | None],
-        policy: Policy,
+        processor: ItemProcessor,
         condition: ItemKey | None,
         key: Key,
         cache_dir: str | Path | None,
-        loading: Loading,
+        loading: LoaderOptions,
     ) -> None:
         if not isinstance(cache_dir, str | Path | None):
             raise TypeError(f"DDPMDataModule(cache_dir={cache_dir!r}): a folder is needed. Change `loader.cache_dir`.")
@@ -61,7 +61,7 @@ class Splits:
                 f"DDPMDataModule(condition={condition!r}): a tuple's place, a dict's key or null. Change "
                 "`dataset.condition`."
             )
-        self.policy = policy
+        self.processor = processor
         self.condition = condition
         self.cache_dir = None if cache_dir is None else Path(cache_dir).expanduser()
         self.loading = loading
@@ -101,10 +101,10 @@ class Splits:
             ValueError: The set is empty, or images cannot be converted or share no shape.
         """
         cache, images = self._cache(self._whole(stage)), self.unchecked(stage)
-        if isinstance(images, Images):
+        if isinstance(images, MapStyleImages):
             images.cache = cache
             if cache is None:
-                images.check(warns=speaks() and stage == self._whole(stage))  # a held-out part says nothing new
+                images.inspect(warns=is_rank_zero() and stage == self._whole(stage))  # a held-out part says nothing new
         self._images[stage] = images
         return images
 
@@ -121,7 +121,7 @@ class Splits:
             return self._iterable(stage, dataset)
         # A part is named after the whole: an index in an error is one of the dataset that was given.
         part = self._part(stage, len(dataset))
-        return Images(dataset, self.policy, whole, part, self.condition, self.loading.replaces)
+        return MapStyleImages(dataset, self.processor, whole, part, self.condition, self.loading.replaces)
 
     def _cache(self, stage: Stage) -> Cache | None:
         """What the cache has of a whole dataset; ``None`` where there is to be no cache, or no need of one."""
@@ -133,15 +133,15 @@ class Splits:
                 f"cache_dir={str(self.cache_dir)!r}: {stage} is a {type(dataset).__name__}, which gives its items in "
                 "an order of its own, so that none could be found in a cache. Leave `loader.cache_dir` null."
             )
-        if getattr(self.policy, "crop", "center") == "random":
+        if getattr(self.processor, "crop", "center") == "random":
             raise ValueError(
                 f"cache_dir={str(self.cache_dir)!r}: a cache holds one crop of each image, and crop='random' wants "
                 "another each epoch. Change `dataset.crop`, or leave `loader.cache_dir` null."
             )
-        images = Images(dataset, self.policy, stage, None, self.condition, self.loading.replaces)
-        images.check(warns=speaks())
+        images = MapStyleImages(dataset, self.processor, stage, None, self.condition, self.loading.replaces)
+        images.inspect(warns=is_rank_zero())
         if not images.is_stored:
-            self._caches[stage] = cached(images, self.cache_dir, self.loading)
+            self._caches[stage] = open_or_build(images, self.cache_dir, self.loading)
         return self._caches.get(stage)
 
     def images(self, stage: Stage) -> AnyImages:
@@ -167,24 +167,24 @@ class Splits:
     def _is_part(self, stage: Stage) -> bool:
         return self.fraction is not None and stage in ("train", "val")
 
-    def _iterable(self, stage: Stage, dataset: SomeDataset) -> IterableImages | ReadyBatches:
+    def _iterable(self, stage: Stage, dataset: SomeDataset) -> IterableImages | PrebatchedImages:
         if self._is_part(stage):
             raise ValueError(
                 f"val={self.fraction}: a {type(dataset).__name__} gives its items in an order of its own, so none can "
                 "be held out of train. Give a validation set, `dataset.val`."
             )
-        if getattr(self.policy, "crop", "center") == "random":
+        if getattr(self.processor, "crop", "center") == "random":
             raise ValueError(
                 f"crop='random': a {type(dataset).__name__} gives its items in an order of its own, and a crop is "
                 "picked by the place in the stream. Crop in the dataset, or change `dataset.crop`."
             )
         if isinstance(dataset, DataLoader):
-            return ReadyBatches(dataset, self.policy, stage, self.condition)
+            return PrebatchedImages(dataset, self.processor, stage, self.condition)
         return IterableImages(
-            cast(Iterable[object], dataset), self.policy, stage, self.condition, self.loading.replaces
+            cast(Iterable[object], dataset), self.processor, stage, self.condition, self.loading.replaces
         )
 
-    def _part(self, stage: Stage, length: int) -> Part | None:
+    def _part(self, stage: Stage, length: int) -> RandomSubset | None:
         if not self._is_part(stage):
             return None
         held_out = round(length * (self.fraction or 0.0))
@@ -194,13 +194,13 @@ class Splits:
                 "to validate on. Change `dataset.val`, or give a validation set."
             )
         start, stop = (held_out, length) if stage == "train" else (0, held_out)
-        return Part(self._key, length, start, stop)
+        return RandomSubset(self._key, length, start, stop)
 
 
 def _fraction(val: object) -> float | None:
     if not isinstance(val, Real):
         return None
-    fraction = checks.number("DDPMDataModule", "dataset.val", val)
+    fraction = check_float("DDPMDataModule", "dataset.val", val)
     if not 0 < fraction < 1:
         raise ValueError(
             f"DDPMDataModule(val={val}): a number is the fraction of train to hold out, in (0, 1). "

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from tqdm import tqdm
 
-from ddpm_data._distributed import speaks
+from ddpm_data._distributed import is_rank_zero
 
 # Quarters are to be written to their places in the result at once. For CUDA inductor would sooner write bfloat16
 # ones elsewhere and join them by another kernel: 29 bytes a number instead of 5, by its count (benchmarks.kernels).
@@ -33,7 +33,7 @@ Compiled = Callable[..., tuple[Tensor, ...]]
 Signature = tuple[tuple[torch.Size, torch.dtype, torch.device], ...]
 
 
-class Work(Protocol):
+class Kernel(Protocol):
     """A function of tensors alone, equal to another where all else that it depends on is equal."""
 
     def __hash__(self) -> int:
@@ -60,7 +60,7 @@ class Compiler:
         # again page by page, unless a block this large (32 MiB is its limit) has once been freed: then it keeps 64 MiB.
         torch.empty(31 * 2**20, dtype=torch.uint8)
 
-    def __call__(self, work: Work, shared: Sequence[Tensor], batch: Sequence[Tensor]) -> tuple[Tensor, ...] | None:
+    def __call__(self, work: Kernel, shared: Sequence[Tensor], batch: Sequence[Tensor]) -> tuple[Tensor, ...] | None:
         """Call a function.
 
         Args:
@@ -80,7 +80,7 @@ class Compiler:
                 return ready(*shared, *batch)
             count, rows = len(batch[0]), tuple((tensor.shape[1:], tensor.dtype, tensor.device) for tensor in batch)
             sizes = self._sizes.setdefault((work, rows, len(shared[0])), [])
-            size = _size_for(count, sizes)
+            size = _choose_size(count, sizes)
             compiled = _compile(
                 work, tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in shared), rows, size
             )
@@ -90,7 +90,7 @@ class Compiler:
                 self._ready[key] = compiled
                 return compiled(*shared, *batch)
             pieces = [[tensor[i : i + size] for tensor in batch] for i in range(0, count, size)]
-            results = [compiled(*shared, *(_filled(tensor, size) for tensor in piece)) for piece in pieces]
+            results = [compiled(*shared, *(_pad_batch(tensor, size) for tensor in piece)) for piece in pieces]
         except Exception as error:  # the compiler's own errors have no common type
             self._failed = True
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
@@ -107,19 +107,19 @@ class Compiler:
         return {"_ready": {}, "_sizes": {}, "_failed": self._failed}
 
 
-def _size_for(count: int, sizes: list[int]) -> int:
+def _choose_size(count: int, sizes: list[int]) -> int:
     if larger := [size for size in sizes if size >= count]:
         return min(larger)
     return max(sizes) if sizes and count < 2 * max(sizes) else count
 
 
-def _filled(tensor: Tensor, size: int) -> Tensor:
+def _pad_batch(tensor: Tensor, size: int) -> Tensor:
     missing = size - len(tensor)
     return tensor if not missing else torch.cat([tensor, tensor.new_zeros((missing, *tensor.shape[1:]))])
 
 
 @lru_cache(maxsize=256)
-def _compile(work: Work, shared: Signature, rows: Signature, size: int) -> Compiled:
+def _compile(work: Kernel, shared: Signature, rows: Signature, size: int) -> Compiled:
     """One process needs the code once, however many transforms there are."""
     batch = [(torch.Size((size, *shape)), dtype, device) for shape, dtype, device in rows]
     bar = tqdm(
@@ -127,7 +127,7 @@ def _compile(work: Work, shared: Signature, rows: Signature, size: int) -> Compi
         total=1,
         bar_format="{desc} ...",
         leave=False,
-        disable=not speaks(),
+        disable=not is_rank_zero(),
     )
     with bar, torch.inference_mode(False), torch.no_grad():  # what is traced in inference mode would run in no other
         examples: list[Any] = [torch.zeros(s, dtype=dtype, device=d) for s, dtype, d in (*shared, *batch)]

@@ -18,7 +18,7 @@ from ddpm_data.types import Stage, Triple
 _EAGER_NUMBERS = 2**19  # drawn at once without a compiler: intermediates of a few MB, which stay in the caches
 
 
-class Batch(NamedTuple):
+class TripleInputs(NamedTuple):
     """What a triple is made of, besides the tables.
 
     Attributes:
@@ -42,7 +42,7 @@ class Tables(NamedTuple):
     """What stays on the device: the process's two roots, float32 ``(num_timesteps,)``, and the key, int64 ``(2,)``."""
 
     signal: Tensor
-    spread: Tensor
+    sigma: Tensor
     key: Tensor
 
     def key_words(self) -> Key:
@@ -50,7 +50,7 @@ class Tables(NamedTuple):
         return Key(self.key[0], self.key[1])
 
 
-def chosen(tables: Tables, position: Tensor, probability: float) -> Tensor:
+def flip_mask(tables: Tables, position: Tensor, probability: float) -> Tensor:
     """Which training images are mirrored: bool, shape ``(batch,)``."""
     word = words(tables.key_words(), Purpose.FLIP, "train", position)[0][:, 0]
     return word < round(probability * 2**32)
@@ -65,24 +65,24 @@ def mirror(images: Tensor, mirrored: Tensor) -> Tensor:
     return images.flip(-1).bitwise_xor_(images).bitwise_and_(chosen.to(torch.uint8) * 255).bitwise_xor_(images)
 
 
-def triple(tables: Tables, batch: Batch) -> Triple:
+def make_triple(tables: Tables, batch: TripleInputs) -> Triple:
     """The triple, contiguous; computed in float32, cast last."""
     images, position, steps, flip, stage, dtype = batch
     if flip:
-        images = mirror(images, chosen(tables, position, flip))
+        images = mirror(images, flip_mask(tables, position, flip))
     t = steps if isinstance(steps, Tensor) else steps(position, len(tables.signal), tables.key_words(), stage)
     numel = images.shape[1:].numel()
     quarter = -(-numel // 4)
     flat = images.reshape(len(images), numel)
     quarters = (flat if numel % 4 == 0 else F.pad(flat, (0, 4 * quarter - numel))).view(-1, 4, quarter)
-    signal, spread = tables.signal[t][:, None], tables.spread[t][:, None]
+    signal, sigma = tables.signal[t][:, None], tables.sigma[t][:, None]
     noise = normal_quarters(tables.key_words(), Purpose.NOISE, stage, position, quarter)
-    x_t = [signal * scale(quarters[:, i]) + spread * noise[i] for i in range(4)]
-    return Triple(_joined(x_t, images.shape, dtype), t, _joined(noise, images.shape, dtype))
+    x_t = [signal * scale_images(quarters[:, i]) + sigma * noise[i] for i in range(4)]
+    return Triple(_join_quarters(x_t, images.shape, dtype), t, _join_quarters(noise, images.shape, dtype))
 
 
-def triple_in_blocks(tables: Tables, batch: Batch) -> Triple:
-    """As :func:`triple`, a few images at a time, for where nothing is compiled."""
+def make_triple_in_blocks(tables: Tables, batch: TripleInputs) -> Triple:
+    """As :func:`make_triple`, a few images at a time, for where nothing is compiled."""
     images, position, steps, _, stage, dtype = batch
     t = steps if isinstance(steps, Tensor) else steps(position, len(tables.signal), tables.key_words(), stage)
     x_t = torch.empty(images.shape, dtype=dtype, device=images.device)
@@ -91,22 +91,22 @@ def triple_in_blocks(tables: Tables, batch: Batch) -> Triple:
     for i in range(0, len(images), rows):
         some = slice(i, i + rows)
         part = batch._replace(images=images[some], position=position[some], steps=t[some])
-        x_t[some], _, noise[some] = triple(tables, part)
+        x_t[some], _, noise[some] = make_triple(tables, part)
     return Triple(x_t, t, noise)
 
 
-class Choosing(NamedTuple):
-    """:func:`chosen` as a function of tensors alone: the tables and the position."""
+class FlipMaskKernel(NamedTuple):
+    """:func:`flip_mask` as a function of tensors alone: the tables and the position."""
 
     probability: float
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """The mask."""
-        return (chosen(Tables(*tensors[:3]), tensors[3], self.probability),)
+        return (flip_mask(Tables(*tensors[:3]), tensors[3], self.probability),)
 
 
-class Making(NamedTuple):
-    """:func:`triple` as a function of tensors alone: the tables, images, position, and ``t`` where it is not drawn."""
+class TripleKernel(NamedTuple):
+    """:func:`make_triple` as a function of tensors only: tables, images, position, and ``t`` where it is not drawn."""
 
     low_discrepancy: bool | None
     flip: float
@@ -117,11 +117,13 @@ class Making(NamedTuple):
         """``x_t``, ``t``, noise."""
         images, position, *given = tensors[3:]
         steps = given[0] if self.low_discrepancy is None else UniformTimesteps(self.low_discrepancy)
-        return tuple(triple(Tables(*tensors[:3]), Batch(images, position, steps, self.flip, self.stage, self.dtype)))
+        return tuple(
+            make_triple(Tables(*tensors[:3]), TripleInputs(images, position, steps, self.flip, self.stage, self.dtype))
+        )
 
 
-class Drawing(NamedTuple):
-    """:meth:`~ddpm_data.latents.Latents.drawn` as a function of tensors alone: the tables, values and position."""
+class LatentKernel(NamedTuple):
+    """:meth:`~ddpm_data.latents.Latents.sample` as a function of tensors alone: the tables, values and position."""
 
     latents: Latents
     stage: Stage
@@ -129,14 +131,14 @@ class Drawing(NamedTuple):
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """The latents."""
         values, position = tensors[3:]
-        return (self.latents.drawn(Tables(*tensors[:3]).key_words(), values, position, self.stage),)
+        return (self.latents.sample(Tables(*tensors[:3]).key_words(), values, position, self.stage),)
 
 
-def scale(images: Tensor) -> Tensor:
-    """Float32 images; uint8 is mapped to [-1, 1], 0 and 255 exactly to the ends."""
+def scale_images(images: Tensor) -> Tensor:
+    """Scale uint8 images to float32 in ``[-1, 1]``, 0 and 255 to the ends exactly; floats are taken as they are."""
     return images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images.float()
 
 
-def _joined(quarters: list[Tensor], shape: torch.Size, dtype: torch.dtype) -> Tensor:
+def _join_quarters(quarters: list[Tensor], shape: torch.Size, dtype: torch.dtype) -> Tensor:
     flat = torch.stack([quarter.to(dtype) for quarter in quarters], dim=1).view(shape[0], -1)
     return flat[:, : shape[1:].numel()].reshape(shape)

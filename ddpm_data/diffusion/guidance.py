@@ -1,12 +1,13 @@
 """Conditions dropped for classifier-free guidance, by the example's place in the stream."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ddpm_data import _checks as checks
+from ddpm_data._checks import check_float
+from ddpm_data._nested import StructureError, leaves, map_leaves
 from ddpm_data.rng.philox import Purpose, key_from, words
 
 
@@ -28,7 +29,7 @@ class ConditionDropout:
     """
 
     def __init__(self, probability: float, null: object = None, seed: int = 0) -> None:
-        self.probability = checks.number("ConditionDropout", "dataset.condition_dropout", probability)
+        self.probability = check_float("ConditionDropout", "dataset.condition_dropout", probability)
         if not 0 <= self.probability <= 1:
             raise ValueError(
                 f"condition_dropout={probability}: a probability lies in [0, 1]. Change `dataset.condition_dropout`."
@@ -56,13 +57,13 @@ class ConditionDropout:
             )
         self(condition, torch.zeros(1, dtype=torch.int64))
 
-    def strings(self, condition: Any, position: Tensor) -> Any:  # noqa: ANN401  # any collatable kind
+    def drop_strings(self, condition: Any, position: Tensor) -> Any:  # noqa: ANN401  # any collatable kind
         """The conditions with those strings replaced that are to be, before the batch leaves the host."""
-        if not self.probability or not _has_strings(condition):
+        if not self.probability or not any(isinstance(leaf, str | list | tuple) for leaf in leaves(condition)):
             return condition
-        dropped = self.chosen(position).tolist()
+        dropped = self.drop_mask(position).tolist()
 
-        def replaced(leaf: object, null: object) -> object:
+        def replace_leaf(leaf: object, null: object) -> object:
             if isinstance(leaf, Tensor):
                 return leaf
             if not isinstance(null, str):
@@ -70,7 +71,7 @@ class ConditionDropout:
             assert isinstance(leaf, list | tuple)
             return [null if drop else text for drop, text in zip(dropped, leaf, strict=True)]
 
-        return _mapped(replaced, condition, self.null)
+        return _replace_leaves(replace_leaf, condition, self.null)
 
     def __call__(self, condition: Any, position: Tensor) -> Any:  # noqa: ANN401  # any collatable kind
         """The conditions with those tensors replaced that are to be, on whatever device they are.
@@ -85,17 +86,17 @@ class ConditionDropout:
         if not self.probability:
             return condition
         if position.device.type == "cpu":
-            condition = self.strings(condition, position)
-        dropped = self.chosen(position)
+            condition = self.drop_strings(condition, position)
+        dropped = self.drop_mask(position)
 
-        def replaced(leaf: object, null: object) -> object:
+        def replace_leaf(leaf: object, null: object) -> object:
             if not isinstance(leaf, Tensor):
                 return leaf
             return torch.where(dropped.view(-1, *[1] * (leaf.dim() - 1)), self._like(leaf, null), leaf)
 
-        return _mapped(replaced, condition, self.null)
+        return _replace_leaves(replace_leaf, condition, self.null)
 
-    def chosen(self, position: Tensor) -> Tensor:
+    def drop_mask(self, position: Tensor) -> Tensor:
         """Which examples lose their condition: bool, shape ``(batch,)``."""
         return words(self._key, Purpose.CONDITION, "train", position)[0][:, 0] < round(self.probability * 2**32)
 
@@ -113,22 +114,11 @@ class ConditionDropout:
         return known
 
 
-def _mapped(function: Callable[[object, object], object], condition: object, null: object) -> object:
-    if isinstance(condition, Mapping):
-        if not isinstance(null, Mapping) or set(null) != set(condition):
-            raise _unlike(null, f"a dict of {', '.join(map(repr, condition))}")
-        return {name: _mapped(function, value, null[name]) for name, value in condition.items()}
-    if isinstance(condition, list | tuple) and not all(isinstance(part, str) for part in condition):
-        if not isinstance(null, list | tuple) or len(null) != len(condition):
-            raise _unlike(null, f"a list of {len(condition)}")
-        return [_mapped(function, part, other) for part, other in zip(condition, null, strict=True)]
-    return function(condition, null)
-
-
-def _has_strings(condition: object) -> bool:
-    if isinstance(condition, Mapping):
-        return any(map(_has_strings, condition.values()))
-    return isinstance(condition, str) or (isinstance(condition, list | tuple) and any(map(_has_strings, condition)))
+def _replace_leaves(replace: Callable[[object, object], object], condition: object, null: object) -> object:
+    try:
+        return map_leaves(replace, condition, null)
+    except StructureError as error:
+        raise _unlike(error.given, error.wanted) from error
 
 
 def _unlike(null: object, wanted: str) -> TypeError:

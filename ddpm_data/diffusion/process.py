@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ddpm_data import _checks as checks
+from ddpm_data._checks import check_betas
 
 
 class Gaussian(NamedTuple):
@@ -56,7 +56,7 @@ class ForwardProcess(nn.Module):
 
     def __init__(self, betas: Tensor) -> None:
         super().__init__()
-        betas = checks.variances("ForwardProcess", betas).cpu()
+        betas = check_betas("ForwardProcess", betas).cpu()
         self.num_timesteps = len(betas)
         for name, values in _tables(betas).items():
             self.register_buffer(name, values.float(), persistent=False)
@@ -85,12 +85,12 @@ class ForwardProcess(nn.Module):
         """Mean and variance of q(x_t | x_0) (DDPM, Eq. 4)."""
         mean = _scale(self.sqrt_alphas_cumprod, x_0, t)
         # Squared root rather than 1 - abar: near t = 0 the difference has lost half of float32's digits.
-        return Gaussian(mean, _spread(self.sqrt_one_minus_alphas_cumprod.square(), x_0, t))
+        return Gaussian(mean, _broadcast(self.sqrt_one_minus_alphas_cumprod.square(), x_0, t))
 
     def q_posterior(self, x_0: Tensor, x_t: Tensor, t: Tensor) -> Gaussian:
         """Mean and variance of q(x_{t-1} | x_t, x_0), which ancestral sampling draws from (DDPM, Eqs. 6 and 7)."""
         mean = _combine(self.posterior_mean_coef1, x_0, self.posterior_mean_coef2, x_t, t)
-        return Gaussian(mean, _spread(self.posterior_variance, x_0, t))
+        return Gaussian(mean, _broadcast(self.posterior_variance, x_0, t))
 
     def predict_x_0(self, x_t: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """The ``x_0`` that ``noise`` would have taken to ``x_t`` (DDPM, Eq. 4 solved for x_0).
@@ -123,10 +123,10 @@ class ForwardProcess(nn.Module):
 
     def snr(self, t: Tensor) -> Tensor:
         """Signal-to-noise ratio abar_t / (1 - abar_t), float32, shape of ``t``; infinite where nothing is noised."""
-        return (_at(self.sqrt_alphas_cumprod, t) / _at(self.sqrt_one_minus_alphas_cumprod, t)).square()
+        return (_gather(self.sqrt_alphas_cumprod, t) / _gather(self.sqrt_one_minus_alphas_cumprod, t)).square()
 
     def _refuse(self, t: Tensor, quantity: Tensor, method: str, why: str) -> None:
-        wrong = t[_at(quantity, t) == 0]
+        wrong = t[_gather(quantity, t) == 0]
         if wrong.numel():
             raise ValueError(
                 f"{method}: asked at t={int(wrong[0])}, but {why}. Leave that step out, or let the model predict the "
@@ -184,18 +184,18 @@ def _combine(a: Tensor, x: Tensor, b: Tensor, y: Tensor, t: Tensor) -> Tensor:
     """``a[t] * x + b[t] * y`` in at least float32, in the dtype of ``x``."""
     if y.shape != x.shape:
         raise ValueError(f"two tensors of one shape are needed, not {tuple(x.shape)} and {tuple(y.shape)}.")
-    return (_column(a, t, x) * _wide(x) + _column(b, t, y) * _wide(y)).to(x.dtype)
+    return (_column(a, t, x) * _to_float32(x) + _column(b, t, y) * _to_float32(y)).to(x.dtype)
 
 
 def _scale(a: Tensor, x: Tensor, t: Tensor) -> Tensor:
-    return (_column(a, t, x) * _wide(x)).to(x.dtype)
+    return (_column(a, t, x) * _to_float32(x)).to(x.dtype)
 
 
-def _spread(table: Tensor, x: Tensor, t: Tensor) -> Tensor:
+def _broadcast(table: Tensor, x: Tensor, t: Tensor) -> Tensor:
     return _column(table, t, x).to(x.dtype).expand(x.shape)
 
 
-def _wide(x: Tensor) -> Tensor:
+def _to_float32(x: Tensor) -> Tensor:
     if not x.is_floating_point():
         raise TypeError(
             f"images and noise are floating point here, not {x.dtype}; ForwardDiffusion scales uint8 images."
@@ -207,10 +207,10 @@ def _column(table: Tensor, t: Tensor, x: Tensor) -> Tensor:
     """``table[t]``, shaped to scale each image of ``x``."""
     if t.shape != x.shape[:1]:
         raise ValueError(f"t has shape {tuple(t.shape)}; one step an image is needed, shape ({x.shape[0]},).")
-    return _at(table, t).view(-1, *[1] * (x.dim() - 1))
+    return _gather(table, t).view(-1, *[1] * (x.dim() - 1))
 
 
-def _at(table: Tensor, t: Tensor) -> Tensor:
+def _gather(table: Tensor, t: Tensor) -> Tensor:
     _check_steps(t, len(table))
     return table[t]
 

@@ -14,7 +14,7 @@ from ddpm_data.diffusion.process import ForwardProcess
 _LIMIT = 200.0  # decibels: where no signal is left, or no noise yet, the ratio is no finite number
 
 
-class Row(NamedTuple):
+class BinLoss(NamedTuple):
     """One range of t in one validation: a line of ``timestep_loss.csv``.
 
     Attributes:
@@ -36,7 +36,7 @@ class Row(NamedTuple):
     examples: int
 
 
-class Buckets:
+class TimestepBins:
     """The steps ``0 .. num_timesteps - 1`` cut into ranges whose widths differ by one at most.
 
     Args:
@@ -57,16 +57,16 @@ class Buckets:
         digits = max(4, len(str(self.num_timesteps - 1)))
         return [f"{first:0{digits}d}-{last:0{digits}d}" for first, last in zip(self.first, self.last, strict=True)]
 
-    def of(self, t: Tensor) -> Tensor:
+    def find_bin(self, t: Tensor) -> Tensor:
         """The number of each step's range, int64, shape of ``t``."""
         return t * self.count // self.num_timesteps
 
-    def nothing(self, device: torch.device) -> Tensor:
+    def empty_sums(self, device: torch.device) -> Tensor:
         """The sums over no examples; Apple's devices have no float64."""
         precise = torch.float32 if device.type == "mps" else torch.float64
         return torch.zeros(2, self.count, dtype=precise, device=device)
 
-    def sums(self, t: Tensor, losses: Tensor) -> Tensor:
+    def sum_losses(self, t: Tensor, losses: Tensor) -> Tensor:
         """Sum of the losses, and number of the examples, in each range.
 
         Args:
@@ -77,23 +77,23 @@ class Buckets:
             float64, shape ``(2, count)``.
         """
         # By a table rather than by scattering, which on a CUDA device adds up in another order each time.
-        inside = self.of(t)[:, None] == torch.arange(self.count, device=t.device)
-        nothing = self.nothing(t.device)
+        inside = self.find_bin(t)[:, None] == torch.arange(self.count, device=t.device)
+        nothing = self.empty_sums(t.device)
         summed = torch.where(inside, losses.to(nothing.dtype)[:, None], 0).sum(0)
         return nothing + torch.stack([summed, inside.sum(0)])
 
-    def rows(self, sums: Tensor, process: ForwardProcess, epoch: int, step: int) -> list[Row]:
-        """A validation's lines of the table, from :meth:`sums` over all examples."""
+    def to_rows(self, sums: Tensor, process: ForwardProcess, epoch: int, step: int) -> list[BinLoss]:
+        """A validation's lines of the table, from :meth:`sum_losses` over all examples."""
         middles = [(first + last) // 2 for first, last in zip(self.first, self.last, strict=True)]
         ratio = 10 * process.snr(torch.tensor(middles, device=process.betas.device)).log10().clamp(-_LIMIT, _LIMIT)
         columns = zip(self.first, self.last, ratio.tolist(), sums[0].tolist(), sums[1].tolist(), strict=True)
         return [
-            Row(epoch, step, first, last, round(decibels, 3), total / count if count else None, int(count))
+            BinLoss(epoch, step, first, last, round(decibels, 3), total / count if count else None, int(count))
             for first, last, decibels, total, count in columns
         ]
 
 
-def read_losses(path: Path) -> list[Row]:
+def read_losses(path: Path) -> list[BinLoss]:
     """What :func:`write_losses` has written.
 
     Raises:
@@ -101,22 +101,22 @@ def read_losses(path: Path) -> list[Row]:
     """
     with path.open(newline="") as file:
         lines = list(csv.reader(file))
-    if not lines or lines[0] != list(Row._fields):
+    if not lines or lines[0] != list(BinLoss._fields):
         raise ValueError(
-            f"{path} is no table of losses by timestep: its first line is not {','.join(Row._fields)}. Move the file, "
-            "or change `callbacks.timestep_loss.folder`."
+            f"{path} is no table of losses by timestep: its first line is not {','.join(BinLoss._fields)}. Move "
+            "the file, or change `callbacks.timestep_loss.folder`."
         )
     return [
-        Row(int(epoch), int(step), int(first), int(last), float(ratio), float(loss) if loss else None, int(count))
+        BinLoss(int(epoch), int(step), int(first), int(last), float(ratio), float(loss) if loss else None, int(count))
         for epoch, step, first, last, ratio, loss, count in lines[1:]
     ]
 
 
-def write_losses(rows: Sequence[Row], path: Path) -> None:
+def write_losses(rows: Sequence[BinLoss], path: Path) -> None:
     """Write the table, whole: a run that is killed meanwhile leaves the one before."""
     unfinished = path.with_suffix(".csv.part")
     with unfinished.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(Row._fields)
+        writer.writerow(BinLoss._fields)
         writer.writerows(rows)
     os.replace(unfinished, path)

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ddpm_data import _checks as checks
-from ddpm_data.diffusion import _kernels as fused
+from ddpm_data._checks import check_float
+from ddpm_data.diffusion import _kernels
 from ddpm_data.diffusion._compiler import Compiler
 from ddpm_data.diffusion.process import ForwardProcess
 from ddpm_data.diffusion.timesteps import Timesteps, UniformTimesteps
@@ -76,7 +76,7 @@ class ForwardDiffusion(nn.Module):
                 f"ForwardDiffusion: augment is a {type(augment).__name__}; a module or function is called with each "
                 "training batch. Change `dataset.augment`."
             )
-        flip = checks.number("ForwardDiffusion", "dataset.flip", flip)
+        flip = check_float("ForwardDiffusion", "dataset.flip", flip)
         if not isinstance(compile, bool):
             raise TypeError(f"ForwardDiffusion(compile={compile!r}): true or false. Change `compile`.")
         if latents is not None and not isinstance(latents, Latents):
@@ -123,7 +123,7 @@ class ForwardDiffusion(nn.Module):
             is_half = images.dtype in (torch.bfloat16, torch.float16) and self.latents is None
             dtype = images.dtype if is_half else torch.float32
         process = self.process
-        tables = fused.Tables(process.sqrt_alphas_cumprod, process.sqrt_one_minus_alphas_cumprod, self._key_words)
+        tables = _kernels.Tables(process.sqrt_alphas_cumprod, process.sqrt_one_minus_alphas_cumprod, self._key_words)
         with torch.no_grad():
             if self.augment is not None and stage == "train":
                 images = _augmented(self.augment, images)
@@ -131,8 +131,8 @@ class ForwardDiffusion(nn.Module):
             if self.latents is not None:
                 images = self._drawn(tables, images, position, stage, compiles)
             flip = self.flip if stage == "train" else 0.0
-            batch = fused.Batch(images, position, self._steps(position, stage), flip, stage, dtype)
-            made = self._compiled(tables, batch) if compiles else fused.triple_in_blocks(tables, batch)
+            batch = _kernels.TripleInputs(images, position, self._steps(position, stage), flip, stage, dtype)
+            made = self._compiled(tables, batch) if compiles else _kernels.make_triple_in_blocks(tables, batch)
         if layout is torch.contiguous_format:
             return made
         return Triple(made.x_t.contiguous(memory_format=layout), made.t, made.noise.contiguous(memory_format=layout))
@@ -141,31 +141,31 @@ class ForwardDiffusion(nn.Module):
         enough = len(images) > 0 and images.shape[1:].numel() >= _WORTH_COMPILING
         return self._compiles and enough and images.device.type in _COMPILERS
 
-    def _drawn(self, tables: fused.Tables, values: Tensor, position: Tensor, stage: Stage, compiles: bool) -> Tensor:
+    def _drawn(self, tables: _kernels.Tables, values: Tensor, position: Tensor, stage: Stage, compiles: bool) -> Tensor:
         assert self.latents is not None
         if not values.is_floating_point():
             raise TypeError(f"images are {values.dtype}, and latents floats. Change `dataset.latents`.")
-        drawing = fused.Drawing(self.latents, stage)
+        drawing = _kernels.LatentKernel(self.latents, stage)
         found = self._compiler(drawing, tables, [values.contiguous(), position.contiguous()]) if compiles else None
         return found[0] if found is not None else drawing(*tables, values, position)[0]
 
-    def _compiled(self, tables: fused.Tables, batch: fused.Batch) -> Triple:
+    def _compiled(self, tables: _kernels.Tables, batch: _kernels.TripleInputs) -> Triple:
         images, position, steps, flip, stage, dtype = batch
         position = position.contiguous()
         if flip and images.device.type == "cpu":
             # Within the pass, reading backwards would cost the CPU's vector units more than a pass of bytes does.
-            found = self._compiler(fused.Choosing(flip), tables, [position])
+            found = self._compiler(_kernels.FlipMaskKernel(flip), tables, [position])
             if found is None:
-                return fused.triple_in_blocks(tables, batch)
-            images, flip = fused.mirror(images, found[0]), 0.0
+                return _kernels.make_triple_in_blocks(tables, batch)
+            images, flip = _kernels.mirror(images, found[0]), 0.0
         tensors = [images.contiguous(), position]
         if isinstance(steps, UniformTimesteps):
-            making = fused.Making(steps.low_discrepancy, flip, stage, dtype)
+            making = _kernels.TripleKernel(steps.low_discrepancy, flip, stage, dtype)
         else:
             assert isinstance(steps, Tensor)
-            making, tensors = fused.Making(None, flip, stage, dtype), [*tensors, steps.contiguous()]
+            making, tensors = _kernels.TripleKernel(None, flip, stage, dtype), [*tensors, steps.contiguous()]
         made = self._compiler(making, tables, tensors)
-        return fused.triple_in_blocks(tables, batch) if made is None else Triple(*made)
+        return _kernels.make_triple_in_blocks(tables, batch) if made is None else Triple(*made)
 
     def _steps(self, position: Tensor, stage: Stage) -> Timesteps | Tensor:
         if isinstance(self.timesteps, UniformTimesteps):

@@ -16,7 +16,7 @@ from torch import Tensor
 _LEAST = 8  # pixels a side: of smaller images several of libjpeg's scales come out at one size
 
 
-class Decoded(NamedTuple):
+class DecodedJpeg(NamedTuple):
     """A JPEG's values.
 
     Attributes:
@@ -29,7 +29,7 @@ class Decoded(NamedTuple):
     area: tuple[float, float] | None
 
 
-def decoded(image: Image.Image, target: tuple[int, int] | None) -> Decoded | None:
+def decode_jpeg(image: Image.Image, target: tuple[int, int] | None) -> DecodedJpeg | None:
     """A grey or RGB JPEG's values, if PIL has it in memory, opened but not decoded; the image stays as it is.
 
     Args:
@@ -54,7 +54,7 @@ def decoded(image: Image.Image, target: tuple[int, int] | None) -> Decoded | Non
     except ValueError:  # also of what PIL puts up with; or it says better what is wrong
         return None
     area = None if scale == 1 else (image.width / scale, image.height / scale)
-    return Decoded(torch.from_numpy(array).permute(2, 0, 1), area)
+    return DecodedJpeg(torch.from_numpy(array).permute(2, 0, 1), area)
 
 
 @cache

@@ -8,7 +8,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 
-from ddpm_data.images import _simplejpeg as turbo
+from ddpm_data.images import _simplejpeg
 
 Size = tuple[int, int]  # height, width
 Colour = tuple[int, int, int]  # red, green, blue, in [0, 255]
@@ -18,26 +18,26 @@ _MOST_PIXELS = 2**26  # that an image is enlarged to
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as PIL's
 
 
-class Turn(NamedTuple):
+class Orientation(NamedTuple):
     """What makes an image upright: rows and columns swapped if it lies on its side, then axes reversed."""
 
-    lies: bool
-    axes: tuple[int, ...]
+    transpose: bool
+    flip_axes: tuple[int, ...]
 
 
 _TURNS = {  # by EXIF's Orientation
-    1: Turn(False, ()),
-    2: Turn(False, (2,)),
-    3: Turn(False, (1, 2)),
-    4: Turn(False, (1,)),
-    5: Turn(True, ()),
-    6: Turn(True, (2,)),
-    7: Turn(True, (1, 2)),
-    8: Turn(True, (1,)),
+    1: Orientation(False, ()),
+    2: Orientation(False, (2,)),
+    3: Orientation(False, (1, 2)),
+    4: Orientation(False, (1,)),
+    5: Orientation(True, ()),
+    6: Orientation(True, (2,)),
+    7: Orientation(True, (1, 2)),
+    8: Orientation(True, (1,)),
 }
 
 
-class Fit(NamedTuple):
+class ResizeSpec(NamedTuple):
     """How an image comes to the size that is asked for.
 
     Attributes:
@@ -65,12 +65,12 @@ class Fit(NamedTuple):
             )
         return target
 
-    def turned(self) -> "Fit":
+    def transposed(self) -> "ResizeSpec":
         """The same for an image that lies on its side."""
         return self._replace(size=(self.size[1], self.size[0]))
 
 
-def decoded(image: Image.Image, fit: Fit | None, background: Colour, alpha: bool) -> Tensor:
+def decode_image(image: Image.Image, fit: ResizeSpec | None, background: Colour, alpha: bool) -> Tensor:
     """A PIL image's values, shape ``(channels, height, width)``, the way up that its EXIF tag says; ICC is ignored.
 
     Args:
@@ -92,34 +92,34 @@ def decoded(image: Image.Image, fit: Fit | None, background: Colour, alpha: bool
     try:
         if image.format == "TIFF":
             image.load()
-        turn = turn_of(image)
+        orientation = exif_orientation(image)
     except MemoryError:
         raise
     except Exception as error:  # PIL's decoders raise errors of many kinds on damaged files; few name the file
-        raise unreadable(getattr(image, "filename", "an image"), error) from error
-    if fit is not None and turn.lies:
-        fit = fit.turned()  # the image as it is stored
+        raise unreadable_error(getattr(image, "filename", "an image"), error) from error
+    if fit is not None and orientation.transpose:
+        fit = fit.transposed()  # the image as it is stored
     target = None if fit is None else fit.target(image.height, image.width)
     try:
         area = None
-        found = None if alpha else turbo.decoded(image, target)
+        found = None if alpha else _simplejpeg.decode_jpeg(image, target)
         if found is None:
             area = None if target is None else _reduce(image, target)
             image.load()
     except MemoryError:
         raise
     except Exception as error:  # as above
-        raise unreadable(getattr(image, "filename", "an image"), error) from error
+        raise unreadable_error(getattr(image, "filename", "an image"), error) from error
     values, area = found or (_values(image, background, alpha), area)
     if target is not None and area is not None:
         # The last row and column may be no whole ones, so the scale is that of the area, not of the array.
         scale = (target[0] / area[1], target[1] / area[0])
         values = F.interpolate(values[None], scale_factor=scale, mode="bilinear", antialias=True)[0]
-    values = values.transpose(1, 2) if turn.lies else values
-    return values.flip(turn.axes) if turn.axes else values
+    values = values.transpose(1, 2) if orientation.transpose else values
+    return values.flip(orientation.flip_axes) if orientation.flip_axes else values
 
 
-def turn_of(image: Image.Image) -> Turn:
+def exif_orientation(image: Image.Image) -> Orientation:
     """What its EXIF tag says; PIL turns TIFF files itself when it loads them, and takes the tag away."""
     return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1), _TURNS[1])
 
@@ -130,7 +130,7 @@ def is_transparent(image: Image.Image) -> bool:
     return "A" in image.getbands() or "transparency" in image.info or palette.endswith("A")
 
 
-def unreadable(path: object, error: Exception) -> OSError:
+def unreadable_error(path: object, error: Exception) -> OSError:
     """What to raise of a file whose content is at fault."""
     kind = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
     what = "it is of no format that PIL knows" if isinstance(error, UnidentifiedImageError) else f"{kind}{error}"

@@ -63,7 +63,7 @@ def find_condition(item: object, key: ItemKey) -> object:
     return values[key]
 
 
-def pixels(image: Tensor | np.ndarray[Any, Any]) -> Tensor:
+def to_chw(image: Tensor | np.ndarray[Any, Any]) -> Tensor:
     """A tensor's or array's values in their own dtype, shape ``(channels, height, width)``.
 
     Of three axes the channels are the first or the last, whichever is at most 4 long; else the shorter; if that leaves
@@ -86,7 +86,7 @@ def pixels(image: Tensor | np.ndarray[Any, Any]) -> Tensor:
 
 
 def channels_come_last(shape: torch.Size, is_array: bool) -> bool:
-    """Whether three axes are height, width, channels; see :func:`pixels`."""
+    """Whether three axes are height, width, channels; see :func:`to_chw`."""
     first, last = shape[0] <= 4, shape[-1] <= 4
     if first != last:
         return last

@@ -8,13 +8,13 @@ from PIL import Image
 from torch import Tensor
 
 from ddpm_data.images.items import find_image
-from ddpm_data.images.processor import ImagePolicy
+from ddpm_data.images.processor import ImageProcessor
 from ddpm_data.latents import Latents
 from ddpm_data.types import ItemKey
 
 
-class LatentPolicy:
-    """How items become latents: as they are, channels first; see :class:`~ddpm_data.images.processor.Policy`.
+class LatentProcessor:
+    """How items become latents: as they are, channels first; see :class:`~ddpm_data.images.processor.ItemProcessor`.
 
     Args:
         latents: What will be made of them.
@@ -30,21 +30,21 @@ class LatentPolicy:
         self.image_key = image_key
 
     @classmethod
-    def instead_of(cls, policy: ImagePolicy, latents: Latents) -> "LatentPolicy":
-        """The policy for latents, where nothing is asked for that only images have.
+    def replacing(cls, processor: ImageProcessor, latents: Latents) -> "LatentProcessor":
+        """The processor for latents, where nothing is asked for that only images have.
 
         Raises:
             ValueError: Something is.
         """
-        given = {name: value for name, value in vars(policy).items() if value != getattr(ImagePolicy(), name)}
+        given = {name: value for name, value in vars(processor).items() if value != getattr(ImageProcessor(), name)}
         if wrong := sorted(given.keys() - {"image_key"}):
             raise ValueError(
                 f"latents are noised as they are, so {', '.join(wrong)} would change nothing. Leave out "
                 f"{', '.join(f'`dataset.{name}`' for name in wrong)}."
             )
-        return cls(latents, policy.image_key)
+        return cls(latents, processor.image_key)
 
-    def pixels(self, item: object) -> Tensor:
+    def decode(self, item: object) -> Tensor:
         """The item's values, shape ``(channels, height, width)``: the mean's, then the standard deviation's.
 
         Raises:
@@ -78,7 +78,7 @@ class LatentPolicy:
             )
         return values
 
-    def fit(self, image: Tensor, spots: Tensor | None = None) -> Tensor:
+    def convert(self, image: Tensor, crop_offsets: Tensor | None = None) -> Tensor:
         """The same values; float64 becomes float32.
 
         Raises:
@@ -88,8 +88,8 @@ class LatentPolicy:
             raise ValueError(f"{int((~image.isfinite()).sum())} of {image.numel()} values are NaN or infinite.")
         return image.float() if image.dtype == torch.float64 else image
 
-    def check(self, name: str, raw: Sequence[Tensor]) -> None:
-        """Every item has been checked by :meth:`pixels`."""
+    def check_items(self, name: str, raw: Sequence[Tensor]) -> None:
+        """Every item has been checked by :meth:`decode`."""
 
 
 def _values(item: object, key: ItemKey | None) -> Tensor:

@@ -9,34 +9,34 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from ddpm_data import _checks as checks
-from ddpm_data.images.decode import Colour, Fit, Size, decoded
-from ddpm_data.images.items import find_image, pixels
+from ddpm_data._checks import check_float, check_int
+from ddpm_data.images.decode import Colour, ResizeSpec, Size, decode_image
+from ddpm_data.images.items import find_image, to_chw
 from ddpm_data.types import ItemKey
 
 _DEEP = (0.0, 65535.0)  # the range of PIL's integer modes of more than 8 bits, which files of 16 bits come in
 
 
-class Policy(Protocol):
+class ItemProcessor(Protocol):
     """How items become what is noised: images, or latents."""
 
     image_key: ItemKey | None
     channels_first: bool  # whether an array's channels come first; else its shape is looked at
 
-    def pixels(self, item: object, /) -> Tensor:
+    def decode(self, item: object, /) -> Tensor:
         """The item's values as they are, shape ``(channels, height, width)``."""
         ...
 
-    def fit(self, image: Tensor, spots: Tensor | None = None, /) -> Tensor:
+    def convert(self, image: Tensor, crop_offsets: Tensor | None = None, /) -> Tensor:
         """Those values as they are wanted; or those of a batch."""
         ...
 
-    def check(self, name: str, raw: Sequence[Tensor], /) -> None:
+    def check_items(self, name: str, raw: Sequence[Tensor], /) -> None:
         """Refuse a dataset by the values of some of its items."""
         ...
 
 
-class ImagePolicy:
+class ImageProcessor:
     """How items become uint8 CHW images.
 
     Files are taken as they are meant to look: turned by their EXIF tag, an animation's first frame, what is transparent
@@ -96,30 +96,30 @@ class ImagePolicy:
         Raises:
             OSError: A file cannot be decoded.
             TypeError: The item holds no image.
-            ValueError: It holds several, or one that the policy cannot convert.
+            ValueError: It holds several, or one that the processor cannot convert.
         """
-        return self.fit(self.pixels(item))
+        return self.convert(self.decode(item))
 
-    def pixels(self, item: object) -> Tensor:
+    def decode(self, item: object) -> Tensor:
         """The item's image in its own dtype, shape ``(channels, height, width)``; a file may be resized already."""
         image = find_image(item, self.image_key)
         if not isinstance(image, Image.Image):
-            return pixels(image)
-        values = decoded(image, self._fit(), self.background, self.channels == 4)
+            return to_chw(image)
+        values = decode_image(image, self._resize_spec(), self.background, self.channels == 4)
         return _to_uint8(values, self.value_range or _DEEP) if values.dtype == torch.int32 else values
 
-    def fit(self, image: Tensor, spots: Tensor | None = None) -> Tensor:
-        """The image's values, channels and size as the policy wants them, uint8; or those of a batch of images.
+    def convert(self, image: Tensor, crop_offsets: Tensor | None = None) -> Tensor:
+        """The image's values, channels and size as the processor wants them, uint8; or those of a batch of images.
 
         Args:
             image: Of any dtype, shape ``(..., channels, height, width)``.
-            spots: Where to crop each, int64 in ``[0, 2**32)``, shape ``(..., 2)``: how far down, and to the right, by
-                the share of the room there is; ``None`` is the centre.
+            crop_offsets: Where to crop each, int64 in ``[0, 2**32)``, shape ``(..., 2)``: the offsets from the top
+                and from the left, as fractions of the free space times ``2**32``; ``None`` crops the centre.
         """
-        return self._resize(self._convert(_to_uint8(image, self.value_range)), spots)
+        return self._resize(self._convert_channels(_to_uint8(image, self.value_range)), crop_offsets)
 
-    def check(self, name: str, raw: Sequence[Tensor]) -> None:
-        """Refuse images whose black and white cannot be known; :func:`no_range` of all of them together.
+    def check_items(self, name: str, raw: Sequence[Tensor]) -> None:
+        """Refuse images whose black and white cannot be known; :func:`unknown_range_message` of all of them together.
 
         Raises:
             ValueError: They are neither bytes nor booleans, and there is no ``value_range``.
@@ -129,13 +129,15 @@ class ImagePolicy:
             low = min(float(image.double().min()) for image in wide)
             high = max(float(image.double().max()) for image in wide)
             raise ValueError(
-                no_range(f"{name} holds {wide[0].dtype} images, and the {len(wide)} looked at span", low, high)
+                unknown_range_message(
+                    f"{name} holds {wide[0].dtype} images, and the {len(wide)} looked at span", low, high
+                )
             )
 
-    def _fit(self) -> Fit | None:
-        return None if self.image_size is None else Fit(self.image_size, self.resize == "stretch")
+    def _resize_spec(self) -> ResizeSpec | None:
+        return None if self.image_size is None else ResizeSpec(self.image_size, self.resize == "stretch")
 
-    def _convert(self, image: Tensor) -> Tensor:
+    def _convert_channels(self, image: Tensor) -> Tensor:
         count = image.shape[-3]
         if self.channels in (None, count):
             return image
@@ -151,19 +153,19 @@ class ImagePolicy:
             "Change `dataset.channels`."
         )
 
-    def _resize(self, image: Tensor, spots: Tensor | None) -> Tensor:
+    def _resize(self, image: Tensor, crop_offsets: Tensor | None) -> Tensor:
         if self.image_size is None or image.shape[-2:] == self.image_size:
             return image
         height, width = self.image_size
-        target = Fit(self.image_size, self.resize == "stretch").target(image.shape[-2], image.shape[-1])
+        target = ResizeSpec(self.image_size, self.resize == "stretch").target(image.shape[-2], image.shape[-1])
         resized: Tensor = image
         if image.shape[-2:] != target:  # a file may be decoded at this size
             resized = F.resize(image, list(target), interpolation=InterpolationMode.BILINEAR, antialias=True)
-        if spots is None:
+        if crop_offsets is None:
             top, left = round((target[0] - height) / 2), round((target[1] - width) / 2)  # as torchvision's center_crop
             return resized[..., top : top + height, left : left + width]
         room = torch.tensor([target[0] - height + 1, target[1] - width + 1])
-        corners = (spots * room) >> 32
+        corners = (crop_offsets * room) >> 32
         if image.dim() == 3:
             top, left = corners.tolist()
             return resized[:, top : top + height, left : left + width]
@@ -171,7 +173,7 @@ class ImagePolicy:
         return torch.stack([one[:, top : top + height, left : left + width] for one, (top, left) in crops])
 
 
-def no_range(seen: str, low: float, high: float) -> str:
+def unknown_range_message(seen: str, low: float, high: float) -> str:
     """What to say of values whose range is not known."""
     ranges = ((0, 1), (-1, 1), (0, 255), (0, 65535))
     likely = next((f", here most likely [{a}, {b}]" for a, b in ranges if a <= low and high <= b), "")
@@ -190,7 +192,7 @@ def _to_uint8(image: Tensor, value_range: tuple[float, float] | None) -> Tensor:
     values = image.double()
     low, high = float(values.min()), float(values.max())
     if value_range is None:
-        raise ValueError(no_range(f"the image is {image.dtype} and spans", low, high))
+        raise ValueError(unknown_range_message(f"the image is {image.dtype} and spans", low, high))
     bottom, top = value_range
     slack = (top - bottom) / 510 if image.is_floating_point() else 0  # half a level, which rounding may have left
     if not (low >= bottom - slack and high <= top + slack):  # so that NaN is refused too
@@ -209,7 +211,7 @@ def _size(size: int | Sequence[int] | None) -> Size | None:
     sides = tuple(size) if isinstance(size, Sequence) and not isinstance(size, str) else (size, size)
     if len(sides) != 2:
         raise ValueError(f"image_size={size!r}: one number or (height, width) is needed. Change `dataset.image_size`.")
-    height, width = (checks.whole("DDPMDataModule", "dataset.image_size", side, 1) for side in sides)
+    height, width = (check_int("DDPMDataModule", "dataset.image_size", side, 1) for side in sides)
     return height, width
 
 
@@ -218,7 +220,7 @@ def _range(value_range: Sequence[float] | None) -> tuple[float, float] | None:
         return None
     if not isinstance(value_range, Sequence) or isinstance(value_range, str) or len(value_range) != 2:
         raise TypeError(f"value_range={value_range!r}: (lowest, highest) is needed. Change `dataset.value_range`.")
-    low, high = (checks.number("DDPMDataModule", "dataset.value_range", value) for value in value_range)
+    low, high = (check_float("DDPMDataModule", "dataset.value_range", value) for value in value_range)
     if low >= high:
         raise ValueError(
             f"value_range=({low:g}, {high:g}): the lowest must be below the highest. Change `dataset.value_range`."
@@ -238,10 +240,13 @@ def _colour(background: str | Sequence[int]) -> Colour:
         if isinstance(background, str):
             levels: Sequence[int] = ImageColor.getrgb(background)  # four, where transparency of its own is named
         else:
-            levels = [checks.whole("DDPMDataModule", "dataset.background", level, 0) for level in background]
+            levels = [check_int("DDPMDataModule", "dataset.background", level, 0) for level in background]
         red, green, blue = levels
     except (TypeError, ValueError) as error:
         raise type(error)(f"{wrong}Change `dataset.background`.") from error
     if max(red, green, blue) > 255:
         raise ValueError(f"{wrong}Change `dataset.background`.")
     return red, green, blue
+
+
+Policy, ImagePolicy = ItemProcessor, ImageProcessor  # their names before 0.1, kept for 0.1

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ddpm_data.types import Examples
+from ddpm_data.types import ImageBatch
 
 _NAMED = 3  # faults an epoch that are told one by one
-BAD = (OSError, TypeError, ValueError, RuntimeError)  # the kinds of error that a bad item's ends up as
+ITEM_ERRORS = (OSError, TypeError, ValueError, RuntimeError)  # the kinds of error that a bad item's ends up as
 
 
-class Fault(NamedTuple):
+class BadItem(NamedTuple):
     """An item that could not be used, and was replaced.
 
     Attributes:
@@ -27,14 +27,14 @@ class Fault(NamedTuple):
     why: str
 
 
-class Loaded(NamedTuple):
+class WorkerBatch(NamedTuple):
     """A batch as a worker sends it: what the transform gets, and what had to be replaced for it."""
 
-    examples: Examples
-    faults: tuple[Fault, ...]
+    examples: ImageBatch
+    faults: tuple[BadItem, ...]
 
 
-class Tally:
+class BadItemCounter:
     """Counts one stage's replaced items epoch by epoch, names the first few, and stops a run that has too many.
 
     Args:
@@ -54,9 +54,9 @@ class Tally:
     def begin(self) -> None:
         """Count from nothing, as at the beginning of an epoch."""
         self.seen = 0
-        self.faults: list[Fault] = []
+        self.faults: list[BadItem] = []
 
-    def add(self, faults: Sequence[Fault], images: int) -> None:
+    def add(self, faults: Sequence[BadItem], images: int) -> None:
         """Count what had to be replaced in one batch.
 
         Raises:
@@ -82,17 +82,17 @@ class Tally:
             self.report(self.name, count)
 
 
-def named(where: str, error: Exception, path: str | None = None) -> Exception:
+def with_item_context(where: str, error: Exception, path: str | None = None) -> Exception:
     """An error that says which item it comes from, of a plain kind: what the item's dataset raised may be of any."""
     if isinstance(error, MemoryError):
         return error
     # Not type(error): the constructors of some subclasses want more than a message.
-    kind = next((kind for kind in BAD if isinstance(error, kind)), RuntimeError)
+    kind = next((kind for kind in ITEM_ERRORS if isinstance(error, kind)), RuntimeError)
     message = str(error) if kind is not RuntimeError else f"{type(error).__name__}: {error}"
     return kind(f"{where} ({path}): {message}" if path and path not in message else f"{where}: {message}")
 
 
-def same_shape(name: str, indices: Sequence[int], images: Sequence[Tensor]) -> None:
+def check_same_shape(name: str, indices: Sequence[int], images: Sequence[Tensor]) -> None:
     """Refuse images that could not share a batch.
 
     Raises:
@@ -100,10 +100,10 @@ def same_shape(name: str, indices: Sequence[int], images: Sequence[Tensor]) -> N
     """
     for index, image in zip(indices, images, strict=True):
         if image.shape != images[0].shape:
-            raise ValueError(differing(name, indices[0], images[0].shape, index, image.shape))
+            raise ValueError(shape_mismatch_message(name, indices[0], images[0].shape, index, image.shape))
 
 
-def differing(name: str, index: int, shape: torch.Size, other: int, other_shape: torch.Size) -> str:
+def shape_mismatch_message(name: str, index: int, shape: torch.Size, other: int, other_shape: torch.Size) -> str:
     """What to say of two images that could not share a batch."""
     key = "channels" if shape[0] != other_shape[0] else "image_size"
     return (
@@ -112,7 +112,7 @@ def differing(name: str, index: int, shape: torch.Size, other: int, other_shape:
     )
 
 
-def of_small(name: str, raw: Sequence[Tensor], size: tuple[int, int]) -> str | None:
+def small_images_message(name: str, raw: Sequence[Tensor], size: tuple[int, int]) -> str | None:
     """What to say of images that have to be enlarged, if there are any."""
     small = [image.shape[-2:] for image in raw if image.shape[-2] < size[0] or image.shape[-1] < size[1]]
     if not small:

@@ -6,8 +6,8 @@ from typing import Any
 from torch.utils.data import default_collate
 
 
-def collated(name: str, conditions: Sequence[object]) -> Any:  # noqa: ANN401  # any collatable kind
-    """Examples' conditions as a batch.
+def collate_conditions(name: str, conditions: Sequence[object]) -> Any:  # noqa: ANN401  # any collatable kind
+    """ImageBatch' conditions as a batch.
 
     Raises:
         TypeError: They are of a kind that makes no batch, or of several shapes.

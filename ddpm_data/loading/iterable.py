@@ -2,8 +2,8 @@
 
 Such a source (an ``IterableDataset``, a streamed or sharded set) decides which image comes when; the stream decides the
 rest. It is split over processes and workers by itself or by :mod:`ddpm_data.sources.tar_shards`. An item's position is
-``epoch * EPOCH + (c * R + r) * W + w``, for the c-th item of worker w of W on process r of R: no two items share one,
-but it depends on R and W.
+``epoch * POSITIONS_PER_EPOCH + (c * R + r) * W + w`` for item c of worker w of W on rank r of R. No two items share a
+position, but it depends on R and W.
 """
 
 import copy
@@ -17,24 +17,24 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, default_collate, get_worker_info
 from tqdm import tqdm
 
-from ddpm_data._distributed import Share, speaks
+from ddpm_data._distributed import EpochShard, is_rank_zero
 from ddpm_data.images.items import find_condition
-from ddpm_data.images.processor import Policy
-from ddpm_data.loading.bad_items import Fault, Loaded, named, same_shape
-from ddpm_data.loading.collate import collated
-from ddpm_data.loading.samplers import ENDLESS, Cuts, Epochs
-from ddpm_data.sources._sharding import shared
-from ddpm_data.types import About, Examples, ItemKey, Stage
+from ddpm_data.images.processor import ItemProcessor
+from ddpm_data.loading.bad_items import BadItem, WorkerBatch, check_same_shape, with_item_context
+from ddpm_data.loading.collate import collate_conditions
+from ddpm_data.loading.samplers import ENDLESS, EpochPlan, EpochPlans
+from ddpm_data.sources._sharding import split_by_rank
+from ddpm_data.types import BatchMeta, ImageBatch, ItemKey, Stage
 
-EPOCH = 2**40 + 15  # a prime: more places than any epoch has, and epochs that differ in low-discrepancy t
+POSITIONS_PER_EPOCH = 2**40 + 15  # a prime: more places than any epoch has, and epochs that differ in low-discrepancy t
 
 
 class IterableImages:
-    """A source's items as their policy wants them, in the source's order.
+    """A source's items as their processor wants them, in the source's order.
 
     Args:
         source: Gives items each time it is iterated over, in a worker its share of them.
-        policy: How an item becomes an image.
+        processor: How an item becomes an image.
         name: What to call it in errors.
         condition: Where an item holds its condition; ``None`` takes none.
         replaces: Whether the good item before takes the place of one that cannot be used, instead of an error.
@@ -43,31 +43,31 @@ class IterableImages:
     def __init__(
         self,
         source: Iterable[object],
-        policy: Policy,
+        processor: ItemProcessor,
         name: str,
         condition: ItemKey | None = None,
         replaces: bool = False,
     ) -> None:
         self.source = source
-        self.policy = policy
+        self.processor = processor
         self.name = name
         self.condition = condition
         self.replaces = replaces
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Any, Fault | None]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, Any, BadItem | None]]:
         """Images with their conditions, and what was wrong with the item that one was to be."""
         info = get_worker_info()
         where = f"{self.name}, worker {info.id}, item" if info else f"{self.name}, item"
         last: tuple[Tensor, Any] | None = None
-        early: list[Fault] = []  # before the first good item, which takes their places too
+        early: list[BadItem] = []  # before the first good item, which takes their places too
         for count, item in enumerate(self._named(where)):
             try:
                 last = self._entry(item)
             except Exception as error:  # a dataset of the user's may raise anything
-                wrong = named(f"{where} {count}", error)
+                wrong = with_item_context(f"{where} {count}", error)
                 if not self.replaces or isinstance(error, MemoryError):
                     raise wrong from error
-                fault = Fault(count, str(wrong))
+                fault = BadItem(count, str(wrong))
                 if last is None:
                     early.append(fault)
                     continue
@@ -81,7 +81,7 @@ class IterableImages:
             raise ValueError(f"no item of {self.name} can be used; the first: {early[0].why}")
 
     def _entry(self, item: object) -> tuple[Tensor, Any]:
-        image = self.policy.fit(self.policy.pixels(item))
+        image = self.processor.convert(self.processor.decode(item))
         return image, None if self.condition is None else find_condition(item, self.condition)
 
     def _named(self, where: str) -> Iterator[object]:
@@ -93,18 +93,18 @@ class IterableImages:
             except StopIteration:
                 return
             except Exception as error:  # a source of the user's may raise anything
-                raise named(f"{where} {count}", error) from error
+                raise with_item_context(f"{where} {count}", error) from error
             yield item
             count += 1
 
-    def of(self, share: Share) -> "IterableImages":
+    def shard(self, share: EpochShard) -> "IterableImages":
         """What one process reads in one epoch."""
         images = copy.copy(self)
-        images.source = shared(self.source, share)
+        images.source = split_by_rank(self.source, share)
         return images
 
 
-class PositionedItems(IterableDataset[Loaded]):
+class IterableBatches(IterableDataset[WorkerBatch]):
     """Batches of a source's images with their places, as one process or one of its workers sees them.
 
     Args:
@@ -132,24 +132,24 @@ class PositionedItems(IterableDataset[Loaded]):
         """Say which epoch is to come, before workers begin it."""
         self._epoch.fill_(epoch)
 
-    def __iter__(self) -> Iterator[Loaded]:
+    def __iter__(self) -> Iterator[WorkerBatch]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         first, step = self.rank * workers + worker, self.world_size * workers
-        entries = iter(self.images.of(Share(int(self._epoch), self.world_size, self.rank)))
+        entries = iter(self.images.shard(EpochShard(int(self._epoch), self.world_size, self.rank)))
         for start in itertools.count(0, self.batch_size):
             batch = list(itertools.islice(entries, self.batch_size))
             if not batch or (self.drop_last and len(batch) < self.batch_size):
                 return
             images, conditions, faults = zip(*batch, strict=True)
             counts = range(start, start + len(batch))
-            same_shape(self.images.name, counts, images)
-            condition = None if self.images.condition is None else collated(self.images.name, conditions)
-            about = About(torch.tensor(counts) * step + first, self.stage, condition)
-            yield Loaded(Examples(default_collate(list(images)), about), tuple(filter(None, faults)))
+            check_same_shape(self.images.name, counts, images)
+            condition = None if self.images.condition is None else collate_conditions(self.images.name, conditions)
+            about = BatchMeta(torch.tensor(counts) * step + first, self.stage, condition)
+            yield WorkerBatch(ImageBatch(default_collate(list(images)), about), tuple(filter(None, faults)))
 
 
-class Arrivals:
+class IterableOrder:
     """Batches of a source with an order of its own, as they arrive: moved to their epoch, those seen before left out.
 
     Args:
@@ -157,30 +157,34 @@ class Arrivals:
     """
 
     def __init__(self, epoch: Callable[[], int]) -> None:
-        self.epochs = Epochs(Cuts(0, ENDLESS, 1, 1, drop_last=False))  # counts batches: each is a place of its own
+        self.epochs = EpochPlans(
+            EpochPlan(0, ENDLESS, 1, 1, drop_last=False)
+        )  # counts batches: each is a place of its own
         self.epoch = epoch
 
     def set_epoch(self, epoch: int) -> None:
         """Say which one it is, in place of whom was asked."""
         self.epoch = lambda: epoch
 
-    def placed(self, batches: Iterator[Examples], workers: int) -> Iterator[Examples]:
+    def place_batches(self, batches: Iterator[ImageBatch], workers: int) -> Iterator[ImageBatch]:
         """The epoch's batches, after a checkpoint those it had not seen: the source is read up to there.
 
         Raises:
             ValueError: Two workers begin with the same images.
         """
         epoch = self.epoch()
-        batches = _told_apart(batches, workers)
+        batches = _refuse_identical_workers(batches, workers)
         for _ in tqdm(
-            range(seen := self.epochs.of(epoch).start), "Reading up to the checkpoint", disable=not (seen and speaks())
+            range(seen := self.epochs.plan_for(epoch).start),
+            "Reading up to the checkpoint",
+            disable=not (seen and is_rank_zero()),
         ):
             next(batches, None)
         for images, about in batches:
-            yield Examples(images, about._replace(position=about.position + epoch * EPOCH))
+            yield ImageBatch(images, about._replace(position=about.position + epoch * POSITIONS_PER_EPOCH))
 
 
-def _told_apart(batches: Iterator[Examples], workers: int) -> Iterator[Examples]:
+def _refuse_identical_workers(batches: Iterator[ImageBatch], workers: int) -> Iterator[ImageBatch]:
     first: dict[bytes, int] = {}
     for number, batch in enumerate(batches):
         if number < workers > 1 and batch.images.min() < batch.images.max():  # blank ones may well be alike

@@ -7,20 +7,20 @@ from collections.abc import Callable
 
 import torch
 
-from ddpm_data import _checks as checks
-from ddpm_data.loading.bad_items import Tally
-from ddpm_data.loading.iterable import Arrivals, IterableImages, PositionedItems
-from ddpm_data.loading.loader import SHARED, Positioned, StreamLoader
-from ddpm_data.loading.map_style import Images
-from ddpm_data.loading.prebatched import PositionedBatches, ReadyBatches
+from ddpm_data._checks import check_float, check_int
+from ddpm_data.loading.bad_items import BadItemCounter
+from ddpm_data.loading.iterable import IterableBatches, IterableImages, IterableOrder
+from ddpm_data.loading.loader import SHARED, MapStyleBatches, StreamLoader
+from ddpm_data.loading.map_style import MapStyleImages
+from ddpm_data.loading.prebatched import PrebatchedBatches, PrebatchedImages
 from ddpm_data.loading.samplers import EvalSampler, StreamSampler
 from ddpm_data.rng.philox import key_from
 from ddpm_data.types import Stage
 
-AnyImages = Images | IterableImages | ReadyBatches
+AnyImages = MapStyleImages | IterableImages | PrebatchedImages
 
 
-class Loading:
+class LoaderOptions:
     """How batches are loaded; the arguments are those of :class:`torch.utils.data.DataLoader`.
 
     Args:
@@ -52,10 +52,10 @@ class Loading:
         on_bad_item: str = "raise",
         max_bad_fraction: float = 0.01,
     ) -> None:
-        self.batch_size = checks.whole("DDPMDataModule", "loader.batch_size", batch_size, 1)
-        self.num_workers = checks.whole("DDPMDataModule", "loader.num_workers", num_workers, 0)
+        self.batch_size = check_int("DDPMDataModule", "loader.batch_size", batch_size, 1)
+        self.num_workers = check_int("DDPMDataModule", "loader.num_workers", num_workers, 0)
         if prefetch_factor is not None:
-            prefetch_factor = checks.whole("DDPMDataModule", "loader.prefetch_factor", prefetch_factor, 1)
+            prefetch_factor = check_int("DDPMDataModule", "loader.prefetch_factor", prefetch_factor, 1)
         self.prefetch_factor = prefetch_factor
         self.persistent_workers = _flag("persistent_workers", persistent_workers)
         if self.num_workers == 0 and (prefetch_factor, multiprocessing_context) != (None, None):
@@ -71,7 +71,7 @@ class Loading:
             )
         self.multiprocessing_context = multiprocessing_context
         self.drop_last = _flag("drop_last", drop_last)
-        self.timeout = checks.number("DDPMDataModule", "loader.timeout", timeout)
+        self.timeout = check_float("DDPMDataModule", "loader.timeout", timeout)
         if self.timeout < 0:
             raise ValueError(f"DDPMDataModule(timeout={timeout}): seconds, at least 0. Change `loader.timeout`.")
         if on_bad_item not in ("raise", "replace"):
@@ -79,7 +79,7 @@ class Loading:
                 f"DDPMDataModule(on_bad_item={on_bad_item!r}): 'raise' or 'replace'. Change `loader.on_bad_item`."
             )
         self.replaces = on_bad_item == "replace"
-        self.max_bad_fraction = checks.number("DDPMDataModule", "loader.max_bad_fraction", max_bad_fraction)
+        self.max_bad_fraction = check_float("DDPMDataModule", "loader.max_bad_fraction", max_bad_fraction)
         if not 0 <= self.max_bad_fraction <= 1:
             raise ValueError(
                 f"DDPMDataModule(max_bad_fraction={max_bad_fraction}): a share lies in [0, 1]. Change "
@@ -104,7 +104,7 @@ class Loading:
         self,
         images: AnyImages,
         stage: Stage,
-        order: StreamSampler | EvalSampler | Arrivals,
+        order: StreamSampler | EvalSampler | IterableOrder,
         world: tuple[int, int],
         seed: int,
         pin_memory: bool,
@@ -119,7 +119,7 @@ class Loading:
             world: Number of processes, and which this one is.
             seed: Decides random crops, and what a dataset draws from torch's generator in a worker.
             pin_memory: Whether batches are to be copied to page-locked memory.
-            report: See :class:`~ddpm_data.loading.bad_items.Tally`.
+            report: See :class:`~ddpm_data.loading.bad_items.BadItemCounter`.
 
         Raises:
             ValueError: The batches that workers have ready would not fit into shared memory, or there are other
@@ -130,21 +130,21 @@ class Loading:
                 f"setup() found {order.num_replicas} process(es), and now this is process {world[1]} of {world[0]}. "
                 "Connect the processes (torch.distributed.init_process_group, Fabric's launch) before setup()."
             )
-        dataset: Positioned | PositionedItems | PositionedBatches
+        dataset: MapStyleBatches | IterableBatches | PrebatchedBatches
         num_workers = self.num_workers
-        if isinstance(images, Images):
+        if isinstance(images, MapStyleImages):
             self._check_shared(images)
-            crops = stage == "train" and getattr(images.policy, "crop", "center") == "random"
-            dataset = Positioned(images, stage, key_from(seed) if crops else None)
-        elif isinstance(images, ReadyBatches):
-            images.check(world[0])
-            dataset, num_workers = PositionedBatches(images, stage, *world), 0  # it may have workers of its own
+            crops = stage == "train" and getattr(images.processor, "crop", "center") == "random"
+            dataset = MapStyleBatches(images, stage, key_from(seed) if crops else None)
+        elif isinstance(images, PrebatchedImages):
+            images.check_world(world[0])
+            dataset, num_workers = PrebatchedBatches(images, stage, *world), 0  # it may have workers of its own
         else:
-            dataset = PositionedItems(images, stage, self.batch_size, self.drop_last and stage == "train", *world)
+            dataset = IterableBatches(images, stage, self.batch_size, self.drop_last and stage == "train", *world)
         loader = StreamLoader(
             dataset,
             batch_size=None,  # the sampler, or the dataset, makes whole batches
-            sampler=None if isinstance(order, Arrivals) else order,
+            sampler=None if isinstance(order, IterableOrder) else order,
             num_workers=num_workers,
             prefetch_factor=self.prefetch_factor if num_workers else None,
             persistent_workers=self.persistent_workers and num_workers > 0,
@@ -153,20 +153,20 @@ class Loading:
             pin_memory=pin_memory,
             timeout=self.timeout if num_workers else 0,
         )
-        loader.arrivals = order if isinstance(order, Arrivals) else None
-        length = -(-len(images) // world[0]) if isinstance(images, Images) else None
-        loader.tally = Tally(stage, self.max_bad_fraction, length, report)
+        loader.arrivals = order if isinstance(order, IterableOrder) else None
+        length = -(-len(images) // world[0]) if isinstance(images, MapStyleImages) else None
+        loader.counter = BadItemCounter(stage, self.max_bad_fraction, length, report)
         return loader
 
-    def shared(self, bytes_an_image: int) -> int:
+    def shm_bytes(self, bytes_per_image: int) -> int:
         """Bytes of shared memory that the batches take which workers have ready."""
-        return self.num_workers * (self.prefetch_factor or 2) * self.batch_size * bytes_an_image
+        return self.num_workers * (self.prefetch_factor or 2) * self.batch_size * bytes_per_image
 
-    def _check_shared(self, images: Images) -> None:
+    def _check_shared(self, images: MapStyleImages) -> None:
         """Workers hand batches over in shared memory; where it is full they die of a bus error."""
         if not self.num_workers or not SHARED.is_dir():
             return
-        needed = self.shared(images.bytes_an_image)
+        needed = self.shm_bytes(images.bytes_per_image)
         free = shutil.disk_usage(SHARED).free
         if needed > free:
             raise ValueError(
@@ -177,7 +177,7 @@ class Loading:
             )
 
 
-def cores() -> int:
+def cpu_count() -> int:
     """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -193,3 +193,6 @@ def _flag(name: str, value: bool) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"DDPMDataModule({name}={value!r}): true or false. Change `loader.{name}`.")
     return value
+
+
+Loading = LoaderOptions  # its name before 0.1, kept for 0.1

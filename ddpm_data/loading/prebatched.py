@@ -9,29 +9,29 @@ from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from ddpm_data.images.items import channels_come_last, find_condition, find_image
-from ddpm_data.images.processor import Policy
-from ddpm_data.loading.bad_items import Loaded, named
-from ddpm_data.types import About, Examples, ItemKey, Stage
+from ddpm_data.images.processor import ItemProcessor
+from ddpm_data.loading.bad_items import WorkerBatch, with_item_context
+from ddpm_data.types import BatchMeta, ImageBatch, ItemKey, Stage
 
 
-class ReadyBatches:
-    """A DataLoader's batches as their policy wants them.
+class PrebatchedImages:
+    """A DataLoader's batches as their processor wants them.
 
     Args:
         loader: Gives tensors or arrays of shape ``(batch, channels, height, width)`` (or channels last), or tuples or
             dicts that hold one.
-        policy: How images become what is noised.
+        processor: How images become what is noised.
         name: What to call it in errors.
         condition: Where a batch holds its conditions, which are passed on as they are; ``None`` takes none.
     """
 
-    def __init__(self, loader: DataLoader[Any], policy: Policy, name: str, condition: ItemKey | None) -> None:
+    def __init__(self, loader: DataLoader[Any], processor: ItemProcessor, name: str, condition: ItemKey | None) -> None:
         self.loader = loader
-        self.policy = policy
+        self.processor = processor
         self.name = name
         self.condition = condition
 
-    def check(self, world_size: int) -> None:
+    def check_world(self, world_size: int) -> None:
         """Refuse a loader that would give every process the same.
 
         Raises:
@@ -46,7 +46,7 @@ class ReadyBatches:
                 "DistributedSampler."
             )
 
-    def begin(self, epoch: int) -> None:
+    def set_epoch(self, epoch: int) -> None:
         """Tell the loader's samplers the epoch, as Lightning would."""
         for sampler in (self.loader.sampler, getattr(self.loader.batch_sampler, "sampler", None), self.loader.dataset):
             if callable(set_epoch := getattr(sampler, "set_epoch", None)):
@@ -60,21 +60,23 @@ class ReadyBatches:
         """
         for number, batch in enumerate(self.loader):
             try:
-                images = self.policy.fit(self._images(batch)).contiguous()
+                images = self.processor.convert(self._images(batch)).contiguous()
                 condition = None if self.condition is None else find_condition(batch, self.condition)
             except Exception as error:  # whatever it is, the batch is to be named
-                raise named(f"{self.name}, batch {number}", error) from error
+                raise with_item_context(f"{self.name}, batch {number}", error) from error
             yield images, condition
 
     def _images(self, batch: object) -> Tensor:
-        found = find_image(batch, self.policy.image_key, batched=True)
+        found = find_image(batch, self.processor.image_key, batched=True)
         values = torch.from_numpy(np.ascontiguousarray(found)) if isinstance(found, np.ndarray) else found
         assert isinstance(values, Tensor)
-        is_last = not self.policy.channels_first and channels_come_last(values.shape[1:], isinstance(found, np.ndarray))
+        is_last = not self.processor.channels_first and channels_come_last(
+            values.shape[1:], isinstance(found, np.ndarray)
+        )
         return values.permute(0, 3, 1, 2) if is_last else values
 
 
-class PositionedBatches(IterableDataset[Loaded]):
+class PrebatchedBatches(IterableDataset[WorkerBatch]):
     """A DataLoader's batches with their places: those of process r of R are r, R + r, 2 R + r, ...
 
     Args:
@@ -84,7 +86,7 @@ class PositionedBatches(IterableDataset[Loaded]):
         rank: This one.
     """
 
-    def __init__(self, batches: ReadyBatches, stage: Stage, world_size: int, rank: int) -> None:
+    def __init__(self, batches: PrebatchedImages, stage: Stage, world_size: int, rank: int) -> None:
         self.batches = batches
         self.stage = stage
         self.world_size = world_size
@@ -92,11 +94,11 @@ class PositionedBatches(IterableDataset[Loaded]):
 
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch is to come."""
-        self.batches.begin(epoch)
+        self.batches.set_epoch(epoch)
 
-    def __iter__(self) -> Iterator[Loaded]:
+    def __iter__(self) -> Iterator[WorkerBatch]:
         count = 0
         for images, condition in self.batches:
             position = torch.arange(count, count + len(images)) * self.world_size + self.rank
             count += len(images)
-            yield Loaded(Examples(images, About(position, self.stage, condition)), ())
+            yield WorkerBatch(ImageBatch(images, BatchMeta(position, self.stage, condition)), ())

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DistributedSampler
 
-from ddpm_data.rng.permutation import Part, permute
+from ddpm_data.rng.permutation import RandomSubset, permute
 from ddpm_data.rng.philox import Key, Purpose
 
 ENDLESS = 2**62  # the length of an epoch whose end is not known before it is met
@@ -21,7 +21,7 @@ ENDLESS = 2**62  # the length of an epoch whose end is not known before it is me
 _BLOCK = 16384
 
 
-class Request(NamedTuple):
+class BatchRequest(NamedTuple):
     """One batch, as a sampler asks for it: where in the stream, and which items (int64).
 
     An array, since a tensor on its way to a worker would take a file of shared memory.
@@ -31,7 +31,7 @@ class Request(NamedTuple):
     indices: np.ndarray[Any, Any]
 
 
-class Cuts(NamedTuple):
+class EpochPlan(NamedTuple):
     """Where an epoch, or what is left of one, is cut into global batches.
 
     A rest that makes no whole batch is dropped under ``drop_last``; else it is a batch of its own, unless it has fewer
@@ -41,7 +41,7 @@ class Cuts(NamedTuple):
     Attributes:
         start: First place, in ``[0, length]``.
         length: Of the epoch, examples.
-        batch: Examples a global batch.
+        batch: ImageBatch a global batch.
         world_size: Ranks.
         drop_last: Whether an incomplete batch is dropped.
     """
@@ -67,23 +67,23 @@ class Cuts(NamedTuple):
         return self.start + whole * self.batch if self.drop_last else self.length
 
 
-class Epochs:
+class EpochPlans:
     """How each epoch is cut: all alike, but for one that is resumed from inside it.
 
     Args:
-        cuts: Of a whole epoch.
+        plan: Of a whole epoch.
     """
 
-    def __init__(self, cuts: Cuts) -> None:
-        self.cuts = cuts
+    def __init__(self, plan: EpochPlan) -> None:
+        self.plan = plan
         self.resumed = (0, 0)  # an epoch, and the place in it where a checkpoint left off
 
-    def of(self, epoch: int) -> Cuts:
+    def plan_for(self, epoch: int) -> EpochPlan:
         """How one epoch is cut."""
-        return self.cuts._replace(start=self.resumed[1]) if epoch == self.resumed[0] else self.cuts
+        return self.plan._replace(start=self.resumed[1]) if epoch == self.resumed[0] else self.plan
 
 
-class StreamSampler(DistributedSampler[Request]):
+class StreamSampler(DistributedSampler[BatchRequest]):
     """This rank's share of each epoch, shuffled, a whole batch at a time; its memory does not grow with the dataset.
 
     Global batches are consecutive runs of ``batch_size * world_size`` positions; each rank takes a consecutive part, so
@@ -100,9 +100,9 @@ class StreamSampler(DistributedSampler[Request]):
         rank: int,
         key: Key,
         drop_last: bool,
-        part: Part | None = None,
+        part: RandomSubset | None = None,
     ) -> None:
-        self.epochs = Epochs(Cuts(0, length, batch_size * world_size, world_size, drop_last))
+        self.epochs = EpochPlans(EpochPlan(0, length, batch_size * world_size, world_size, drop_last))
         self.num_replicas = world_size
         self.rank = rank
         self.key = key
@@ -111,22 +111,22 @@ class StreamSampler(DistributedSampler[Request]):
 
     def __len__(self) -> int:
         """Batches of a whole epoch, also in one that is resumed: Lightning counts those done before as done."""
-        return self.epochs.cuts.count_batches()
+        return self.epochs.plan.count_batches()
 
-    def __iter__(self) -> Iterator[Request]:
+    def __iter__(self) -> Iterator[BatchRequest]:
         epoch = self.epoch
-        cuts = self.epochs.of(epoch)
+        plan = self.epochs.plan_for(epoch)
 
         def shuffled(places: Tensor) -> Tensor:
-            indices = permute(places, cuts.length, self.key, Purpose.SHUFFLE, epoch)
+            indices = permute(places, plan.length, self.key, Purpose.SHUFFLE, epoch)
             return indices if self.part is None else self.part.indices(indices)
 
-        ends = ((cuts.end(i - 1), cuts.end(i)) for i in range(cuts.count_batches()))
+        ends = ((plan.end(i - 1), plan.end(i)) for i in range(plan.count_batches()))
         shares = (_share(*end, self.rank, self.num_replicas) for end in ends)
-        return _requests(shares, epoch * cuts.length, shuffled)
+        return _requests(shares, epoch * plan.length, shuffled)
 
 
-class EvalSampler(DistributedSampler[Request]):
+class EvalSampler(DistributedSampler[BatchRequest]):
     """This rank's share of a validation, test or prediction set: every item once, in order, none padded.
 
     The set is cut into ``k * world_size`` consecutive parts that differ by one in length at most, with the smallest
@@ -134,7 +134,9 @@ class EvalSampler(DistributedSampler[Request]):
     Batch ``b`` of rank ``r`` is part ``b * world_size + r``, so that the ranks' batches, in turn, are in order.
     """
 
-    def __init__(self, length: int, batch_size: int, world_size: int, rank: int, part: Part | None = None) -> None:
+    def __init__(
+        self, length: int, batch_size: int, world_size: int, rank: int, part: RandomSubset | None = None
+    ) -> None:
         self.length = length
         self.part = part
         self.num_replicas = world_size
@@ -144,7 +146,7 @@ class EvalSampler(DistributedSampler[Request]):
     def __len__(self) -> int:
         return self.batches
 
-    def __iter__(self) -> Iterator[Request]:
+    def __iter__(self) -> Iterator[BatchRequest]:
         parts = range(self.rank, self.batches * self.num_replicas, self.num_replicas)
         shares = (_share(0, self.length, part, self.batches * self.num_replicas) for part in parts)
         return _requests(shares, 0, self.part.indices if self.part is not None else lambda places: places)
@@ -158,11 +160,11 @@ def _share(start: int, stop: int, part: int, parts: int) -> range:
     return range(start + part * length // parts, start + (part + 1) * length // parts)
 
 
-def _requests(shares: Iterator[range], offset: int, indices_of: Callable[[Tensor], Tensor]) -> Iterator[Request]:
+def _requests(shares: Iterator[range], offset: int, indices_of: Callable[[Tensor], Tensor]) -> Iterator[BatchRequest]:
     """Requests for ranges of places; the indices of many are computed at once."""
     for first in shares:
         block = [first, *islice(shares, _BLOCK // len(first))]
         places = torch.cat([torch.arange(share.start, share.stop) for share in block])
         ends = list(accumulate(len(share) for share in block))[:-1]
         for share, indices in zip(block, np.split(indices_of(places).numpy(), ends), strict=True):
-            yield Request(range(offset + share.start, offset + share.stop), indices)
+            yield BatchRequest(range(offset + share.start, offset + share.stop), indices)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddpm_data.diffusion._kernels import scale_images
 from ddpm_data.diffusion.process import ForwardProcess
 from ddpm_data.rng.philox import Purpose, key_from, normals
 
@@ -45,7 +46,7 @@ def log_axis(axes: Axes, low: float, high: float) -> None:
         axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def noised(process: ForwardProcess, images: Tensor, steps: Sequence[int]) -> Tensor:
+def noise_images(process: ForwardProcess, images: Tensor, steps: Sequence[int]) -> Tensor:
     """Images at some steps of the forward process, each with one noise throughout, which is the same every time.
 
     Args:
@@ -57,7 +58,7 @@ def noised(process: ForwardProcess, images: Tensor, steps: Sequence[int]) -> Ten
         On the CPU, float32, shape ``(rows, len(steps), channels, height, width)``.
     """
     rows, device = len(images), process.betas.device
-    x_0 = images.to(device).float() / 127.5 - 1
+    x_0 = scale_images(images.to(device))
     position = torch.arange(rows, device=device)
     noise = normals(key_from(0), Purpose.NOISE, "predict", position, x_0[0].numel()).view(x_0.shape)
     times = (torch.full((rows,), step, device=device) for step in steps)
@@ -77,7 +78,7 @@ def show_rows(axes: Axes, images: Tensor, titles: Sequence[str]) -> None:
     for row in range(rows):
         for column in range(columns):
             extent = (column, column + 1 - gap, row + 1 - gap, row)
-            axes.imshow(pixels(images[row, column]), cmap="gray", vmin=0, vmax=1, extent=extent)
+            axes.imshow(to_plot_array(images[row, column]), cmap="gray", vmin=0, vmax=1, extent=extent)
     axes.set(xlim=(0, columns - gap), ylim=(rows - gap, 0), aspect=height / width)
     axes.set_xticks([column + (1 - gap) / 2 for column in range(columns)], titles)
     axes.set_yticks([])
@@ -85,7 +86,7 @@ def show_rows(axes: Axes, images: Tensor, titles: Sequence[str]) -> None:
     axes.spines[:].set_visible(False)
 
 
-def pixels(image: Tensor) -> Any:  # noqa: ANN401  # an array of whatever matplotlib takes
+def to_plot_array(image: Tensor) -> Any:  # noqa: ANN401  # an array of whatever matplotlib takes
     """An image in ``[-1, 1]`` as matplotlib wants it: channels last, or none; in ``[0, 1]``."""
     values = ((image + 1) / 2).clamp(0, 1).permute(1, 2, 0).numpy()
     return values[..., 0] if values.shape[-1] == 1 else values

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ddpm_data.diffusion.process import ForwardProcess
-from ddpm_data.diffusion.timestep_bins import Buckets, Row
+from ddpm_data.diffusion.timestep_bins import BinLoss, TimestepBins
 from ddpm_data.diffusion.timesteps import Timesteps, UniformTimesteps
-from ddpm_data.plots._axes import COLOURS, DPI, Axes, Figure, legend, log_axis, noised, panel, show_rows, style
+from ddpm_data.plots._axes import COLOURS, DPI, Axes, Figure, legend, log_axis, noise_images, panel, show_rows, style
 from ddpm_data.rng.philox import key_from
 
 _DRAWS = 2**20  # of t for its density
@@ -101,9 +101,9 @@ def compare_curves(panels: Sequence[Panel], path: Path) -> None:
 def density(timesteps: Timesteps, num_timesteps: int) -> Curve:
     """How often each part of the chain is trained on, where 1 is as often as by uniform steps: counted, in 40 parts."""
     t = timesteps(torch.arange(_DRAWS), num_timesteps, key_from(0), "train")
-    parts = Buckets(num_timesteps, _BARS)
+    parts = TimestepBins(num_timesteps, _BARS)
     width = torch.tensor(parts.last) + 1 - torch.tensor(parts.first)
-    share = torch.bincount(parts.of(t), minlength=parts.count) / len(t)
+    share = torch.bincount(parts.find_bin(t), minlength=parts.count) / len(t)
     middle = (torch.tensor(parts.first) + torch.tensor(parts.last)) / 2
     return Curve(middle / num_timesteps, share * num_timesteps / width)
 
@@ -137,7 +137,7 @@ def _curve(process: ForwardProcess, quantity: str) -> Curve:
 def _strip(process: ForwardProcess, images: Tensor, columns: int) -> tuple[Tensor, list[str]]:
     last = process.num_timesteps - 1
     steps = sorted({round(column * last / max(columns - 1, 1)) for column in range(columns)})
-    return noised(process, images, steps), [f"t = {step}" for step in steps]
+    return noise_images(process, images, steps), [f"t = {step}" for step in steps]
 
 
 def _draw(axes: Axes, one: Panel, names: Sequence[str], num_timesteps: int | None = None) -> None:
@@ -188,14 +188,14 @@ def schedule_curves(process: ForwardProcess, path: Path) -> None:
     figure.savefig(path, dpi=DPI)
 
 
-def timestep_losses(rows: Sequence[Row], path: Path) -> None:
+def timestep_losses(rows: Sequence[BinLoss], path: Path) -> None:
     """Draw the last validation's loss against t, and the earlier ones faintly.
 
     Args:
         rows: Of :class:`~ddpm_data.callbacks.TimestepLoss`'s table, at least one with a loss.
         path: The PNG file.
     """
-    validations: dict[int, list[Row]] = {}
+    validations: dict[int, list[BinLoss]] = {}
     for row in rows:
         if row.loss is not None:
             validations.setdefault(row.step, []).append(row)
@@ -220,6 +220,6 @@ def timestep_losses(rows: Sequence[Row], path: Path) -> None:
     figure.savefig(path, dpi=DPI)
 
 
-def _loss_curve(axes: Axes, rows: Sequence[Row], **how: Any) -> None:  # noqa: ANN401  # matplotlib's
+def _loss_curve(axes: Axes, rows: Sequence[BinLoss], **how: Any) -> None:  # noqa: ANN401  # matplotlib's
     points = [((row.first_t + row.last_t) / 2, row.loss) for row in rows if row.loss is not None]
     axes.plot(*zip(*points, strict=True), **how)

@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ddpm_data.diffusion._kernels import scale_images
 from ddpm_data.diffusion.process import ForwardProcess
-from ddpm_data.plots._axes import DPI, Axes, Figure, noised, pixels, show_rows
+from ddpm_data.plots._axes import DPI, Axes, Figure, noise_images, show_rows, to_plot_array
 
 
 def noising_strip(process: ForwardProcess, images: Tensor, path: Path, columns: int = 10) -> None:
@@ -20,7 +21,7 @@ def noising_strip(process: ForwardProcess, images: Tensor, path: Path, columns: 
         columns: How many steps: 0, T/columns, 2T/columns, ...
     """
     steps = sorted({column * process.num_timesteps // columns for column in range(columns)})
-    rows = noised(process, images, steps)
+    rows = noise_images(process, images, steps)
     figure = Figure(figsize=(len(steps), len(rows) * images.shape[2] / images.shape[3] + 0.3), layout="constrained")
     show_rows(figure.subplots(), rows, [f"t = {step}" for step in steps])
     figure.savefig(path, dpi=DPI)
@@ -37,7 +38,7 @@ def samples_beside(samples: Tensor, real: Tensor, path: Path) -> None:
     height = 6 / _mosaic(real).shape[2] * _mosaic(real).shape[1]
     figure = Figure(figsize=(12.4, height + 0.5), layout="constrained")
     figure.get_layout_engine().set(wspace=0.06)  # type: ignore[union-attr, call-arg]  # "constrained" has one that takes it
-    sides: Sequence[tuple[str, Tensor]] = (("Samples", samples), ("Real images", real.float() / 127.5 - 1))
+    sides: Sequence[tuple[str, Tensor]] = (("Samples", samples), ("Real images", scale_images(real)))
     for axes, (name, images) in zip(figure.subplots(1, 2), sides, strict=True):
         _show(axes, _mosaic(images.cpu()))
         axes.set_title(name, fontsize=13)
@@ -65,7 +66,7 @@ def _framed(images: Sequence[Tensor]) -> Tensor:
     framed = torch.full((len(images), channels, height, width), 255, dtype=torch.uint8)
     for place, image in zip(framed, images, strict=True):
         place[:, : image.shape[1], : image.shape[2]] = image  # grey becomes every channel
-    return framed.float() / 127.5 - 1
+    return scale_images(framed)
 
 
 def _mosaic(images: Tensor) -> Tensor:
@@ -81,5 +82,5 @@ def _mosaic(images: Tensor) -> Tensor:
 
 
 def _show(axes: Axes, image: Tensor) -> None:
-    axes.imshow(pixels(image), cmap="gray", vmin=0, vmax=1)
+    axes.imshow(to_plot_array(image), cmap="gray", vmin=0, vmax=1)
     axes.set_axis_off()

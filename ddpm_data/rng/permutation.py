@@ -58,7 +58,7 @@ def permute(places: Tensor, length: int, key: Key, purpose: Purpose, epoch: int 
     return torch.from_numpy(result).view(places.shape)
 
 
-class Part:
+class RandomSubset:
     """A random part of a set, picked by the key: what places ``start`` to ``stop`` of a keyed order lead to.
 
     Args:

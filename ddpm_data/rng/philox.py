@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm_data import _checks as checks
+from ddpm_data._checks import check_int
 from ddpm_data.types import Stage
 
 MASK = 0xFFFFFFFF  # the low 32 bits
@@ -66,7 +66,7 @@ def key_from(seed: int) -> Key:
         TypeError: ``seed`` is no whole number.
         ValueError: It is out of range.
     """
-    seed = checks.whole("ForwardDiffusion", "seed", seed, 0)
+    seed = check_int("ForwardDiffusion", "seed", seed, 0)
     if seed >= 2**64:
         raise ValueError(f"seed={seed}: Philox's key has 64 bits, so the seed lies in [0, 2**64). Change `seed`.")
     return Key(seed & MASK, seed >> 32)

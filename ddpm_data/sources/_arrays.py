@@ -27,7 +27,7 @@ class MapDataset(Protocol):
         ...
 
 
-class Stack:
+class BackingArray:
     """What a dataset's items are cut from: an array with a row for each.
 
     Args:
@@ -48,73 +48,79 @@ class Stack:
         # A row is one run of bytes in this order too, where the channels come last.
         return self.array.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
 
-    def subset(self, indices: Sequence[int]) -> "Stack":
+    def subset(self, indices: Sequence[int]) -> "BackingArray":
         """The same array in another order, or some of it."""
         rows = torch.as_tensor(indices, dtype=torch.int64)
-        return Stack(self.array, rows if self.rows is None else self.rows[rows])
+        return BackingArray(self.array, rows if self.rows is None else self.rows[rows])
 
 
-class Stacks(NamedTuple):
+class BackingArrays(NamedTuple):
     """The arrays of a dataset's images and, where they are wanted, of its conditions."""
 
-    images: Stack
-    conditions: Stack | None
+    images: BackingArray
+    conditions: BackingArray | None
 
-    def hold(self, indices: Tensor, images: Sequence[Tensor], conditions: object) -> bool:
+    def contain(self, indices: Tensor, images: Sequence[Tensor], conditions: object) -> bool:
         """Whether they have what some items gave, which tells that the dataset makes nothing else of them."""
         if self.conditions is None:
-            return same(self.images.gather(indices), images)
+            return all_equal(self.images.gather(indices), images)
         kept = self.conditions.gather(indices)
-        return isinstance(conditions, Tensor) and same(kept, conditions) and same(self.images.gather(indices), images)
+        return (
+            isinstance(conditions, Tensor)
+            and all_equal(kept, conditions)
+            and all_equal(self.images.gather(indices), images)
+        )
 
 
-def stacks_behind(
+def find_backing_arrays(
     dataset: object, image_key: ItemKey | None, condition: ItemKey | None, channels_first: bool
-) -> Stacks | None:
+) -> BackingArrays | None:
     """The arrays that a dataset's items are cut from, if all that is wanted of them is in one."""
-    images = stack_behind(dataset, image_key, channels_first)
-    conditions = None if condition is None else conditions_behind(dataset, condition)
-    return None if images is None or (condition is not None and conditions is None) else Stacks(images, conditions)
+    images = find_backing_array(dataset, image_key, channels_first)
+    conditions = None if condition is None else find_backing_conditions(dataset, condition)
+    return (
+        None if images is None or (condition is not None and conditions is None) else BackingArrays(images, conditions)
+    )
 
 
-def same(some: Tensor | Sequence[Tensor], others: Tensor | Sequence[Tensor]) -> bool:
+def all_equal(some: Tensor | Sequence[Tensor], others: Tensor | Sequence[Tensor]) -> bool:
     """Whether rows agree in every value and in dtype."""
     return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(some, others, strict=True))
 
 
-def stack_behind(dataset: object, image_key: ItemKey | None, channels_first: bool = False) -> Stack | None:
+def find_backing_array(dataset: object, image_key: ItemKey | None, channels_first: bool = False) -> BackingArray | None:
     """The array that a dataset's images are cut from, if it is one of the kinds known to do nothing else to them.
 
     These are tensors and NumPy arrays themselves, ``TensorDataset``, torchvision's datasets that keep their images in
-    ``data`` and were given no ``transform``, subsets of all these, and datasets with a :class:`Stack` of their own, as
-    ``stack``, or a dict of tensors, as ``columns``.
+    ``data`` and were given no ``transform``, subsets of all these, and datasets that have a :class:`BackingArray` as
+    ``backing_array``, or a dict of tensors as ``columns``.
     """
-    own = getattr(dataset, "stack", None)
-    if isinstance(own, Stack):
+    own = getattr(dataset, "backing_array", None)
+    if isinstance(own, BackingArray):
         return own
     if inner := _inner(dataset):
-        stack = stack_behind(inner.dataset, image_key, channels_first)
-        return stack.subset(inner.indices) if stack else None
+        array = find_backing_array(inner.dataset, image_key, channels_first)
+        return array.subset(inner.indices) if array else None
     if isinstance(dataset, Tensor | np.ndarray):
-        return _stack(dataset, channels_first)
+        return _wrap_array(dataset, channels_first)
     if columns := _columns(dataset):
         found = [column for key, column in columns.items() if image_key in (key, None) and column.dim() in (3, 4)]
-        return _stack(found[0], channels_first) if len(found) == 1 else None
+        return _wrap_array(found[0], channels_first) if len(found) == 1 else None
     if _is_torchvisions(dataset) and image_key in (None, 0) and getattr(dataset, "transform", None) is None:
-        return _stack(getattr(dataset, "data", None), channels_first)
+        return _wrap_array(getattr(dataset, "data", None), channels_first)
     return None
 
 
-def conditions_behind(dataset: object, key: ItemKey) -> Stack | None:
-    """The array that a dataset's conditions are taken from, as :func:`stack_behind` for images."""
+def find_backing_conditions(dataset: object, key: ItemKey) -> BackingArray | None:
+    """The array that a dataset's conditions are taken from, as :func:`find_backing_array` for images."""
     if inner := _inner(dataset):
-        stack = conditions_behind(inner.dataset, key)
-        return stack.subset(inner.indices) if stack else None
+        array = find_backing_conditions(inner.dataset, key)
+        return array.subset(inner.indices) if array else None
     if key in (columns := _columns(dataset)):
-        return Stack(columns[key].detach())
+        return BackingArray(columns[key].detach())
     if _is_torchvisions(dataset) and key == 1 and getattr(dataset, "target_transform", None) is None:
         targets = getattr(dataset, "targets", None)
-        return Stack(torch.as_tensor(targets)) if isinstance(targets, list | Tensor) and len(targets) else None
+        return BackingArray(torch.as_tensor(targets)) if isinstance(targets, list | Tensor) and len(targets) else None
     return None
 
 
@@ -136,7 +142,7 @@ def _is_torchvisions(dataset: object) -> bool:
     return getattr(method, "__module__", "").startswith("torchvision.datasets.")
 
 
-def _stack(array: object, channels_first: bool) -> Stack | None:
+def _wrap_array(array: object, channels_first: bool) -> BackingArray | None:
     if isinstance(array, np.ndarray) and array.dtype.isnative and min(array.strides, default=-1) >= 0:
         with warnings.catch_warnings(action="ignore"):  # of arrays that must not be written to: nothing here writes
             try:
@@ -151,6 +157,6 @@ def _stack(array: object, channels_first: bool) -> Stack | None:
     if not fits:
         return None
     if values.dim() == 3:
-        return Stack(values[:, None])
+        return BackingArray(values[:, None])
     channels_last = not channels_first and channels_come_last(values.shape[1:], isinstance(array, np.ndarray))
-    return Stack(values.permute(0, 3, 1, 2) if channels_last else values)
+    return BackingArray(values.permute(0, 3, 1, 2) if channels_last else values)

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable
 
-from ddpm_data._distributed import Share
+from ddpm_data._distributed import EpochShard
 from ddpm_data.sources.tar_shards import TarShards
 
 
-def shared(source: Iterable[object], share: Share) -> Iterable[object]:
+def split_by_rank(source: Iterable[object], share: EpochShard) -> Iterable[object]:
     """A source as one process reads it in one epoch; over its workers, the source splits that itself.
 
     Streamed sets of Hugging Face's ``datasets`` and :class:`TarShards` are split over processes here. LitData finds its

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ddpm_data.sources._arrays import Stack, stack_behind
+from ddpm_data.sources._arrays import BackingArray, find_backing_array
 
 Array = np.ndarray[Any, Any]
 
@@ -63,7 +63,7 @@ class TensorFile(Dataset[dict[str, Tensor]]):
 class ArrayFile(Dataset[Array]):
     """Images of one shape in a NumPy file: ``.npy``, mapped into memory, or an array of an ``.npz``, read into it.
 
-    Of an item's three axes the channels are the first or the last, as :func:`~ddpm_data.images.items.pixels` has it.
+    Of an item's three axes the channels are the first or the last, as :func:`~ddpm_data.images.items.to_chw` has it.
     Pickled objects in such a file are never loaded: loading them would run their code.
 
     Args:
@@ -87,9 +87,9 @@ class ArrayFile(Dataset[Array]):
             )
 
     @property
-    def stack(self) -> Stack | None:
+    def backing_array(self) -> BackingArray | None:
         """The array, to gather whole batches from; ``None`` where torch does not have its dtype."""
-        return stack_behind(self.array, None)
+        return find_backing_array(self.array, None)
 
     def __len__(self) -> int:
         return len(self.array)

@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
-from ddpm_data.images.decode import unreadable
+from ddpm_data.images.decode import unreadable_error
 
 # EPS is a program, which PIL has Ghostscript run; of the others it reads no pixels by itself.
 _NOT_READ = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"}
@@ -17,7 +17,7 @@ class ImageFiles(Dataset[Image.Image]):
     """Every image file under a folder, flat or nested, in natural order (``2.png`` before ``10.png``).
 
     Items are PIL images not yet decoded, so that whoever knows the size that is wanted can have a JPEG decoded at a
-    half, a quarter or an eighth (:func:`~ddpm_data.images.decode.decoded`). Labels are not read from folder names.
+    half, a quarter or an eighth (:func:`~ddpm_data.images.decode.decode_image`). Labels are not read from folder names.
     Hidden files and folders are left out, and so is EPS, which is a program.
 
     Args:
@@ -52,7 +52,7 @@ class ImageFiles(Dataset[Image.Image]):
         except MemoryError:
             raise
         except Exception as error:  # PIL's errors on damaged files are of many kinds
-            raise unreadable(path, error) from error
+            raise unreadable_error(path, error) from error
         image.filename = str(path)  # type: ignore[attr-defined]  # PIL's files have one, for errors to name
         return image
 

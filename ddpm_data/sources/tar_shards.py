@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import IterableDataset, get_worker_info
 
-from ddpm_data import _checks as checks
-from ddpm_data._distributed import Share
+from ddpm_data._checks import check_int
+from ddpm_data._distributed import EpochShard
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # not EPS, for which PIL would start Ghostscript
 
@@ -43,8 +43,8 @@ class TarShards(IterableDataset[dict[str, object]]):
             raise ImportError("tar shards are read by webdataset: pip install 'ddpm-data[webdataset]'") from error
         given = [shards] if isinstance(shards, str | Path) else shards
         self.shards: list[str] = [shard for part in given for shard in expand_urls(str(part))]
-        self.shuffle = checks.whole("TarShards", "dataset.train.shuffle", shuffle, 0)
-        self.seed = checks.whole("TarShards", "dataset.train.seed", seed, 0)
+        self.shuffle = check_int("TarShards", "dataset.train.shuffle", shuffle, 0)
+        self.seed = check_int("TarShards", "dataset.train.seed", seed, 0)
         if not self.shards:
             raise ValueError("TarShards([]): there is nothing to read. Change `dataset.shards`.")
         for shard in self.shards:
@@ -53,9 +53,9 @@ class TarShards(IterableDataset[dict[str, object]]):
                 raise FileNotFoundError(f"TarShards: there is no file {shard}. Change `dataset.shards`.")
 
     def __iter__(self) -> Iterator[dict[str, object]]:
-        return self.samples(Share(0, 1, 0))
+        return self.samples(EpochShard(0, 1, 0))
 
-    def samples(self, share: Share) -> Iterator[dict[str, object]]:
+    def samples(self, share: EpochShard) -> Iterator[dict[str, object]]:
         """The samples of one worker of a process.
 
         Raises:

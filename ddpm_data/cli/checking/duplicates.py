@@ -11,7 +11,7 @@ from torch import Tensor
 Array = np.ndarray[Any, Any]
 
 
-class Copies(NamedTuple):
+class Duplicates(NamedTuple):
     """Items that repeat an earlier one.
 
     Attributes:
@@ -38,7 +38,7 @@ def digest(content: Tensor | str) -> int:
     return int.from_bytes(hashed.digest(), "little")
 
 
-def copies(digests: Array) -> Copies:
+def find_duplicates(digests: Array) -> Duplicates:
     """Which items repeat an earlier one.
 
     Args:
@@ -47,21 +47,21 @@ def copies(digests: Array) -> Copies:
     _, first, group = np.unique(digests, return_index=True, return_inverse=True)
     origins = first[group]
     places = np.flatnonzero(origins != np.arange(len(digests)))
-    return Copies(places, origins[places])
+    return Duplicates(places, origins[places])
 
 
-def leaks(sets: Sequence[Array]) -> list[tuple[tuple[int, int], Copies]]:
+def find_leakage(sets: Sequence[Array]) -> list[tuple[tuple[int, int], Duplicates]]:
     """Which items of later sets are in earlier ones, for each two sets: the numbers of these, and their items.
 
     Args:
         sets: Digests of each set's items. An item in several earlier sets counts for the first of them.
     """
     starts = np.cumsum([0, *map(len, sets)])
-    places, origins = copies(np.concatenate([np.empty(0, "u8"), *sets]))
+    places, origins = find_duplicates(np.concatenate([np.empty(0, "u8"), *sets]))
     later, earlier = (np.searchsorted(starts, some, "right") - 1 for some in (places, origins))
     found = []
     for one in range(len(sets)):
         for other in range(one + 1, len(sets)):
             both = (earlier == one) & (later == other)
-            found.append(((one, other), Copies(places[both] - starts[other], origins[both] - starts[one])))
+            found.append(((one, other), Duplicates(places[both] - starts[other], origins[both] - starts[one])))
     return found

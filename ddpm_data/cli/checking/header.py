@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from ddpm_data.images.decode import Turn, is_transparent, turn_of
+from ddpm_data.images.decode import Orientation, exif_orientation, is_transparent
 
-_UPRIGHT = Turn(False, ())
+_UPRIGHT = Orientation(False, ())
 
 
 class Header(NamedTuple):
@@ -32,8 +32,8 @@ class Header(NamedTuple):
         """Of an image that may not have been decoded yet."""
         turn = _UPRIGHT
         with suppress(Exception):  # where this is damaged, decoding says so
-            turn = turn_of(image)
-        size = (image.width, image.height) if turn.lies else (image.height, image.width)
+            turn = exif_orientation(image)
+        size = (image.width, image.height) if turn.transpose else (image.height, image.width)
         return cls(image.mode, image.format, len(image.getbands()), size, turn != _UPRIGHT)
 
     @property

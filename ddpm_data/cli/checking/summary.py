@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 
 from ddpm_data.cli._table import markdown
-from ddpm_data.cli.checking.duplicates import Copies, copies
-from ddpm_data.cli.checking.survey import Rows, Survey
-from ddpm_data.images.latent_processor import LatentPolicy
-from ddpm_data.loading.bad_items import differing
+from ddpm_data.cli.checking.duplicates import Duplicates, find_duplicates
+from ddpm_data.cli.checking.survey import ItemStats, Rows
+from ddpm_data.images.latent_processor import LatentProcessor
+from ddpm_data.loading.bad_items import shape_mismatch_message
 from ddpm_data.loading.iterable import IterableImages
-from ddpm_data.loading.map_style import Images
-from ddpm_data.loading.options import Loading, cores
+from ddpm_data.loading.map_style import MapStyleImages
+from ddpm_data.loading.options import LoaderOptions, cpu_count
 from ddpm_data.sources._paths import path_of
 
 NAMED = 10  # bad items in the table
@@ -28,10 +28,12 @@ _COUNTED = {
 }
 
 Facts = dict[str, Any]
-SomeImages = Images | IterableImages
+SomeImages = MapStyleImages | IterableImages
 
 
-def facts(images: SomeImages, survey: Survey, loading: Loading, is_cached: bool, problem: str | None) -> Facts:
+def summarize(
+    images: SomeImages, survey: ItemStats, loading: LoaderOptions, is_cached: bool, problem: str | None
+) -> Facts:
     """All there is to say of one set by itself.
 
     Args:
@@ -44,7 +46,7 @@ def facts(images: SomeImages, survey: Survey, loading: Loading, is_cached: bool,
     rows, counts = survey.rows, survey.counts
     paths = rows[rows["path"] != 0]
     found: Facts = {
-        "items": len(images.dataset) if isinstance(images, Images) else len(survey),
+        "items": len(images.dataset) if isinstance(images, MapStyleImages) else len(survey),
         "looked_at": len(survey),
         "problems": [wrong for wrong in (problem or _differing(images.name, survey),) if wrong],
         "bad": [{"index": bad.item, "path": bad.path, "cause": bad.cause} for bad in survey.bad],
@@ -55,22 +57,24 @@ def facts(images: SomeImages, survey: Survey, loading: Loading, is_cached: bool,
         "values": survey.span if survey.span[0] <= survey.span[1] else None,
         **{what: counts["has"][what] for what in ("transparent", "turned", "animated") if "has" in counts},
         "becomes": _ranked(Counter({f"{f.dtype} {tuple(f.shape)}": n for f, n in counts.get("form", {}).items()})),
-        "copies": pairs(copies(rows["content"]), images, rows, images, rows),
-        "same_path": pairs(copies(paths["path"]), images, paths, images, paths),
+        "copies": name_duplicates(find_duplicates(rows["content"]), images, rows, images, rows),
+        "same_path": name_duplicates(find_duplicates(paths["path"]), images, paths, images, paths),
     }
-    if size := getattr(images.policy, "image_size", None):
+    if size := getattr(images.processor, "image_size", None):
         found["enlarged"] = int(((rows["height"] < size[0]) | (rows["width"] < size[1])).sum())
     if len(rows):
         found["speed"] = _speed(len(rows) / survey.seconds, loading)
         found["bytes"] = _bytes(found["items"], survey, loading, is_cached)
-    if isinstance(images.policy, LatentPolicy):
-        found["latents"] = [_latents(sums, images.policy) for sums in survey.moments.values()]
+    if isinstance(images.processor, LatentProcessor):
+        found["latents"] = [_latents(sums, images.processor) for sums in survey.moments.values()]
     if "condition" in counts:
         found["conditions"] = {"kinds": _ranked(counts["condition"]), "classes": _ranked(survey.classes)}
     return found
 
 
-def pairs(copied: Copies, images: SomeImages, rows: Rows, other_images: SomeImages, other_rows: Rows) -> Facts:
+def name_duplicates(
+    copied: Duplicates, images: SomeImages, rows: Rows, other_images: SomeImages, other_rows: Rows
+) -> Facts:
     """How many items of the second set are among those of the first, and the first few's names."""
     first = zip(other_rows["index"][copied.places[:_PAIRS]], rows["index"][copied.origins[:_PAIRS]], strict=True)
     named = [f"{_name(other_images, int(copy))} is {_name(images, int(origin))}" for copy, origin in first]
@@ -85,7 +89,7 @@ def table(sets: Mapping[str, Facts]) -> str:
     return markdown(lines)
 
 
-def remarks(name: str, found: Facts) -> list[str]:
+def messages(name: str, found: Facts) -> list[str]:
     """What of a set does not fit into a table: its problems, bad items, copies and classes."""
     said = [f"{name}: {problem}" for problem in found["problems"]]
     for bad in found["bad"][:NAMED]:
@@ -152,11 +156,11 @@ def _megabytes(count: int) -> str:
     return f"{count / 1e6:,.3g} MB"
 
 
-def _differing(name: str, survey: Survey) -> str | None:
+def _differing(name: str, survey: ItemStats) -> str | None:
     forms = list(survey.forms.items())
     for form, index in forms[1:]:
         if form.shape != forms[0][0].shape:
-            return differing(name, forms[0][1], forms[0][0].shape, index, form.shape)
+            return shape_mismatch_message(name, forms[0][1], forms[0][0].shape, index, form.shape)
     return None
 
 
@@ -171,31 +175,31 @@ def _sizes(rows: Rows) -> Facts | None:
 
 
 def _name(images: SomeImages, index: int) -> str:
-    path = path_of(images.dataset, index) if isinstance(images, Images) else None
+    path = path_of(images.dataset, index) if isinstance(images, MapStyleImages) else None
     return f"{images.name}[{index}]" + (f" ({path})" if path else "")
 
 
-def _speed(a_worker: float, loading: Loading) -> dict[str, float]:
-    workers = min(max(1, loading.num_workers), cores())
+def _speed(a_worker: float, loading: LoaderOptions) -> dict[str, float]:
+    workers = min(max(1, loading.num_workers), cpu_count())
     return {"a_worker": a_worker, "configured": a_worker * workers, "workers": loading.num_workers}
 
 
-def _bytes(items: int, survey: Survey, loading: Loading, is_cached: bool) -> dict[str, int]:
+def _bytes(items: int, survey: ItemStats, loading: LoaderOptions, is_cached: bool) -> dict[str, int]:
     image = max(form.nbytes for form in survey.forms)
     whole = image + survey.condition_bytes
     position = 8  # int64, beside each image
     return {
         "batch": loading.batch_size * (whole + position),
-        "shared": loading.shared(image),
+        "shared": loading.shm_bytes(image),
         "cache": items * whole if is_cached else 0,
     }
 
 
-def _latents(sums: Rows, policy: LatentPolicy) -> Facts:
+def _latents(sums: Rows, processor: LatentProcessor) -> Facts:
     """Mean and standard deviation a channel of the latents, as they would be drawn."""
     count, total, squares = sums[0], sums[1], sums[2]
     mean, square = total / count, squares / count
-    if policy.stacked or policy.std_key is not None:
+    if processor.stacked or processor.std_key is not None:
         half = len(mean) // 2
         mean, square = mean[:half], square[:half] + square[half:]  # E[(m + s e)^2] = E[m^2] + E[s^2]
     std = np.sqrt(np.maximum(square - mean**2, 0))

@@ -13,12 +13,13 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ddpm_data._nested import leaves
 from ddpm_data.cli.checking.duplicates import digest
 from ddpm_data.cli.checking.header import Header
 from ddpm_data.images.items import find_condition, find_image
-from ddpm_data.images.processor import Policy
-from ddpm_data.loading.collate import collated
-from ddpm_data.loading.map_style import Images
+from ddpm_data.images.processor import ItemProcessor
+from ddpm_data.loading.collate import collate_conditions
+from ddpm_data.loading.map_style import MapStyleImages
 from ddpm_data.sources._paths import path_of
 from ddpm_data.types import ItemKey
 
@@ -44,15 +45,15 @@ class Bad(NamedTuple):
     cause: str
 
 
-class Form(NamedTuple):
-    """What an image becomes: its dtype and shape, as the policy wants it."""
+class ImageForm(NamedTuple):
+    """What an image becomes: its dtype and shape, as the processor wants it."""
 
     dtype: str
     shape: torch.Size
     nbytes: int
 
 
-class Survey:
+class ItemStats:
     """What some of a dataset's items hold.
 
     Attributes:
@@ -70,7 +71,7 @@ class Survey:
         self.bad: list[Bad] = []
         self.counts: dict[str, Counter[Any]] = {}
         self.classes: Counter[int | str] = Counter()
-        self.forms: dict[Form, int] = {}
+        self.forms: dict[ImageForm, int] = {}
         self.span = (float("inf"), float("-inf"))
         self.moments: dict[int, Rows] = {}
         self.seconds = 0.0
@@ -85,7 +86,7 @@ class Survey:
         """What is kept of each good item, in the dataset's order: an array of ``ROW``."""
         return np.concatenate([np.empty(0, ROW), *self._rows])
 
-    def add(self, other: "Survey") -> None:
+    def merge(self, other: "ItemStats") -> None:
         """Take in what other items hold, those after these."""
         self.bad += other.bad
         self._rows += other._rows
@@ -101,11 +102,11 @@ class Survey:
         self.seconds += other.seconds
         self.condition_bytes = max(self.condition_bytes, other.condition_bytes)
 
-    def look(
+    def add_item(
         self,
         index: int,
         get: Callable[[], object],
-        policy: Policy,
+        processor: ItemProcessor,
         condition: ItemKey | None = None,
         path: str | None = None,
     ) -> Tensor | None:
@@ -114,21 +115,21 @@ class Survey:
         Args:
             index: Its place in the dataset, after those looked at before.
             get: Returns it.
-            policy: How it becomes an image, or a latent.
+            processor: How it becomes an image, or a latent.
             condition: Where it holds its condition; ``None`` takes none.
             path: Its file, where that is known.
 
         Returns:
-            The image as the policy wants it; nothing if the item is bad.
+            The image as the processor wants it; nothing if the item is bad.
         """
         try:
             with warnings.catch_warnings(action="ignore"):  # PIL's, of what it makes do with
                 started = perf_counter()
                 item = get()
-                image = find_image(item, policy.image_key)
+                image = find_image(item, processor.image_key)
                 header = Header.of(image) if isinstance(image, Image.Image) else None
-                raw = policy.pixels(item)
-                fitted = policy.fit(raw)
+                raw = processor.decode(item)
+                fitted = processor.convert(raw)
                 seconds = perf_counter() - started
                 if condition is not None:
                     self._condition(find_condition(item, condition))
@@ -154,7 +155,7 @@ class Survey:
         self._rows.append(np.array([row], ROW))
         return fitted
 
-    def packed(self) -> "Survey":
+    def packed(self) -> "ItemStats":
         """The same, its rows in one array, as it is sent from a worker."""
         self._rows = [self.rows]
         return self
@@ -174,8 +175,8 @@ class Survey:
         return size
 
     def _condition(self, condition: object) -> None:
-        leaves = _tensors(collated("this set", [condition]))
-        self.condition_bytes = max(self.condition_bytes, sum(leaf.nbytes for leaf in leaves))
+        tensors = [leaf for leaf in leaves(collate_conditions("this set", [condition])) if isinstance(leaf, Tensor)]
+        self.condition_bytes = max(self.condition_bytes, sum(tensor.nbytes for tensor in tensors))
         self._count("condition", _kind(condition))
         if isinstance(condition, Tensor | np.ndarray | np.generic) and condition.ndim == 0:
             condition = condition.item()
@@ -189,7 +190,7 @@ class Survey:
         self.span = min(self.span[0], low), max(self.span[1], high)
 
 
-class Surveys(Dataset[Survey]):
+class ItemStatsDataset(Dataset[ItemStats]):
     """A map-style dataset's items, some at once, so that workers can look at them.
 
     Args:
@@ -197,23 +198,23 @@ class Surveys(Dataset[Survey]):
         count: How many at once.
     """
 
-    def __init__(self, images: Images, count: int) -> None:
+    def __init__(self, images: MapStyleImages, count: int) -> None:
         self.images = images
         self.count = count
 
     def __len__(self) -> int:
         return -(-len(self.images.dataset) // self.count)
 
-    def __getitem__(self, number: int) -> Survey:
-        dataset, survey = self.images.dataset, Survey()
+    def __getitem__(self, number: int) -> ItemStats:
+        dataset, survey = self.images.dataset, ItemStats()
         for index in range(number * self.count, min(len(dataset), (number + 1) * self.count)):
             get = partial(dataset.__getitem__, index)
-            survey.look(index, get, self.images.policy, self.images.condition, path_of(dataset, index))
+            survey.add_item(index, get, self.images.processor, self.images.condition, path_of(dataset, index))
         return survey.packed()
 
 
-def _form(fitted: Tensor) -> Form:
-    return Form(str(fitted.dtype).removeprefix("torch."), fitted.shape, fitted.nbytes)
+def _form(fitted: Tensor) -> ImageForm:
+    return ImageForm(str(fitted.dtype).removeprefix("torch."), fitted.shape, fitted.nbytes)
 
 
 def _kind(condition: object) -> str:
@@ -225,11 +226,3 @@ def _kind(condition: object) -> str:
     if isinstance(condition, Sequence) and not isinstance(condition, str):
         return f"{type(condition).__name__} of {', '.join(map(_kind, condition))}"
     return type(condition).__name__
-
-
-def _tensors(batch: object) -> list[Tensor]:
-    if isinstance(batch, Mapping):
-        return [leaf for value in batch.values() for leaf in _tensors(value)]
-    if isinstance(batch, list | tuple):
-        return [leaf for value in batch for leaf in _tensors(value)]
-    return [batch] if isinstance(batch, Tensor) else []

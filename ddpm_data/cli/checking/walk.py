@@ -11,9 +11,9 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
-from ddpm_data.cli.checking.survey import Bad, Survey, Surveys
+from ddpm_data.cli.checking.survey import Bad, ItemStats, ItemStatsDataset
 from ddpm_data.loading.iterable import IterableImages
-from ddpm_data.loading.map_style import Images
+from ddpm_data.loading.map_style import MapStyleImages
 
 _AT_ONCE = 32  # items a worker looks at between two reports
 _SHOWN = 64  # images to show
@@ -21,34 +21,34 @@ _SIDE = 128  # pixels of the longer side of these, at most
 _AGAIN = 16  # items of a source that are asked for twice
 
 
-class Walked(NamedTuple):
+class ScanResult(NamedTuple):
     """One set, gone through.
 
     Attributes:
         images: The set.
         survey: What its items hold.
-        shown: Up to 64 of its images as the policy wants them, spread evenly, made smaller where they are large.
+        shown: Up to 64 of its images as the processor wants them, spread evenly, made smaller where they are large.
         order: What is to be said of a source's own order; empty where there is none.
     """
 
-    images: Images | IterableImages
-    survey: Survey
+    images: MapStyleImages | IterableImages
+    survey: ItemStats
     shown: list[Tensor]
     order: str = ""
 
 
-def by_number(images: Images, workers: int, context: str | None) -> Walked:
+def scan_map_style(images: MapStyleImages, workers: int, context: str | None) -> ScanResult:
     """Every item of a map-style dataset.
 
     Args:
         images: The dataset, and how its items become images.
         workers: Processes that look; 0 looks in this one.
-        context: How they start, see :class:`~ddpm_data.loading.options.Loading`.
+        context: How they start, see :class:`~ddpm_data.loading.options.LoaderOptions`.
 
     Raises:
         RuntimeError: A worker was killed or crashed.
     """
-    surveys, survey = Surveys(images, _AT_ONCE), Survey()
+    surveys, survey = ItemStatsDataset(images, _AT_ONCE), ItemStats()
     workers = min(workers, len(surveys))
     # Surveys are no tensors, so that they come as they are.
     loader = DataLoader(
@@ -57,7 +57,7 @@ def by_number(images: Images, workers: int, context: str | None) -> Walked:
     with tqdm(desc=f"Checking {images.name}", total=len(images.dataset), unit="image") as bar:
         try:
             for some in loader:
-                survey.add(some)
+                survey.merge(some)
                 bar.update(len(some))
         except RuntimeError as error:
             raise RuntimeError(
@@ -65,10 +65,10 @@ def by_number(images: Images, workers: int, context: str | None) -> Walked:
                 "the memory; --workers 0 leads to the item."
             ) from error
     good = survey.rows["index"]
-    return Walked(images, survey, list(_looked_again(images, good[_spread(len(good))].tolist())))
+    return ScanResult(images, survey, list(_looked_again(images, good[_spread(len(good))].tolist())))
 
 
-def along(images: IterableImages, most: int) -> Walked:
+def scan_iterable(images: IterableImages, most: int) -> ScanResult:
     """A source's first items in its own order, in this process.
 
     Args:
@@ -80,11 +80,13 @@ def along(images: IterableImages, most: int) -> Walked:
     first = _along(images, min(_AGAIN, len(survey)), tqdm(disable=True))[0].rows["content"]
     same = "the same" if first.tolist() == survey.rows["content"][: len(first)].tolist() else "another"
     end = f"; no more than {most:,} were looked at" if len(survey) == most else ""
-    return Walked(images, survey, [shown[place] for place in _spread(len(shown))], f"its own, {same} each time{end}")
+    return ScanResult(
+        images, survey, [shown[place] for place in _spread(len(shown))], f"its own, {same} each time{end}"
+    )
 
 
-def _along(images: IterableImages, most: int, bar: tqdm) -> tuple[Survey, list[Tensor]]:
-    survey, shown, step = Survey(), [], 1
+def _along(images: IterableImages, most: int, bar: tqdm) -> tuple[ItemStats, list[Tensor]]:
+    survey, shown, step = ItemStats(), [], 1
     items = chain.from_iterable([images.source])  # its iter() is called by the first next()
     for index in range(most):
         started = perf_counter()
@@ -96,7 +98,7 @@ def _along(images: IterableImages, most: int, bar: tqdm) -> tuple[Survey, list[T
             survey.bad.append(Bad(index, None, f"the source itself: {type(error).__name__}: {error}"))
             break
         survey.seconds += perf_counter() - started
-        image = survey.look(index, partial(_given, item), images.policy, images.condition)
+        image = survey.add_item(index, partial(_given, item), images.processor, images.condition)
         bar.update()
         if image is not None and index % step == 0:
             shown.append(_small(image))
@@ -109,9 +111,9 @@ def _given(item: object) -> object:
     return item
 
 
-def _looked_again(images: Images, indices: list[int]) -> Iterator[Tensor]:
+def _looked_again(images: MapStyleImages, indices: list[int]) -> Iterator[Tensor]:
     for index in indices:
-        image = Survey().look(index, partial(images.dataset.__getitem__, index), images.policy)
+        image = ItemStats().add_item(index, partial(images.dataset.__getitem__, index), images.processor)
         if image is not None:
             yield _small(image)
 
