@@ -182,7 +182,9 @@ def test_one_stream_where_processes_can_only_be_spawned(tmp_path: Path) -> None:
 
 def test_a_way_to_start_workers_that_the_system_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["spawn"])
-    with pytest.raises(ValueError, match=r"'fork'\): on this system workers start by spawn\. Change `loader.multiprocessing_context`"):
+    with pytest.raises(
+        ValueError, match=r"'fork'\): on this system workers start by spawn\. Change `loader.multiprocessing_context`"
+    ):
         DDPMDataModule(
             uint8_images(4, 3, 8, 8),
             schedule=schedules.linear(10),
