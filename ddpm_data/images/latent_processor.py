@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ddpm_data.images.decode import Size
 from ddpm_data.images.items import find_image
 from ddpm_data.images.processor import ImageProcessor
 from ddpm_data.latents import Latents
@@ -23,6 +24,9 @@ class LatentProcessor:
     """
 
     channels_first = True
+    image_size: Size | None = None  # as they are stored, in every respect
+    channels: int | None = None
+    crop: str = "center"
 
     def __init__(self, latents: Latents, image_key: ItemKey | None = None) -> None:
         self.std_key = latents.std_key

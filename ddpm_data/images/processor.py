@@ -23,10 +23,16 @@ class ItemProcessor(Protocol):
     Attributes:
         image_key: Index into a tuple, or key of a dict, at which an item holds its image.
         channels_first: Whether an array's channels always come first. If not, its shape decides.
+        image_size: Height and width that every image gets; ``None`` keeps its own.
+        channels: That every image gets; ``None`` keeps its own.
+        crop: ``"center"``, or ``"random"`` by the example's position.
     """
 
     image_key: ItemKey | None
     channels_first: bool
+    image_size: Size | None
+    channels: int | None
+    crop: str
 
     def decode(self, item: object, /) -> Tensor:
         """Read an item's values as they are stored.
