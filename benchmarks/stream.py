@@ -87,7 +87,7 @@ def _loader(name: str, dataset: Synthetic) -> DataLoader[torch.Tensor]:
     datamodule.setup("fit")
     loader = datamodule.train_dataloader()
     if name == "ddpm_data, resumed":
-        loader.sampler.epochs.resumed = (0, len(dataset) * 7 // 10)  # type: ignore[attr-defined]  # the stream's own
+        loader.set_epoch(0, len(dataset) * 7 // 10)
     return loader  # type: ignore[return-value]  # batches of either kind will do here
 
 

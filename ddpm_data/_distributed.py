@@ -1,31 +1,43 @@
-"""Which of several processes this is, as torch's process group knows it."""
+"""Which of several processes this is."""
 
 from typing import NamedTuple
 
 from torch import distributed
 
 
-def processes() -> tuple[int, int]:
-    """How many processes there are, and which this is; one, where none are connected."""
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_world_size(), distributed.get_rank()
-    return 1, 0
+class World(NamedTuple):
+    """The processes that train together, and which of them this is.
 
+    Attributes:
+        size: Number of processes, at least 1.
+        rank: This process, in ``[0, size)``.
+    """
 
-def is_rank_zero() -> bool:
-    """Whether this process is the one to say what is true of the whole run, and would come from each otherwise."""
-    return processes()[1] == 0
+    size: int
+    rank: int
 
 
 class EpochShard(NamedTuple):
-    """What one process is to read of a source.
+    """What one process reads of a source.
 
     Attributes:
-        epoch: Which order, of a source that has several.
-        world_size: How many processes there are.
+        epoch: Picks the order, where a source has several.
+        world_size: Number of processes.
         rank: Which of them this is.
     """
 
     epoch: int
     world_size: int
     rank: int
+
+
+def get_world() -> World:
+    """Ask torch's process group; where none is initialized there is one process."""
+    if distributed.is_available() and distributed.is_initialized():
+        return World(distributed.get_world_size(), distributed.get_rank())
+    return World(1, 0)
+
+
+def is_rank_zero() -> bool:
+    """Tell whether this process prints what would otherwise be printed once per process."""
+    return get_world().rank == 0

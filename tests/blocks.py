@@ -5,7 +5,7 @@ after a ``python`` block is what that prints.
 """
 
 import argparse
-import importlib
+import importlib.util
 import re
 import runpy
 import shlex
@@ -81,6 +81,10 @@ def check_command(command: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.C
         elif words[:2] == ["pip", "install"]:
             for extras in re.findall(r"\[([\w,]+)\]", part):
                 assert set(extras.split(",")) <= set(_EXTRAS), command
+        elif words[:1] == ["ddpm-data"]:
+            _check_tool(f"ddpm_data.{words[1]}", words[2:])
+        elif words[:2] == ["python", "-m"] and words[2].startswith("benchmarks."):
+            assert importlib.util.find_spec(words[2]), command
         elif words[:2] == ["python", "-m"] and words[2].startswith("ddpm_data."):
             _check_tool(words[2], words[3:])
         else:

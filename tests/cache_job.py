@@ -1,6 +1,5 @@
 """What test_cache.py runs in processes of their own: a cache made of numbered images."""
 
-import resource
 import sys
 import time
 from pathlib import Path
@@ -34,6 +33,8 @@ def main() -> None:
     """Arguments: the cache's folder, a file for what is asked for, seconds an item, bytes a file may have (0: any)."""
     folder, asked, seconds, limit = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])
     if limit:  # what a full disk is like to whoever writes
+        import resource  # Windows has none
+
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     train = Slow(asked, seconds)
     datamodule = DDPMDataModule(

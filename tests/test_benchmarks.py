@@ -41,6 +41,7 @@ def test_the_transforms_benchmark_runs_on_a_cuda_device() -> None:
     assert printed("benchmarks.transform", "--device", "cuda", "--quick")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="a signal ends its process")
 def test_the_fuzzer_knows_which_file_a_process_died_or_hung_at(tmp_path: Path) -> None:
     pool = [Worker(tmp_path, unwell)]
     found = dict(verdicts(pool, range(8), lambda: Worker(tmp_path, unwell), limit=0.5))

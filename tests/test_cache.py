@@ -24,6 +24,7 @@ from ddpm_data.sources import ImageFiles
 from tests.cache_job import COUNT, Slow
 from tests.conftest import ROOT, Recorder, trainer, uint8_images
 
+not_on_windows = pytest.mark.skipif(sys.platform == "win32", reason="done by signals and limits of POSIX")
 BETAS = schedules.linear(50)
 EXTRA = 2 * 16 + 34  # items that a process looks at beside decoding: for the fingerprint, twice, and for the check
 MEAN = sum(index % 256 for index in range(COUNT)) / COUNT
@@ -48,7 +49,7 @@ def images(train: Any, cache: Path | None, **options: Any) -> Tensor:  # noqa: A
     """All the training set's images, by setup() alone."""
     module = datamodule(train, cache, val=None, **options)
     module.setup("fit")
-    return module.splits.images("train").batch(torch.arange(len(train))).images  # type: ignore[union-attr]  # map-style
+    return module.splits.images("train").batch(torch.arange(len(train))).images
 
 
 def files(folder: Path) -> list[str]:
@@ -106,6 +107,7 @@ def test_processes_that_start_together_decode_once(tmp_path: Path) -> None:
     assert files(tmp_path / "cache") == [".json", ".npy"]
 
 
+@not_on_windows
 def test_one_that_is_killed_leaves_no_cache(tmp_path: Path) -> None:
     for seconds in (0.0, 0.2, 0.5):
         process = job(tmp_path, "asked", seconds=0.02)
@@ -121,6 +123,7 @@ def test_one_that_is_killed_leaves_no_cache(tmp_path: Path) -> None:
     assert files(tmp_path / "cache") == [".json", ".npy"]
 
 
+@not_on_windows
 def test_a_full_disk_is_said_at_once_and_leaves_nothing(tmp_path: Path) -> None:
     process = job(tmp_path, "asked", limit=100_000)
     _, err = process.communicate(timeout=120)
@@ -203,6 +206,7 @@ def test_images_in_an_array_need_no_cache(tmp_path: Path) -> None:
     assert files(tmp_path / "cache") == [".json", ".npy"]
 
 
+@pytest.mark.skipif(not Path("/proc/self/smaps").is_file(), reason="only Linux says what is shared")
 def test_processes_share_the_pages(tmp_path: Path) -> None:
     """What the kernel says of the mapping: nothing of it is this process's own."""
     module = datamodule(Slow(tmp_path / "asked"), tmp_path / "cache")
@@ -219,7 +223,7 @@ def test_workers_are_sent_the_path_and_not_the_images(tmp_path: Path) -> None:
     module.setup("fit")
     whole = module.splits.images("train")
     assert len(sent := pickle.dumps(whole)) < 2000 < COUNT * 3 * 16 * 16
-    assert torch.equal(pickle.loads(sent).batch([3, 999]).images, whole.batch([3, 999]).images)  # type: ignore[union-attr]  # map-style
+    assert torch.equal(pickle.loads(sent).batch([3, 999]).images, whole.batch([3, 999]).images)
 
 
 class Random:

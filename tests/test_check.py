@@ -190,7 +190,7 @@ def test_the_zoo_is_told_apart(tmp_path: Path) -> None:
 def test_copies_in_train_and_val_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, found = check(tmp_path, *of("Pairs", "dataset.val=0.25", "dataset.image_key=image"))
     datamodule = DDPMDataModule(Pairs(), val=0.25, schedule=schedules.linear(10), image_key="image")
-    part = datamodule.splits.unchecked("val").part  # type: ignore[union-attr]  # a map-style set has one
+    part = datamodule.splits.unchecked("val").subset  # type: ignore[attr-defined]  # a map-style set has one
     assert part is not None
     held_out = set(part.indices(torch.arange(10)).tolist())
     leaked = [index for index in held_out if (index + 20) % 40 not in held_out]

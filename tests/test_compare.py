@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from ddpm_data import ForwardProcess, schedules
-from ddpm_data.cli._command import add_option, add_output_option, make_parser
+from ddpm_data.cli._command import add_option, add_output_option, start_command
 from ddpm_data.cli.compare import main as compare
 from ddpm_data.cli.report import expand_sweep, table_row
 from ddpm_data.cli.report import main as report
@@ -152,7 +152,7 @@ def test_help_names_the_command_and_only_the_new_spellings(command: str, capsys:
 
 
 def test_old_spellings_of_options_set_the_same_values() -> None:
-    parser = make_parser("check", None)
+    parser = start_command("check", None)
     add_option(parser, "--max-items", "--most", type=int, default=1)
     add_output_option(parser, Path("a"), "a")
     assert vars(parser.parse_args([])) == {"max_items": 1, "output_dir": Path("a")}

@@ -1,5 +1,6 @@
 """The DataModule through a real Trainer: what reaches the model, stage by stage, and what is refused in setup()."""
 
+import multiprocessing
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -82,6 +83,8 @@ GEOMETRIES: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("options", GEOMETRIES, ids=str)
 def test_workers_and_batch_size_change_nothing(dataset: TensorDataset, tmp_path: Path, options: dict[str, Any]) -> None:
+    if options.get("multiprocessing_context") not in (None, *multiprocessing.get_all_start_methods()):
+        pytest.skip("Windows only spawns")
     plain, other = Recorder(), Recorder()
     trainer(tmp_path, max_epochs=2).fit(plain, datamodule=module(dataset))
     trainer(tmp_path, max_epochs=2).fit(other, datamodule=module(dataset, **options))

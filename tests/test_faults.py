@@ -204,12 +204,12 @@ def test_a_streams_bad_items_become_the_good_one_before(tmp_path: Path) -> None:
 
 def test_a_share_of_an_unknown_number_is_that_of_those_seen() -> None:
     told: list[tuple[str, int]] = []
-    tally = BadItemCounter("train", 0.01, None, lambda name, count: told.append((name, count)))
+    counter = BadItemCounter("train", 0.01, None, lambda name, count: told.append((name, count)))
     with pytest.warns(UserWarning, match="of two"):
-        tally.add([BadItem(0, "of two")], 2)  # 1 of 2: it may yet be 1 of 100
+        counter.add([BadItem(0, "of two")], 2)  # 1 of 2: it may yet be 1 of 100
     with pytest.raises(ValueError, match=r"max_bad_fraction=0\.01 of 100"), pytest.warns(UserWarning, match="another"):
-        tally.add([BadItem(1, "another")], 2)
-    tally.end()
+        counter.add([BadItem(1, "another")], 2)
+    counter.end()
     assert told == [("train", 2)]
 
 
@@ -254,6 +254,7 @@ class Stuck(Faulty):
     ],
     ids=["dies", "hangs"],
 )
+@pytest.mark.skipif(sys.platform == "win32", reason="a signal ends the worker")
 def test_a_worker_that_dies_or_hangs_is_told_within_seconds(dataset: Faulty, says: str, tmp_path: Path) -> None:
     began = time.monotonic()
     with pytest.raises(RuntimeError, match=says):
@@ -261,6 +262,7 @@ def test_a_worker_that_dies_or_hangs_is_told_within_seconds(dataset: Faulty, say
     assert time.monotonic() - began < 30
 
 
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="only Linux says how much there is")
 def test_shared_memory_is_estimated_before_it_is_full() -> None:
     data = module(torch.zeros(4, 3, 64, 64, dtype=torch.uint8), batch_size=10**9, num_workers=2, prefetch_factor=3)
     data.setup("fit")

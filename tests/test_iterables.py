@@ -62,7 +62,7 @@ def test_no_two_examples_share_a_position(workers: int, world_size: int) -> None
         source = Source(uint8_images(17 + rank, 1, 2, 2))
         items = IterableBatches(IterableImages(source, ImageProcessor(), "train"), "train", 4, False, world_size, rank)
         loader = DataLoader(items, batch_size=None, num_workers=workers)
-        positions += [n for batch in loader for n in batch.examples.position.tolist()]
+        positions += [n for batch in loader for n in batch.images.position.tolist()]
         assert len(positions) == len(set(positions)) == sum(17 + r for r in range(rank + 1))
     assert max(positions) < POSITIONS_PER_EPOCH
 

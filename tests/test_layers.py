@@ -1,9 +1,13 @@
 """Which package may import which, where hydra and Lightning are known, and where extras are imported."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
+from functools import cache
 from graphlib import TopologicalSorter
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -100,15 +104,20 @@ def test_doors_only_lead_on() -> None:
         assert len((PACKAGE / f"{name}.py").read_text().splitlines()) <= 8
 
 
+@cache
+def core_modules() -> set[str]:
+    """Return what the distributions hold that pyproject.toml's dependencies name."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {re.split(r"[<>=]", requirement)[0] for requirement in project["dependencies"]}
+    return {module for module, owners in packages_distributions().items() if declared & {*map(str.lower, owners)}}
+
+
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_only_core_packages_are_imported_outright(path: Path) -> None:
     """Extras are imported where they are used, inside a try that names the extra."""
-    # NumPy and PIL come by torchvision, filelock by torch, tqdm by lightning.
-    brought = {"numpy", "PIL", "filelock", "tqdm"}
-    core = {"torch", "torchvision", "lightning", "ddpm_data"} | brought | sys.stdlib_module_names
     outright = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
     names = {name for node in outright for name in imported(ast.Module([node], []))}
-    assert {name.split(".")[0] for name in names} <= core
+    assert {name.split(".")[0] for name in names} <= core_modules() | {"ddpm_data"} | sys.stdlib_module_names
 
 
 def test_a_missing_extra_is_named() -> None:

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset, get_worker_info
 
 from ddpm_data import DDPMDataModule, schedules, triples
+from ddpm_data._distributed import World
+from ddpm_data.loading.loader import make_loader
 from ddpm_data.sources import digits
 from tests.conftest import ROOT, Recorder, trainer, uint8_images
 from tests.groups import finished
@@ -123,8 +125,8 @@ def test_strings_are_forgotten_as_under_a_trainer() -> None:
     ("epoch", "place", "error", "says"),
     [
         (-1, 0, ValueError, "epoch=-1.*at least 0"),
-        (0, 25, ValueError, "place=25.*24 examples"),
-        (0, 0.5, TypeError, r"place=0\.5.*whole number"),
+        (0, 25, ValueError, "offset=25.*24 examples"),
+        (0, 0.5, TypeError, r"offset=0\.5.*whole number"),
     ],
 )
 def test_impossible_places_are_refused(epoch: int, place: Any, error: type[Exception], says: str) -> None:  # noqa: ANN401
@@ -148,4 +150,4 @@ def test_processes_are_connected_before_setup(tmp_path: Path) -> None:
     dm.setup("fit")
     images = dm.splits.images("train")
     with pytest.raises(ValueError, match=r"setup\(\) found 1 process\(es\), and now this is process 1 of 2"):
-        dm.loading.loader(images, "train", dm._order, (2, 1), 0, False)  # type: ignore[arg-type]  # setup has made it
+        make_loader(images, "train", dm._order, dm.loader_options, World(2, 1), 0)  # type: ignore[arg-type]  # setup has made it

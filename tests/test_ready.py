@@ -9,9 +9,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from ddpm_data import DDPMDataModule, Triple, schedules
-from ddpm_data.datamodule._trainer import eval_sampler
+from ddpm_data._distributed import World
 from ddpm_data.images.processor import ImageProcessor
 from ddpm_data.latents import Latents
+from ddpm_data.loading.loader import make_loader
 from ddpm_data.loading.options import LoaderOptions
 from ddpm_data.loading.prebatched import PrebatchedBatches, PrebatchedImages
 from tests.conftest import Recorder, trainer, uint8_images
@@ -102,15 +103,15 @@ def test_ranks_share_no_place_and_each_has_its_own_batches() -> None:
         sampler: DistributedSampler[Any] = DistributedSampler(TensorDataset(IMAGES), num_replicas=2, rank=rank)
         ready = PrebatchedImages(loader(IMAGES, sampler=sampler), ImageProcessor(), "train", None)
         ready.check_world(2)
-        positions += [n for part in PrebatchedBatches(ready, "train", 2, rank) for n in part.examples.position.tolist()]
+        positions += [n for part in PrebatchedBatches(ready, "train", 2, rank) for n in part.images.position.tolist()]
     assert sorted(positions) == list(range(22))
 
 
 def test_one_loader_for_all_ranks_is_refused() -> None:
     ready = PrebatchedImages(loader(IMAGES, shuffle=True), ImageProcessor(), "train", None)
-    loading = LoaderOptions(5, 0, None, True, None, False)
+    options, world = LoaderOptions(5), World(2, 0)
     with pytest.raises(ValueError, match=r"RandomSampler, and there are 2 processes.*`dataset\.train`.*Distributed"):
-        loading.loader(ready, "train", eval_sampler(ready, loading, None), (2, 0), 0, False)
+        make_loader(ready, "train", ready.eval_order(options, world), options, world, 0)
 
 
 @pytest.mark.parametrize(

@@ -122,8 +122,7 @@ def test_an_array_in_a_file_is_served_by_whole_batches(array: Any, ending: str, 
     data = ArrayFile(path)
     assert isinstance(data.array, np.memmap) == (ending == "npy")
     images = MapStyleImages(data, ImageProcessor(), "train")
-    images.inspect()
-    assert images.is_stored
+    assert images.inspect().is_stored
     assert served(module(data)) == rows(IMAGES[:, :1] if array.ndim == 3 else IMAGES)
     assert len(pickle.dumps(data)) < 1000  # a worker that is not forked maps the file itself
     assert np.array_equal(pickle.loads(pickle.dumps(data)).array, array)
@@ -149,7 +148,7 @@ class Evil:
 def test_files_that_are_no_arrays_of_images_are_refused(tmp_path: Path) -> None:
     evil, objects = tmp_path / "run", np.array([Evil(tmp_path / "run")] * 3, dtype=object)
     np.save(tmp_path / "objects.npy", objects, allow_pickle=True)
-    np.savez(tmp_path / "objects.npz", objects, allow_pickle=True)
+    np.savez(tmp_path / "objects.npz", objects)
     (tmp_path / "pickle.npy").write_bytes(pickle.dumps(Evil(evil)))
     (tmp_path / "cut.npz").write_bytes(b"PK\x03\x04 and no more")
     (tmp_path / "empty.npy").touch()

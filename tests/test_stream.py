@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ddpm_data._distributed import World
 from ddpm_data.images.processor import ImageProcessor
-from ddpm_data.loading.loader import MapStyleBatches
-from ddpm_data.loading.map_style import MapStyleImages
+from ddpm_data.loading.loader import make_loader
+from ddpm_data.loading.map_style import MapStyleBatches, MapStyleImages
 from ddpm_data.loading.options import LoaderOptions
 from ddpm_data.loading.samplers import BatchRequest, EvalSampler, StreamSampler
 from ddpm_data.rng.permutation import RandomSubset, permute
@@ -94,9 +95,9 @@ def test_a_trillion_examples_cost_what_a_billion_do(resumed: int, part: RandomSu
     """And a million cost less: there are more places in a block then than either half of the shuffle has values."""
 
     def first(length: int, place: int) -> tuple[BatchRequest, int, int]:
-        sampler = StreamSampler(length, 64, 2, 1, KEY, drop_last=False, part=part)
+        sampler = StreamSampler(length, 64, 2, 1, KEY, drop_last=False, subset=part)
         sampler.set_epoch(3)
-        sampler.epochs.resumed = (3, place)
+        sampler.plans.resume_at(3, place)
         tracemalloc.start()
         with Operations() as operations:
             request = next(iter(sampler))
@@ -161,7 +162,7 @@ def test_the_epoch_may_be_set_after_iter(workers: int) -> None:
     """Lightning calls iter() before set_epoch() when it resumes."""
     sampler = StreamSampler(12, 4, 1, 0, KEY, drop_last=False)
     images = MapStyleImages(uint8_images(12, 1, 4, 4), ImageProcessor(), "train")
-    loader = LoaderOptions(4, workers, None, True, None, False).loader(images, "train", sampler, (1, 0), 0, False)
+    loader = make_loader(images, "train", sampler, LoaderOptions(4, workers), World(1, 0), 0)
     batches = iter(loader)
     sampler.set_epoch(5)
     assert torch.cat([batch.position for batch in batches]).tolist() == list(range(60, 72))

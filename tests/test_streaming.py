@@ -17,9 +17,10 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from ddpm_data import DDPMDataModule, schedules
-from ddpm_data._distributed import EpochShard
+from ddpm_data._distributed import EpochShard, World
 from ddpm_data.images.processor import ImageProcessor
 from ddpm_data.loading.iterable import IterableImages, IterableOrder
+from ddpm_data.loading.loader import make_loader
 from ddpm_data.loading.options import LoaderOptions
 from ddpm_data.sources import TarShards
 from ddpm_data.sources._sharding import split_by_rank
@@ -40,9 +41,9 @@ class Rank:
 
     def __init__(self, source: Any, share: EpochShard, workers: int) -> None:  # noqa: ANN401  # any source is the point
         self.epoch = epoch = [share.epoch]
-        images, world = IterableImages(source, ImageProcessor(), "train"), (share.world_size, share.rank)
-        loading = LoaderOptions(4, workers, None, True, None, False)
-        self.loader = loading.loader(images, "train", IterableOrder(lambda: epoch[0]), world, 0, False)
+        images, world = IterableImages(source, ImageProcessor(), "train"), World(share.world_size, share.rank)
+        order = IterableOrder(lambda: epoch[0])
+        self.loader = make_loader(images, "train", order, LoaderOptions(4, workers), world, 0)
 
     def read(self) -> list[bytes]:
         return [image.numpy().tobytes() for batch in self.loader for image in batch.images]

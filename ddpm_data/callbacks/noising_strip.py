@@ -11,7 +11,6 @@ from torch.utils.hooks import RemovableHandle
 from ddpm_data._checks import check_int
 from ddpm_data.callbacks._common import check_folder, find_datamodule, output_folder
 from ddpm_data.callbacks._logging import log_picture
-from ddpm_data.loading.map_style import MapStyleImages
 from ddpm_data.types import Stage
 
 
@@ -66,12 +65,9 @@ class NoisingStrip(L.Callback):
             rank_zero_info("NoisingStrip: latents cannot be shown as images, so there is no noising.png.")
         elif trainer.is_global_zero:
             stage: Stage = "val" if splits.has("val") else "train"
-            images = splits.images(stage)
-            if isinstance(images, MapStyleImages):
-                first = torch.arange(min(self.images, len(images)))
-                self._row_images = [
-                    images.batch((first if images.part is None else images.part.indices(first)).numpy()).images
-                ]
+            items = splits.images(stage).first_items(self.images)
+            if items is not None:
+                self._row_images = [items.images]
             else:
                 self._watch(stage)
 

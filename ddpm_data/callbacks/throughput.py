@@ -62,7 +62,7 @@ class Throughput(L.Callback):
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leave out the time between two epochs."""
         if isinstance(trainer.train_dataloader, StreamLoader):
-            trainer.train_dataloader.mark = self._watch.mark
+            trainer.train_dataloader.watch(self._watch.mark)
         self._restart()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -1,17 +1,20 @@
-"""Preliminaries that the commands share: the parser, renamed options, and a check for matplotlib."""
+"""Preliminaries that the commands share: the console, the parser, renamed options, and a check for matplotlib."""
 
 import argparse
 from pathlib import Path
 from typing import Any
 
+from ddpm_data.cli._console import escape_unprintable
 
-def make_parser(command: str, doc: str | None) -> argparse.ArgumentParser:
-    """Make a command's parser.
+
+def start_command(command: str, doc: str | None) -> argparse.ArgumentParser:
+    """Prepare the console for any text that a command prints, and make the command's parser.
 
     Args:
         command: The word after ``ddpm-data``.
         doc: The docstring of the command's module. ``--help`` shows what follows the first colon.
     """
+    escape_unprintable()
     description = (doc or "").partition(": ")[2].replace("``", "")
     return argparse.ArgumentParser(f"ddpm-data {command}", description=description[:1].upper() + description[1:])
 

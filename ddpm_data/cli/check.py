@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ddpm_data.cli._command import add_option, add_output_option, explain_missing_picture, make_parser
+from ddpm_data.cli._command import add_option, add_output_option, explain_missing_picture, start_command
 from ddpm_data.cli._config import add_config_options, compose_datamodule
 from ddpm_data.cli.checking.duplicates import find_leakage
 from ddpm_data.cli.checking.summary import (
@@ -33,9 +33,9 @@ from ddpm_data.cli.checking.walk import ScanResult, scan_iterable, scan_map_styl
 from ddpm_data.datamodule.module import DDPMDataModule
 from ddpm_data.datamodule.splits import Splits
 from ddpm_data.loading.bad_items import ITEM_ERRORS
+from ddpm_data.loading.iterable import IterableImages
 from ddpm_data.loading.map_style import MapStyleImages
 from ddpm_data.loading.options import LoaderOptions, cpu_count
-from ddpm_data.loading.prebatched import PrebatchedImages
 from ddpm_data.rng.philox import STAGES
 from ddpm_data.types import Stage
 
@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
     Raises:
         SystemExit: An argument is wrong, or the configuration has no dataset that can be checked.
     """
-    parser = make_parser("check", __doc__)
+    parser = start_command("check", __doc__)
     text = "worker processes that read (default: one per core)"
     add_option(parser, "--num-workers", "--workers", type=int, default=cpu_count(), metavar="N", help=text)
     text = "items to read of a dataset with its own order (default: 10000)"
@@ -80,7 +80,8 @@ def main(arguments: list[str] | None = None) -> int:
     _print_findings(findings)
     path = args.output_dir / "check.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"sets": findings.summaries, "leakage": findings.leakage}, indent=1))
+    record = json.dumps({"sets": findings.summaries, "leakage": findings.leakage}, indent=1)
+    path.write_text(record, encoding="utf-8")
     print(f"\nwrote {path}")
     _draw_previews(findings.previews, args.output_dir / "check.png")
     return int(any(summary["bad"] or summary["problems"] for summary in findings.summaries.values()))
@@ -100,7 +101,7 @@ def _run_checks(args: argparse.Namespace) -> Findings:
     from hydra.utils import instantiate
 
     datamodule: DDPMDataModule = instantiate(compose_datamodule(args))
-    splits, loading = datamodule.splits, datamodule.loading
+    splits, loading = datamodule.splits, datamodule.loader_options
     stages = [stage for stage in STAGES if splits.has(stage) and not (stage == "val" and splits.fraction)]
     if not stages:
         raise SystemExit("the configuration has no dataset to check. Set `dataset.train`.")
@@ -111,11 +112,14 @@ def _run_checks(args: argparse.Namespace) -> Findings:
     scans: dict[Stage, ScanResult] = {}
     findings = Findings({}, {}, {})
     for stage, images in datasets.items():
-        if isinstance(images, PrebatchedImages):
+        if isinstance(images, MapStyleImages):
+            scans[stage] = scan_map_style(images, args.num_workers, loading.multiprocessing_context)
+        elif isinstance(images, IterableImages):
+            scans[stage] = scan_iterable(images, args.max_items)
+        else:
             raise SystemExit(
                 f"{stage} is a DataLoader, and only datasets can be checked. Set `dataset.{stage}` to its dataset."
             )
-        scans[stage] = _scan(images, args, loading)
         summary = _summarize_scan(scans[stage], loading)
         if stage == "train" and held_out is not None:
             summary["held_out"] = int(held_out.sum())
@@ -124,12 +128,6 @@ def _run_checks(args: argparse.Namespace) -> Findings:
             kind = "latents, rescaled" if previews[0].is_floating_point() else "images as the model will see them"
             findings.previews[f"{stage}: {len(previews)} of {summary['items']:,} {kind}"] = previews
     return findings._replace(leakage=_compare_splits(scans, held_out))
-
-
-def _scan(images: ScannableImages, args: argparse.Namespace, loading: LoaderOptions) -> ScanResult:
-    if isinstance(images, MapStyleImages):
-        return scan_map_style(images, args.num_workers, loading.multiprocessing_context)
-    return scan_iterable(images, args.max_items)
 
 
 def _summarize_scan(scan: ScanResult, loading: LoaderOptions) -> SplitSummary:
@@ -144,10 +142,10 @@ def _held_out_mask(splits: Splits) -> Tensor | None:
         bool, shape ``(len(dataset),)``; ``None`` if no items are held out.
     """
     images = splits.unchecked("val") if splits.fraction else None
-    if not isinstance(images, MapStyleImages) or images.part is None:
+    if not isinstance(images, MapStyleImages) or images.subset is None:
         return None
-    mask = torch.zeros(images.part.length, dtype=torch.bool)
-    mask[images.part.indices(torch.arange(len(images)))] = True
+    mask = torch.zeros(images.subset.length, dtype=torch.bool)
+    mask[images.subset.indices(torch.arange(len(images)))] = True
     return mask
 
 
@@ -158,10 +156,9 @@ def _inspect_dataset(images: ScannableImages) -> tuple[bool, str | None]:
     all_images = MapStyleImages(images.dataset, images.processor, images.name, None, images.condition, replaces=True)
     with warnings.catch_warnings(action="ignore"):
         try:
-            all_images.inspect()
+            return not all_images.inspect().is_stored, None
         except ITEM_ERRORS as error:
             return True, str(error)
-    return not all_images.is_stored, None
 
 
 def _compare_splits(scans: Mapping[Stage, ScanResult], held_out: Tensor | None) -> dict[str, DuplicateSummary]:

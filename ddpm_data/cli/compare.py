@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 
-from ddpm_data.cli._command import add_output_option, explain_missing_picture, make_parser
+from ddpm_data.cli._command import add_output_option, explain_missing_picture, start_command
 from ddpm_data.cli._table import markdown_table
 from ddpm_data.diffusion.process import ForwardProcess
 from ddpm_data.diffusion.timestep_bins import BinLoss, read_losses
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     Raises:
         SystemExit: An argument is wrong, or the folder has no jobs.
     """
-    parser = make_parser("compare", __doc__)
+    parser = start_command("compare", __doc__)
     parser.add_argument("folder", type=Path, help="the sweep's folder, which holds the folders of its jobs")
     parser.add_argument(
         "--metric", default="val_loss", help="column of metrics.csv; less is better (default: val_loss)"
@@ -73,8 +73,8 @@ def main(arguments: list[str] | None = None) -> int:
     common = " ".join(f"{key}={jobs[0].overrides[key]}" for key in keys if key not in varied)
     text = f"All with {common}.\n\n" * bool(common) + markdown_table(lines) + "\n"
     print(text)
-    (output_dir / "compare.md").write_text(text)
-    with (output_dir / "compare.csv").open("w", newline="") as file:
+    (output_dir / "compare.md").write_text(text, encoding="utf-8")
+    with (output_dir / "compare.csv").open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows(lines)
     print(f"wrote {output_dir / 'compare.md'}\nwrote {output_dir / 'compare.csv'}")
     _draw_jobs(jobs, varied, output_dir / "compare.png")
@@ -107,7 +107,7 @@ def _read_metrics(folder: Path) -> list[dict[str, str]]:
     path = max(folder.rglob("metrics.csv"), key=lambda path: path.stat().st_mtime, default=None)
     if path is None:
         return []
-    with path.open(newline="") as file:
+    with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -115,7 +115,7 @@ def _read_job(folder: Path, metric: str, rows: Sequence[dict[str, str]]) -> Job:
     from omegaconf import OmegaConf
 
     if (folder / "job.json").is_file():
-        record = json.loads((folder / "job.json").read_text())
+        record = json.loads((folder / "job.json").read_text(encoding="utf-8"))
         overrides, ended = record["overrides"], record["status"]
         ended += f": {record['error']}".partition("\n")[0] if ended == "failed" else ""
     else:  # of an app without our Hydra callback

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ddpm_data.cli._command import add_output_option, explain_missing_picture, make_parser
+from ddpm_data.cli._command import add_output_option, explain_missing_picture, start_command
 from ddpm_data.cli._config import add_config_options, compose_datamodule, find_datamodule_config
 from ddpm_data.cli._table import markdown_table
 from ddpm_data.diffusion.process import ForwardProcess
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     from hydra.utils import instantiate
 
-    parser = make_parser("report", __doc__)
+    parser = start_command("report", __doc__)
     add_output_option(parser, Path("report"), "report")
     add_config_options(parser)
     args = parser.parse_args(arguments)

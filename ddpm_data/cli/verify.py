@@ -6,6 +6,7 @@ compares, example by example, what reached the model. An error here is one that 
 """
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -21,10 +22,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ddpm_data._nested import leaves
-from ddpm_data.cli._command import make_parser
+from ddpm_data.cli._command import start_command
 from ddpm_data.cli._config import add_config_options, compose_datamodule
 from ddpm_data.datamodule.module import DDPMDataModule
-from ddpm_data.loading.map_style import MapStyleImages
 from ddpm_data.types import ConditionedTriple, Triple
 
 Row = tuple[str, ...]  # digests of an example's x_t, t, noise and condition
@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
     Raises:
         SystemExit: An argument is wrong, the configuration has no DataModule, or a run failed.
     """
-    parser = make_parser("verify", __doc__)
+    parser = start_command("verify", __doc__)
     text = "number of processes to compare with one (default: 2)"
     parser.add_argument("--processes", type=int, default=2, metavar="N", help=text)
     parser.add_argument("--steps", type=int, default=20, metavar="N", help="optimizer steps (default: 20)")
@@ -177,7 +177,12 @@ def _run(folder: Path, processes: int, batch_size: int, steps: int, half: int, r
     job += map(str, (processes, batch_size, steps, half, int(resume)))
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     result = subprocess.run(
-        [sys.executable, *(torchrun if processes > 1 else []), *job], capture_output=True, text=True, check=False
+        [sys.executable, *(torchrun if processes > 1 else []), *job],
+        env=_environment(),
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
     )
     if result.returncode:
         raise SystemExit(f"{processes} process(es) failed:\n{result.stderr[-4000:]}")
@@ -187,6 +192,11 @@ def _run(folder: Path, processes: int, batch_size: int, steps: int, half: int, r
         for stage in ("train", "val")
     )
     return RunRecord(train, _flatten(val), ranks[0]["is_map_style"])
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment for the runs: torchrun asks for libuv, and torch for Windows is built without it."""
+    return ({"USE_LIBUV": "0"} if sys.platform == "win32" else {}) | dict(os.environ)
 
 
 class _Recorder(L.LightningModule):
@@ -267,7 +277,7 @@ def _train(arguments: list[str]) -> None:
     if datamodule.splits.has("val"):
         make_trainer(limit_val_batches=steps).validate(model, datamodule=datamodule, verbose=False)
     record: dict[str, Any] = {"train": list(model.train_rows.values()), "val": model.val_rows}
-    record["is_map_style"] = isinstance(datamodule.splits.images("train"), MapStyleImages)
+    record["is_map_style"] = datamodule.splits.images("train").length is not None
     torch.save(record, output / f"{trainer.global_rank}.pt")
 
 

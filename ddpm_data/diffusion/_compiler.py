@@ -96,7 +96,8 @@ class Compiler:
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             warnings.warn(
                 f"the batch transform could not be compiled ({reason}), so it runs uncompiled: the same triples (noise "
-                "within 1e-5), several times slower. Install a C++ compiler (g++), or silence this: `compile=false`.",
+                "within 1e-5), several times slower. Install a C++ compiler (g++, clang or MSVC), or silence this: "
+                "`compile=false`.",
                 stacklevel=2,
             )
             return None

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -99,7 +100,7 @@ def read_losses(path: Path) -> list[BinLoss]:
     Raises:
         ValueError: The file is another.
     """
-    with path.open(newline="") as file:
+    with path.open(encoding="utf-8", newline="") as file:
         lines = list(csv.reader(file))
     if not lines or lines[0] != list(BinLoss._fields):
         raise ValueError(
@@ -113,10 +114,20 @@ def read_losses(path: Path) -> list[BinLoss]:
 
 
 def write_losses(rows: Sequence[BinLoss], path: Path) -> None:
-    """Write the table, whole: a run that is killed meanwhile leaves the one before."""
+    """Write the table, whole: a run that is killed meanwhile leaves the one before.
+
+    Windows replaces no file that a program has open. The table is then beside it, ``.csv.part``, until the next call.
+    """
     unfinished = path.with_suffix(".csv.part")
-    with unfinished.open("w", newline="") as file:
+    with unfinished.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(BinLoss._fields)
         writer.writerows(rows)
-    os.replace(unfinished, path)
+    try:
+        os.replace(unfinished, path)
+    except PermissionError as error:
+        warnings.warn(
+            f"{path} cannot be replaced ({error.strerror}): is it open in another program? Close it there; until the "
+            f"next validation the table is in {unfinished}.",
+            stacklevel=2,
+        )

@@ -1,8 +1,9 @@
 """Image files in a folder."""
 
 import re
+from collections.abc import Iterable
 from io import BytesIO
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
@@ -35,7 +36,7 @@ class ImageFiles(Dataset[Image.Image]):
         kinds = _formats()
         endings = {ending for ending, kind in Image.registered_extensions().items() if kind in kinds or kind == "MPO"}
         names = (path.relative_to(self.root) for path in self.root.rglob("*") if path.suffix.lower() in endings)
-        self.names = sorted((str(name) for name in names if not _hidden(name)), key=_natural)
+        self.names = _sorted_names(name for name in names if not _hidden(name))
         if not self.names:
             raise ValueError(
                 f"ImageFiles: {self.root.absolute()} holds no image files (.jpg, .png, .webp, ...), nor do its "
@@ -69,6 +70,11 @@ def _opened(content: bytes, ending: str) -> Image.Image:
         return Image.open(BytesIO(content), formats=[kind])  # asking every format takes as long as a small image
     except UnidentifiedImageError:
         return Image.open(BytesIO(content), formats=_formats())  # a name may be wrong
+
+
+def _sorted_names(names: Iterable[PurePath]) -> list[str]:
+    """Sort in natural order, by names with forward slashes: backslashes sort elsewhere, and would change the stream."""
+    return sorted((name.as_posix() for name in names), key=_natural)
 
 
 def _hidden(name: Path) -> bool:

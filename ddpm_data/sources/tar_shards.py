@@ -1,6 +1,7 @@
 """Tar shards as WebDataset has them; nothing in them is unpickled."""
 
 import json
+import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from io import BytesIO
@@ -33,7 +34,7 @@ class TarShards(IterableDataset[dict[str, object]]):
         FileNotFoundError: A file is missing.
         ImportError: The package webdataset is missing.
         TypeError: A number is no whole number.
-        ValueError: There are no shards, or a number is negative.
+        ValueError: There are no shards, one has a drive letter, or a number is negative.
     """
 
     def __init__(self, shards: str | Path | Sequence[str | Path], shuffle: int = 1000, seed: int = 0) -> None:
@@ -42,13 +43,20 @@ class TarShards(IterableDataset[dict[str, object]]):
         except ImportError as error:
             raise ImportError("tar shards are read by webdataset: pip install 'ddpm-data[webdataset]'") from error
         given = [shards] if isinstance(shards, str | Path) else shards
-        self.shards: list[str] = [shard for part in given for shard in expand_urls(str(part))]
+        # To WebDataset a backslash says that no brace follows.
+        self.shards: list[str] = [shard for part in given for shard in expand_urls(str(part).replace(os.sep, "/"))]
         self.shuffle = check_int("TarShards", "dataset.train.shuffle", shuffle, 0)
         self.seed = check_int("TarShards", "dataset.train.seed", seed, 0)
         if not self.shards:
             raise ValueError("TarShards([]): there is nothing to read. Change `dataset.shards`.")
         for shard in self.shards:
             address = urlparse(shard)
+            if len(address.scheme) == 1:
+                raise ValueError(
+                    f"TarShards: WebDataset would take the drive of {shard} for a protocol. Give a path without one, "
+                    "from the current folder (shards/000.tar) or the current drive's root (/shards/000.tar): "
+                    "`dataset.shards`."
+                )
             if address.scheme in ("", "file") and not Path(address.path).is_file():
                 raise FileNotFoundError(f"TarShards: there is no file {shard}. Change `dataset.shards`.")
 

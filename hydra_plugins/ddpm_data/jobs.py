@@ -55,9 +55,9 @@ class Jobs(Callback):
         if _is_first_process():
             _write(config, record)
         if isinstance(error, Exception) and config.hydra.mode == RunMode.MULTIRUN:
-            (_folder(config) / ERROR).write_text("".join(traceback.format_exception(error)))
-            print(f"job {_folder(config).name} failed, and the sweep goes on: {record['error']}", flush=True)
             job_return.return_value, job_return.status = None, JobStatus.COMPLETED
+            (_folder(config) / ERROR).write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+            print(f"job {_folder(config).name} failed, and the sweep goes on: {record['error']}", flush=True)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:  # noqa: ANN401  # Hydra's
         """Name the jobs that failed.
@@ -67,7 +67,7 @@ class Jobs(Callback):
         """
         folder = Path(config.hydra.sweep.dir)
         paths = sorted(folder.rglob(RECORD), key=lambda path: (len(path.parent.name), path))
-        jobs = {path.parent: json.loads(path.read_text()) for path in paths}
+        jobs = {path.parent: json.loads(path.read_text(encoding="utf-8")) for path in paths}
         failed = {path: job for path, job in jobs.items() if job["status"] != "finished"}
         print(f"\n{len(jobs) - len(failed)} of {len(jobs)} jobs finished; the sweep is in {folder}")
         print(f"To compare them: python -m ddpm_data.compare {folder}", flush=True)
@@ -92,4 +92,4 @@ def _folder(config: DictConfig) -> Path:
 
 def _write(config: DictConfig, record: dict[str, object]) -> None:
     record = {"overrides": OmegaConf.to_container(config.hydra.overrides.task)} | record
-    (_folder(config) / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    (_folder(config) / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
