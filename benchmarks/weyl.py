@@ -1,10 +1,10 @@
-"""Which step for the Weyl sequence of low-discrepancy ``t``? ``python benchmarks/weyl.py`` (four minutes).
+"""A search for the step of the Weyl sequence of low-discrepancy ``t``: ``python benchmarks/weyl.py`` (four minutes).
 
-Whoever splits a stream so that a rank sees every W-th position makes its t walk by W times the step. For windows of n
-and strides of W positions the script takes the widest gap that n points leave on the circle, in mean gaps (1 is
-perfect; n independent points leave about log n), and prints the worst: for the golden ratio, for the step that
-timesteps.py uses, and for the best it finds among numbers whose continued fractions begin with small terms, which is
-where that one came from.
+If a stream is split so that a rank sees every W-th position, that rank's t moves by W times the step. For windows of n
+positions and strides of W, the script measures the widest gap that n points leave on the circle, in mean gaps: 1 is
+perfect, and n independent points leave about log n. It prints the worst such gap for the golden ratio, for the step in
+timesteps.py, and for the best step that it finds. It searches among numbers whose continued fractions begin with small
+terms; the step in timesteps.py comes from such a search.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import numpy as np
 from ddpm_data.diffusion.timesteps import WEYL_STEP
 
 STRIDES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 72, 80, 96, 128, 256, 512, 1024)
-LOADS = (
+WINDOWS = (  # sizes of windows, each with the strides to try
     [(window, STRIDES) for window in (4, 8, 16, 32, 64, 128, 256, 512, 1024)]
     + [(window, (1, 2, 3, 4, 6, 8, 16, 32, 64)) for window in (4096, 16384, 65536)]
     + [(window, (1, 2, 4, 8)) for window in (2**18, 2**20)]
@@ -23,24 +23,24 @@ LOADS = (
 
 
 def widest_gap(step: int, count: int) -> float:
-    """The widest gap that ``count`` multiples of ``step / 2**32`` leave on the unit circle, in mean gaps."""
+    """Compute the widest gap that ``count`` multiples of ``step / 2**32`` leave on the unit circle, in mean gaps."""
     points = np.sort(np.arange(count, dtype=np.int64) * step & 0xFFFFFFFF)
     return float(max(np.diff(points).max(), points[0] + 2**32 - points[-1]) * count / 2**32)
 
 
-def worst(step: int, enough: float = np.inf) -> float:
-    """The worst over windows and strides, or the first that is worse than ``enough``."""
+def worst_gap(step: int, limit: float = np.inf) -> float:
+    """Find the widest gap over all windows and strides, or the first one that is wider than ``limit``."""
     result = 0.0
-    for window, strides in LOADS:
+    for window, strides in WINDOWS:
         for stride in strides:
             result = max(result, widest_gap(stride * step % 2**32, window))
-            if result > enough:
+            if result > limit:
                 return result
     return result
 
 
 def main() -> None:
-    """Search and print."""
+    """Search until the time is up, then print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=240, help="how long to search")
     until = time.monotonic() + parser.parse_args().seconds
@@ -51,14 +51,14 @@ def main() -> None:
             fraction = 1 / (term + fraction)
         step = int(fraction * 2**32)
         step = (step if generator.random() < 0.5 else 2**32 - step) | 1  # odd: all 2**32 words come up
-        found = worst(step, enough=best)
-        if found < best:
-            best, best_step = found, step
+        gap = worst_gap(step, limit=best)
+        if gap < best:
+            best, best_step = gap, step
     print("| step | widest gap at any stride | at stride 1 |")
     print("|---|---|---|")
     for name, step in (("golden ratio", 0x9E3779B9), ("timesteps.py", WEYL_STEP), ("best found", best_step)):
-        alone = max(widest_gap(step, window) for window, _ in LOADS)
-        print(f"| {name} 0x{step:08X} | {worst(step):.2f} | {alone:.2f} |")
+        unsplit = max(widest_gap(step, window) for window, _ in WINDOWS)
+        print(f"| {name} 0x{step:08X} | {worst_gap(step):.2f} | {unsplit:.2f} |")
 
 
 if __name__ == "__main__":

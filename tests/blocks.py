@@ -130,7 +130,7 @@ def _check_tool(module: str, words: list[str]) -> None:
     if module == "ddpm_data.compare":
         return  # it reads what runs have left
     parser = argparse.ArgumentParser()
-    for option in ("--processes", "--steps", "--workers", "--most", "--out"):
+    for option in ("--processes", "--steps", "--num-workers", "--max-items", "--output-dir"):
         parser.add_argument(option)
     _config.add_config_options(parser)
     args = parser.parse_args(words)

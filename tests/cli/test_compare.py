@@ -1,7 +1,9 @@
 """The comparison of a sweep, and the report on schedules: what their tables and pictures say, on known runs."""
 
 import csv
+import importlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 from PIL import Image
 
 from ddpm_data import ForwardProcess, schedules
+from ddpm_data.cli._command import add_option, add_output_option, start_command
 from ddpm_data.cli.compare import main as compare
 from ddpm_data.cli.report import expand_sweep, table_row
 from ddpm_data.cli.report import main as report
@@ -57,7 +60,7 @@ def test_the_table_has_every_job_best_first(sweep: Path, capsys: pytest.CaptureF
     assert [row["lowest val_loss"] for row in rows] == ["0.3", "0.4", "0.9", "", ""]
     assert [row["at epoch"] for row in rows] == ["1", "0", "0", "", ""]
     assert [row["last val_loss"] for row in rows] == ["0.3", "0.6", "nan", "", ""]
-    assert rows[0]["images a second"] == "100"
+    assert rows[0]["images per second"] == "100"
     assert [row["ended"] for row in rows] == ["finished"] * 3 + ["failed: ValueError: a | b", "started"]
     assert "trainer.limit" not in rows[0]
     text = (sweep / "compare.md").read_text()
@@ -84,7 +87,7 @@ def test_another_metric_and_an_app_without_our_hydra_callback(tmp_path: Path) ->
     logs = tmp_path / "0" / "lightning_logs" / "version_0"
     logs.mkdir(parents=True)
     (logs / "metrics.csv").write_text("epoch,val/acc\n0,0.5\n1,0.25\n")
-    assert compare([str(tmp_path), "--metric", "val/acc", "--out", str(tmp_path / "out")]) == 1
+    assert compare([str(tmp_path), "--metric", "val/acc", "--output-dir", str(tmp_path / "out")]) == 1
     (row,) = csv.DictReader((tmp_path / "out" / "compare.csv").read_text().splitlines())
     assert (row["lowest val/acc"], row["ended"]) == ("0.25", "unknown")
     assert not (tmp_path / "out" / "compare.png").exists()
@@ -128,10 +131,34 @@ def test_the_report_overlays_schedules_and_shows_the_users_images(
     printed = capsys.readouterr().out
     assert "| linear" in printed
     assert "| jsd " in printed
-    assert report(["schedule=linear,jsd", "schedule.num_timesteps=50", "dataset=image_folder", "--out", "none"]) == 0
+    assert (
+        report(["schedule=linear,jsd", "schedule.num_timesteps=50", "dataset=image_folder", "--output-dir", "none"])
+        == 0
+    )
     assert "dataset.root" in capsys.readouterr().err
     with Image.open("none/report.png") as picture:
         assert picture.height < with_images
+
+
+@pytest.mark.parametrize("command", ["check", "report", "verify", "compare"])
+def test_help_names_the_command_and_only_the_new_spellings(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        importlib.import_module(f"ddpm_data.{command}").main(["--help"])
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"usage: ddpm-data {command} ")
+    assert ("--output-dir DIR " in shown) == (command != "verify")
+    assert ("--num-workers N " in shown) == ("--max-items N " in shown) == (command == "check")
+    assert not re.search(r"--(out|workers|most)\b(?!-)", shown)
+
+
+def test_old_spellings_of_options_set_the_same_values() -> None:
+    parser = start_command("check", None)
+    add_option(parser, "--max-items", "--most", type=int, default=1)
+    add_output_option(parser, Path("a"), "a")
+    assert vars(parser.parse_args([])) == {"max_items": 1, "output_dir": Path("a")}
+    given = {"max_items": 2, "output_dir": Path("b")}
+    assert vars(parser.parse_args(["--most", "2", "--out", "b"])) == given
+    assert vars(parser.parse_args(["--max-items", "2", "--output-dir", "b"])) == given
 
 
 def test_the_commands_are_listed_and_run() -> None:
@@ -150,5 +177,5 @@ def test_the_commands_are_listed_and_run() -> None:
         "verify",
         "compare",
     ]
-    assert "usage: python -m ddpm_data.compare" in run("compare", "--help")
+    assert "usage: ddpm-data compare" in run("compare", "--help")
     assert "no command nope" in run("nope", status=1)

@@ -8,7 +8,7 @@ import pytest
 from torch import Tensor, distributed
 from torch.utils.data import IterableDataset
 
-from ddpm_data.cli.verify import _report, main
+from ddpm_data.cli.verify import _compare_examples, main
 from tests.conftest import ROOT, uint8_images
 from tests.groups import finished
 
@@ -84,9 +84,9 @@ def test_what_it_cannot_run_is_said(words: list[str], says: str, monkeypatch: py
 
 
 def test_a_run_that_saw_nothing_does_not_pass_for_one_that_agrees() -> None:
-    assert not _report("training", [("a", "b", "c")], [])
-    assert not _report("training", [], [("a", "b", "c")])
-    assert _report("validation", [], [])
+    assert not _compare_examples("training", [("a", "b", "c")], [])
+    assert not _compare_examples("training", [], [("a", "b", "c")])
+    assert _compare_examples("validation", [], [])
 
 
 def test_one_process_cannot_be_compared_with_itself(capsys: pytest.CaptureFixture[str]) -> None:

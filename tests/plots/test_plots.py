@@ -10,7 +10,7 @@ from PIL import Image
 from ddpm_data import ForwardProcess, UniformTimesteps, plots, schedules
 from ddpm_data.diffusion.timestep_bins import BinLoss
 from ddpm_data.plots import curves as sheets
-from ddpm_data.plots._axes import COLOURS, style
+from ddpm_data.plots._axes import COLOURS, curve_style
 from ddpm_data.plots.images import _mosaic
 from tests.conftest import uint8_images
 
@@ -152,4 +152,4 @@ def test_more_runs_than_can_be_told_apart_are_grey(runs: int, greys: bool, tmp_p
 
 
 def test_styles_differ() -> None:
-    assert len({(how["color"], how["linestyle"]) for how in map(style, range(28))}) == 28
+    assert len({(how["color"], how["linestyle"]) for how in map(curve_style, range(28))}) == 28
