@@ -118,7 +118,7 @@ def _replace_leaves(replace: Callable[[object, object], object], condition: obje
     try:
         return map_leaves(replace, condition, null)
     except StructureError as error:
-        raise _unlike(error.given, error.wanted) from error
+        raise _unlike(error.value, error.expected) from error
 
 
 def _unlike(null: object, wanted: str) -> TypeError:

@@ -8,8 +8,8 @@ from torch import Tensor
 from ddpm_data.rng.philox import MASK, Key, Purpose, words
 from ddpm_data.types import Stage
 
-# The step of the Weyl sequence, as a fraction of 2**32. Chosen by benchmarks/weyl.py over the golden ratio, whose
-# multiples by 8, 24, 48 or 72 lie so close to whole numbers that every such rank's share would bunch up.
+# The step of the Weyl sequence, as a fraction of 2**32. Multiples of the golden ratio by 8, 24, 48 or 72 lie so close
+# to whole numbers that every such rank's share would bunch up; tests/diffusion/test_timesteps.py tries those strides.
 WEYL_STEP = 0x9D22D7FD
 
 

@@ -61,9 +61,9 @@ class IterableOrder:
             ValueError: Two workers begin with the same images.
         """
         epoch = self.current_epoch()
-        seen = self.plans.plan_for(epoch).start if self.plans else 0
+        skipped = self.plans.plan_for(epoch).start if self.plans else 0
         batches = _refuse_identical_workers(batches, num_workers)
-        for _ in tqdm(range(seen), "Reading up to the checkpoint", disable=not (seen and is_rank_zero())):
+        for _ in tqdm(range(skipped), "Reading up to the checkpoint", disable=not (skipped and is_rank_zero())):
             next(batches, None)
         for images, meta in batches:
             yield ImageBatch(images, meta._replace(position=meta.position + epoch * POSITIONS_PER_EPOCH))

@@ -239,8 +239,8 @@ class MapStyleImages(Dataset[Tensor]):
         """Refuse what would fill the shared memory: a worker that writes beyond it dies of a bus error."""
         if not options.num_workers or not SHARED_MEMORY.is_dir():
             return
-        known = self.store or self._inspection
-        needed = options.shm_bytes(known.bytes_per_image) if known else 0
+        measured = self.store or self._inspection
+        needed = options.shm_bytes(measured.bytes_per_image) if measured else 0
         free = shutil.disk_usage(SHARED_MEMORY).free
         if needed > free:
             raise ValueError(
