@@ -51,7 +51,7 @@ def summarize(
         "items": len(images.dataset) if isinstance(images, MapStyleImages) else len(stats),
         "looked_at": len(stats),
         "problems": [message for message in (problem or _find_shape_mismatch(images.name, stats),) if message],
-        "bad": [{"index": bad.item, "path": bad.path, "cause": bad.cause} for bad in stats.bad_items],
+        "bad": [{"index": bad.item, "path": bad.path, "cause": bad.reason} for bad in stats.bad_items],
         "modes": _sort_counts(counts.get("mode")),
         "formats": _sort_counts(counts.get("format")),
         "channels": _sort_counts(counts.get("channels")),
