@@ -213,7 +213,7 @@ def _name_item(images: ScannableImages, index: int) -> str:
 
 
 def _estimate_speed(per_worker: float, loading: LoaderOptions) -> dict[str, float]:
-    """Estimate images per second with the configured workers, of which no more than the cores count."""
+    """Estimate images per second with the configured workers. Workers beyond the number of cores add nothing."""
     workers = min(max(1, loading.num_workers), cpu_count())
     return {"a_worker": per_worker, "configured": per_worker * workers, "workers": loading.num_workers}
 
