@@ -103,7 +103,7 @@ def _generate_code(kernel: TripleKernel, shape: tuple[int, ...]) -> tuple[str, i
         table = torch.empty(1000, device="cuda")
         key, position = (torch.empty(length, dtype=torch.int64, device="cuda") for length in (2, shape[0]))
         tensors = [table, table.clone(), key, torch.empty(shape, dtype=torch.uint8, device="cuda"), position]
-        graph = make_fx(kernel.__call__, decomposition_table=select_decomp_table())(*tensors)
+        graph = make_fx(lambda *inputs: kernel(*inputs), decomposition_table=select_decomp_table())(*tensors)
     card = DeviceProperties("cuda", 0, CARD.multi_processor_count, 90, 9, CARD.regs_per_multiprocessor, warp_size=32)
     with ExitStack() as stack:
         for name, answer in (

@@ -1,4 +1,4 @@
-"""Which of several processes this is."""
+"""This process's rank and the world size, as torch's process group knows them."""
 
 from typing import NamedTuple
 
@@ -6,11 +6,11 @@ from torch import distributed
 
 
 class World(NamedTuple):
-    """The processes that train together, and which of them this is.
+    """The number of processes that train together, and this process's number.
 
     Attributes:
-        size: Number of processes, at least 1.
-        rank: This process, in ``[0, size)``.
+        size: World size: the number of processes, at least 1.
+        rank: This process's number, in ``[0, size)``.
     """
 
     size: int
@@ -18,12 +18,12 @@ class World(NamedTuple):
 
 
 class EpochShard(NamedTuple):
-    """What one process reads of a source.
+    """The share of a source that one process reads in one epoch.
 
     Attributes:
-        epoch: Picks the order, where a source has several.
+        epoch: The epoch, which selects the order in a source that has several.
         world_size: Number of processes.
-        rank: Which of them this is.
+        rank: This process's number, in ``[0, world_size)``.
     """
 
     epoch: int
@@ -32,12 +32,12 @@ class EpochShard(NamedTuple):
 
 
 def get_world() -> World:
-    """Ask torch's process group; where none is initialized there is one process."""
+    """Ask torch's process group for world size and rank; without a group this is the only process."""
     if distributed.is_available() and distributed.is_initialized():
         return World(distributed.get_world_size(), distributed.get_rank())
     return World(1, 0)
 
 
 def is_rank_zero() -> bool:
-    """Tell whether this process prints what would otherwise be printed once per process."""
+    """Return whether this is rank 0, which alone prints what every process would print otherwise."""
     return get_world().rank == 0

@@ -22,7 +22,7 @@ from ddpm_data import DDPMDataModule, schedules
 from ddpm_data.cli.verify import _environment
 from ddpm_data.diffusion.timestep_bins import BinLoss, read_losses, write_losses
 from ddpm_data.sources import ImageFiles, TarShards
-from ddpm_data.sources.image_files import _sorted_names
+from ddpm_data.sources.image_files import _sort_names
 from tests.conftest import ROOT, Recorder, trainer, uint8_images
 from tests.spawn_job import digest
 
@@ -36,8 +36,8 @@ def test_nested_files_have_one_order_on_every_system(tmp_path: Path) -> None:
         Image.new("L", (8, 8)).save(tmp_path / name)
     names = ImageFiles(tmp_path).names
     assert set(names) == set(NESTED)
-    assert _sorted_names(map(PureWindowsPath, NESTED)) == names
-    assert _sorted_names(map(PurePosixPath, NESTED)) == names
+    assert _sort_names(map(PureWindowsPath, NESTED)) == names
+    assert _sort_names(map(PurePosixPath, NESTED)) == names
 
 
 def cached(folder: Path) -> DDPMDataModule:

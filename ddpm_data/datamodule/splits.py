@@ -147,7 +147,7 @@ class Splits:
                 f"cache_dir={str(self.cache_dir)!r}: {stage} is a {type(dataset).__name__}, which gives its items in "
                 "an order of its own, so that none could be found in a cache. Leave `loader.cache_dir` null."
             )
-        if getattr(self.processor, "crop", "center") == "random":
+        if self.processor.crop == "random":
             raise ValueError(
                 f"cache_dir={str(self.cache_dir)!r}: a cache holds one crop of each image, and crop='random' wants "
                 "another each epoch. Change `dataset.crop`, or leave `loader.cache_dir` null."
@@ -207,7 +207,7 @@ def build_split(
     """
     if _is_map_style(dataset):
         return MapStyleImages(dataset, processor, name, subset, condition, replaces, cache)
-    if getattr(processor, "crop", "center") == "random":
+    if processor.crop == "random":
         raise ValueError(
             f"crop='random': a {type(dataset).__name__} gives its items in an order of its own, and a crop is picked "
             "by the position in the stream. Crop in the dataset, or change `dataset.crop`."

@@ -189,8 +189,8 @@ class MapStyleImages(Dataset[Tensor]):
                 f"{self.name} is empty: there is nothing to draw a batch from. Check `dataset.{self.name}`."
             )
         # Where size and channels are both asked for, shapes cannot differ, and fewer items tell type and range.
-        size = getattr(self.processor, "image_size", None)
-        count = min(len(self), 32 if size and getattr(self.processor, "channels", None) else 128)
+        size = self.processor.image_size
+        count = min(len(self), 32 if size and self.processor.channels else 128)
         shuffled = permute(torch.arange(count), len(self), Key(0, 0), Purpose.CHECK)  # even steps would meet patterns
         places = torch.tensor(sorted({0, len(self) - 1, *shuffled.tolist()}))
         raw = self.load_raw(self._indices(places).tolist())
@@ -232,7 +232,7 @@ class MapStyleImages(Dataset[Tensor]):
             ValueError: The batches that workers keep ready would not fit into shared memory.
         """
         self._check_shared_memory(options)
-        crops = stage == "train" and getattr(self.processor, "crop", "center") == "random"
+        crops = stage == "train" and self.processor.crop == "random"
         return MapStyleBatches(self, stage, key if crops else None)
 
     def _check_shared_memory(self, options: LoaderOptions) -> None:

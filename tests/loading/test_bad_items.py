@@ -282,7 +282,7 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 def test_what_fails_on_one_rank_ends_all(way: str, tmp_path: Path) -> None:
     """Lightning's own launcher; the message is that rank's, and nobody waits for ever."""
-    code, said = finished([sys.executable, "-m", "tests.faults_job", way, str(tmp_path), "2", "1"], ROOT)
+    code, said = finished([sys.executable, "-m", "tests.loading.faults_job", way, str(tmp_path), "2", "1"], ROOT)
     assert code != 0
     assert re.search(WAYS[way], said)
     assert time.time() - float((tmp_path / "failed").read_text()) < 60

@@ -41,7 +41,7 @@ def without(monkeypatch: pytest.MonkeyPatch) -> Any:  # noqa: ANN401  # a functi
 
     def call(content: bytes, **processor: Any) -> object:  # noqa: ANN401  # the processor's
         with monkeypatch.context() as patch:
-            patch.setattr(_simplejpeg, "_simplejpeg", lambda: None)
+            patch.setattr(_simplejpeg, "_find_decoder", lambda: None)
             assert _simplejpeg.decode_jpeg(opened(jpeg(20, 20)), None) is None
             return outcome(content, **processor)
 
@@ -99,13 +99,13 @@ def test_a_broken_installation_is_said_once(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "simplejpeg.py").write_text('raise ValueError("numpy.dtype size changed")')
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "simplejpeg", raising=False)
-    _simplejpeg._simplejpeg.cache_clear()
+    _simplejpeg._find_decoder.cache_clear()
     try:
         with pytest.warns(UserWarning, match="size changed.*force-reinstall simplejpeg"):
             assert ImageProcessor()(opened(jpeg(20, 20))).shape == (3, 20, 20)
         assert ImageProcessor()(opened(jpeg(20, 20))).shape == (3, 20, 20)  # a second warning would be an error
     finally:
-        _simplejpeg._simplejpeg.cache_clear()
+        _simplejpeg._find_decoder.cache_clear()
 
 
 def test_damaged_files_give_what_pil_gives(without: Any, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ANN401

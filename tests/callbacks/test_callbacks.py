@@ -23,7 +23,7 @@ from ddpm_data import DDPMDataModule, Triple, plots, schedules
 from ddpm_data.callbacks import NoisingStrip, TimestepLoss
 from ddpm_data.diffusion.timestep_bins import BinLoss, read_losses
 from ddpm_data.latents import Latents
-from tests.callbacks_job import Losses, main
+from tests.callbacks.callbacks_job import Losses, main
 from tests.conftest import ROOT, Recorder, trainer, uint8_images
 
 IMAGES = uint8_images(40, 1, 4, 4)
@@ -238,7 +238,17 @@ def test_tensorboard_has_the_numbers_and_the_very_pictures(tmp_path: Path) -> No
 def test_two_processes_write_what_one_writes_and_once(tmp_path: Path) -> None:
     main(tmp_path / "1", 1)
     (tmp_path / "2").mkdir()
-    command = ["timeout", "-k", "10", "200", sys.executable, "-m", "tests.callbacks_job", str(tmp_path / "2"), "2"]
+    command = [
+        "timeout",
+        "-k",
+        "10",
+        "200",
+        sys.executable,
+        "-m",
+        "tests.callbacks.callbacks_job",
+        str(tmp_path / "2"),
+        "2",
+    ]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
     assert "sync_dist" not in result.stderr

@@ -55,7 +55,7 @@ def test_an_iterable_source_is_held_to_what_it_can_promise() -> None:
     source = [
         "dataset=fake",
         "~dataset.train",
-        "+dataset.train={_target_:tests.test_verify.Sharded}",
+        "+dataset.train={_target_:tests.cli.test_verify.Sharded}",
         "dataset.val=null",
     ]
     code, said = verify("--steps", "4", "loader.batch_size=8", *source)

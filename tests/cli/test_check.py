@@ -81,7 +81,7 @@ class Shuffled(Stream):
 
 def of(name: str, *words: str) -> list[str]:
     """A configuration of a dataset in this file."""
-    source = f"+dataset.train={{_target_:tests.test_check.{name}}}"
+    source = f"+dataset.train={{_target_:tests.cli.test_check.{name}}}"
     return ["dataset=fake", "~dataset.train", source, "dataset.val=null", *words]
 
 

@@ -25,8 +25,8 @@ from ddpm_data.loading.options import LoaderOptions
 from ddpm_data.sources import TarShards
 from ddpm_data.sources._sharding import split_by_rank
 from tests.conftest import ROOT, Recorder, trainer, uint8_images
+from tests.sources.test_sources import Evil, hugging_face, rows, served
 from tests.test_configs import composed
-from tests.test_sources import Evil, hugging_face, rows, served
 
 # webdataset 1.0 leaves it to Python to close its shards.
 pytestmark = [
@@ -260,7 +260,7 @@ def test_two_processes_see_every_image_once_and_share_no_noise(tmp_path: Path) -
     for shard in range(4):
         tar(tmp_path / f"{shard}.tar", {f"{n}.png": png(images[n]) for n in range(shard, 24, 4)})
     command = ["timeout", "-k", "10", "120", sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
-    command += ["--standalone", "-m", "tests.stream_job", str(tmp_path)]
+    command += ["--standalone", "-m", "tests.sources.stream_job", str(tmp_path)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]

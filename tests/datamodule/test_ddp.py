@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from tests.conftest import ROOT
-from tests.ddp_scenarios import SCENARIOS
-from tests.ddp_scenarios import run as scenario
+from tests.datamodule.ddp_scenarios import SCENARIOS
+from tests.datamodule.ddp_scenarios import run as scenario
 
 Rank = dict[str, Any]
 
@@ -22,7 +22,7 @@ def run(folder: Path, devices: int = 1, kill_after: int = -1, **options: object)
     folder.mkdir(exist_ok=True)
     options |= {"devices": devices, "kill_after": kill_after}
     arguments = [str(word) for key, value in options.items() for word in (f"--{key}", value)]
-    command = [sys.executable, "-m", "tests.ddp_job", str(folder), *arguments]
+    command = [sys.executable, "-m", "tests.datamodule.ddp_job", str(folder), *arguments]
     result = subprocess.run(command, cwd=ROOT, timeout=300, capture_output=True, text=True)
     if kill_after >= 0:
         assert result.returncode == -signal.SIGKILL
@@ -122,7 +122,7 @@ def test_a_killed_run_is_taken_up_on_any_number_of_processes(
 def test_two_nodes_launched_by_torchrun_see_the_same(one: Rank, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1"]
     command += ["--rdzv_backend=static", "--master_addr=127.0.0.1", f"--master_port={free_port()}"]
-    job = ["-m", "tests.ddp_job", str(tmp_path), "--nodes", "2", "--batch_size", "6"]
+    job = ["-m", "tests.datamodule.ddp_job", str(tmp_path), "--nodes", "2", "--batch_size", "6"]
     nodes = [subprocess.Popen([*command, f"--node_rank={rank}", *job], cwd=ROOT) for rank in range(2)]
     assert [node.wait(timeout=300) for node in nodes] == [0, 0]
     many = load(tmp_path, 2)
@@ -136,7 +136,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> list[Rank]:
     """What two processes saw in every scenario; -k, since a hung process may not heed a plain timeout."""
     folder = tmp_path_factory.mktemp("scenarios")
     command = ["timeout", "-k", "10", "300", sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
-    command += [f"--master_port={free_port()}", "-m", "tests.ddp_scenarios", str(folder)]
+    command += [f"--master_port={free_port()}", "-m", "tests.datamodule.ddp_scenarios", str(folder)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
     return load(folder, 2)

@@ -1,28 +1,17 @@
 """Items of every container and kind become the uint8 CHW images their processor says."""
 
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
-from sklearn.datasets import load_sample_images
+from PIL import Image
 from torch import Tensor
-from torchvision.datasets import ImageFolder
 from torchvision.transforms.v2 import functional as F
 
-from ddpm_data.images.decode import ResizeSpec
 from ddpm_data.images.items import find_image, to_chw
 from ddpm_data.images.processor import ImageProcessor
-from ddpm_data.loading.map_style import MapStyleImages
-from ddpm_data.rng.permutation import RandomSubset
-from ddpm_data.rng.philox import key_from
-from ddpm_data.sources import ImageFiles, digits
-from tests.conftest import ROOT, uint8_images
+from tests.conftest import uint8_images
 
 COLOUR = uint8_images(1, 3, 8, 6)[0]
 GREY = uint8_images(1, 1, 8, 6)[0]
@@ -170,68 +159,6 @@ def test_deep_pil_images_are_taken_by_value_instead_of_being_clipped() -> None:
         image(Image.new("F", (2, 2), 0.5))
 
 
-def test_photographs_are_turned_upright(tmp_path: Path) -> None:
-    picture = Image.new("RGB", (8, 4))
-    exif = picture.getexif()
-    exif[0x0112] = 6  # rotate by 90 degrees
-    picture.save(tmp_path / "a.jpg", exif=exif)
-    assert image(ImageFiles(tmp_path)[0]).shape == (3, 8, 4)
-
-
-@pytest.fixture(scope="module")
-def photographs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """JPEG files of many sizes, upright, turned and mirrored by their EXIF tag, grey and CMYK too."""
-    folder = tmp_path_factory.mktemp("photographs")
-    pictures = [Image.fromarray(values) for values in load_sample_images().images]  # 640 x 427
-    paths = []
-    for number, (width, height) in enumerate([(640, 427), (333, 401), (257, 300), (129, 427), (427, 131), (301, 303)]):
-        picture = pictures[number % 2].crop((50, 0, 50 + width, height))
-        for orientation in range(1, 9):
-            paths.append(folder / f"{number} {orientation}.jpg")
-            exif = picture.getexif()
-            exif[0x0112] = orientation
-            picture.save(paths[-1], quality=90, exif=exif)
-        for mode in ("L", "CMYK"):
-            paths.append(folder / f"{number} {mode}.jpg")
-            picture.convert(mode).save(paths[-1], quality=90)
-    return paths
-
-
-@pytest.mark.parametrize("size", [16, 61, (32, 100), (90, 40), 200])
-def test_jpegs_decoded_at_a_reduced_size_look_like_those_that_are_not(photographs: list[Path], size: Any) -> None:  # noqa: ANN401
-    """The reference is PIL's antialiased resizing of the whole image, then the centre: less than 2 levels off."""
-    height, width = (size, size) if isinstance(size, int) else size
-    reduced = 0
-    for path in photographs:
-        ours = image(Image.open(path), image_size=size)
-        with Image.open(path) as opened:
-            upright = ImageOps.exif_transpose(opened)
-        whole = upright.convert("L" if upright.mode == "L" else "RGB")
-        covering = ResizeSpec((height, width)).target(whole.height, whole.width)
-        expected = F.center_crop(
-            F.pil_to_tensor(whole.resize((covering[1], covering[0]), Image.Resampling.BILINEAR)), [height, width]
-        )
-        assert ours.shape == expected.shape
-        difference = (ours.int() - expected.int()).abs().float().mean()
-        reduced += bool(difference > 0.1)
-        assert difference < 2, (path.name, difference)
-    if size == 16:
-        assert reduced > len(photographs) / 2  # else nothing was decoded at a reduced size
-
-
-def test_a_reduced_size_is_for_files_that_are_not_yet_decoded(photographs: list[Path], tmp_path: Path) -> None:
-    picture = Image.open(photographs[0])
-    picture.load()
-    whole = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-    assert torch.equal(image(picture, image_size=32), image(whole, image_size=32))
-    assert image(ImageFiles(photographs[0].parent)[0]).shape == (3, 427, 640)  # no size is asked for
-    (tmp_path / "class").mkdir()
-    shutil.copy(photographs[0], tmp_path / "class")
-    opened, _ = ImageFolder(str(tmp_path), loader=Image.open)[0]
-    image(opened, image_size=32)
-    assert opened.size == (160, 107)  # a quarter of 640 x 427: torchvision's folders can give files not yet decoded too
-
-
 def test_channels_are_a_policy() -> None:
     assert torch.equal(image(GREY, channels=3), GREY.expand(3, -1, -1))
     assert torch.equal(image(pil(GREY), channels=3), GREY.expand(3, -1, -1))
@@ -284,110 +211,3 @@ def test_resizing_is_pils_antialiased_resizing_of_the_centre() -> None:
 def test_impossible_policies_are_refused(processor: dict[str, Any], error: type[Exception], key: str) -> None:
     with pytest.raises(error, match=rf"`dataset\.{key}`"):
         ImageProcessor(**processor)
-
-
-class Batched(list[Any]):
-    """A dataset that would rather be asked for many items at once."""
-
-    asked: list[list[int]]
-
-    def __getitems__(self, indices: list[int]) -> list[Any]:
-        self.asked = [*getattr(self, "asked", []), indices]
-        return [self[index] for index in indices]
-
-
-def test_whole_batches_are_fetched_where_the_dataset_can() -> None:
-    data = Batched(uint8_images(10, 1, 4, 4))
-    view = MapStyleImages(data, ImageProcessor(), "train")
-    assert torch.equal(view.batch([9, 3]).images, torch.stack([data[9], data[3]]))
-    assert data.asked == [[9, 3]]
-    assert torch.equal(view[5], data[5])
-
-
-def test_a_part_looks_at_its_own_items_only() -> None:
-    part = RandomSubset(key_from(0), 40, 0, 10)
-    indices = part.indices(torch.arange(10)).tolist()
-    images: list[Any] = ["no image"] * 40
-    for index in indices:
-        images[index] = COLOUR
-    view = MapStyleImages(images, ImageProcessor(), "train", part)
-    assert len(view) == 10
-    view.inspect()
-    images[indices[3]] = "no image"
-    with pytest.raises(TypeError, match=rf"train\[{indices[3]}\]"):
-        view.inspect()
-
-
-def test_an_error_names_the_item_it_came_from() -> None:
-    data = [COLOUR, COLOUR, torch.zeros(5, 8, 8, dtype=torch.uint8)]
-    with pytest.raises(ValueError, match=r"train\[2\]: an image of 5 channels"):
-        MapStyleImages(data, ImageProcessor(channels=3), "train").batch([0, 2])
-
-
-def test_check_names_both_shapes_and_the_key() -> None:
-    sizes = [COLOUR] * 30 + [uint8_images(1, 3, 9, 9)[0]] + [COLOUR] * 30
-    with pytest.raises(ValueError, match=r"\(3, 8, 6\) and train\[30\] is \(3, 9, 9\).*`dataset\.image_size`"):
-        MapStyleImages(sizes, ImageProcessor(), "train").inspect()
-    with pytest.raises(ValueError, match=r"\(3, 8, 6\) and val\[1\] is \(1, 8, 6\).*`dataset\.channels`"):
-        MapStyleImages([COLOUR, GREY], ImageProcessor(), "val").inspect()
-    MapStyleImages(sizes, ImageProcessor(image_size=6), "train").inspect()
-
-
-def test_images_that_are_enlarged_are_counted() -> None:
-    sizes = [COLOUR] * 30 + [uint8_images(1, 3, 9, 9)[0]] + [uint8_images(1, 3, 2, 9)[0]] * 2
-    message = r"32 of the 33 train images.*image_size=\(8, 8\), down to \(2, 9\).*`dataset\.image_size`"
-    with pytest.warns(UserWarning, match=message):
-        MapStyleImages(sizes, ImageProcessor(image_size=8), "train").inspect()
-
-
-def test_check_names_the_range_of_all_it_saw() -> None:
-    data = [torch.tensor([[-0.5, 0.0]]), torch.tensor([[0.0, 1.0]])]
-    with pytest.raises(ValueError, match=r"train holds torch.float32.*2 looked at span -0.5 to 1.*likely \[-1, 1\]"):
-        MapStyleImages(data, ImageProcessor(), "train").inspect()
-
-
-def test_check_refuses_nothing() -> None:
-    with pytest.raises(ValueError, match=r"test is empty.*`dataset\.test`"):
-        MapStyleImages([], ImageProcessor(), "test").inspect()
-
-
-def test_a_folder_is_read_flat_and_nested_in_natural_order(folder: Path) -> None:
-    files = ImageFiles(folder)
-    assert files.names == ["1.png", "2.png", "10.png", "cats/a.jpg", "cats/B.PNG"]
-    assert [picture.size for picture in files] == [(40, 30), (30, 40), (32, 32), (64, 48), (9, 9)]  # type: ignore[attr-defined]
-    assert ImageFiles(str(folder)).names == files.names
-    code = f"from ddpm_data.sources import ImageFiles; print(*ImageFiles({str(folder)!r}).names)"
-    fresh = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert fresh.stdout.split() == files.names  # in a process that has not yet opened or saved an image
-
-
-def test_a_wrong_ending_is_no_matter(tmp_path: Path) -> None:
-    pil(COLOUR).save(tmp_path / "a.png")
-    (tmp_path / "a.png").rename(tmp_path / "a.JPG")
-    assert torch.equal(image(ImageFiles(tmp_path)[0]), COLOUR)
-
-
-def test_folders_without_images_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"nowhere.*`dataset\.root`"):
-        ImageFiles(tmp_path / "nowhere")
-    (tmp_path / "a.txt").write_text("")
-    with pytest.raises(ValueError, match=r"no image files.*`dataset\.root`"):
-        ImageFiles(tmp_path)
-
-
-def test_a_truncated_file_is_named(folder: Path) -> None:
-    broken = folder / "cats" / "a.jpg"
-    broken.write_bytes(broken.read_bytes()[:-50])
-    with pytest.raises(OSError, match=r"train\[3\]: .*a\.jpg cannot be read as an image: .*truncated"):
-        MapStyleImages(ImageFiles(folder), ImageProcessor(), "train").batch([3])
-    broken.write_bytes(b"no image")
-    with pytest.raises(OSError, match=r"a\.jpg cannot be read as an image: it is of no format"):
-        ImageFiles(folder)[3]
-
-
-def test_digits_are_the_real_ones() -> None:
-    images, labels = digits().tensors
-    assert images.shape == (1797, 1, 8, 8)
-    assert images.dtype == torch.uint8
-    assert images.unique().tolist() == [round(level * 255 / 16) for level in range(17)]
-    assert torch.bincount(labels).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
