@@ -212,8 +212,8 @@ def draw(model: DDPM, datamodule: DDPMDataModule, folder: Path, samples: int, se
         return
     batches = itertools.islice(datamodule.train_dataloader(), -(-samples // datamodule.batch_size))
     real = torch.cat([batch.images for batch in batches])[:samples]
-    drawn = model.sample((samples, *real.shape[1:]), seed)
-    plots.samples_beside(drawn, real, folder / "samples.png")
+    generated = model.sample((samples, *real.shape[1:]), seed)
+    plots.samples_beside(generated, real, folder / "samples.png")
 
 
 def check(cfg: DictConfig) -> None:

@@ -35,7 +35,7 @@ class Stopwatch:
     def mark(self, name: str) -> None:
         """Mark the moment.
 
-        If a second batch is fetched ahead, the first ``"asked"`` counts, and the last of the other marks.
+        Lightning may fetch a second batch ahead. Then ``"asked"`` stays where it was, and the other marks move.
         """
         if name != "asked" or name not in self._marks:
             self._marks[name] = self._now()

@@ -125,7 +125,9 @@ def _compare_runs(runs: Runs, processes: int, resumed_at: int) -> bool:
 
 
 def _compare_examples(name: str, first: list[Row], second: list[Row]) -> bool:
-    """Compare the examples that both runs saw, and print the result; the last few of an epoch may be in one run only.
+    """Compare the examples that both runs saw, and print the result.
+
+    An epoch's last few examples may have reached only one of the runs.
 
     Returns:
         Whether they agree.
@@ -246,7 +248,7 @@ class _SaveAt(L.Callback):
 
 
 def _train(arguments: list[str]) -> None:
-    """Be one process of one run: train, validate, and write down what reached the model.
+    """Train and validate as one process of a run, and save what reached the model.
 
     Args:
         arguments: The arguments after ``--job``, see :func:`_run`.

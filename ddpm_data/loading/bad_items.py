@@ -16,15 +16,17 @@ ITEM_ERRORS = (OSError, TypeError, ValueError, RuntimeError)  # the kinds of err
 
 
 class BadItem(NamedTuple):
-    """An item that could not be used and was replaced.
+    """An item that cannot be used.
 
     Attributes:
         item: Its index in the dataset; from an iterable source, how many items came before it.
-        reason: The error that it would have been.
+        reason: The error that it raised.
+        path: Its file, where that is known; in training it stands in ``reason``.
     """
 
     item: int
     reason: str
+    path: str | None = None
 
 
 class WorkerBatch(NamedTuple):

@@ -51,7 +51,7 @@ def summarize(
         "items": len(images.dataset) if isinstance(images, MapStyleImages) else len(stats),
         "looked_at": len(stats),
         "problems": [message for message in (problem or _find_shape_mismatch(images.name, stats),) if message],
-        "bad": [{"index": bad.item, "path": bad.path, "cause": bad.cause} for bad in stats.bad_items],
+        "bad": [{"index": bad.item, "path": bad.path, "cause": bad.reason} for bad in stats.bad_items],
         "modes": _sort_counts(counts.get("mode")),
         "formats": _sort_counts(counts.get("format")),
         "channels": _sort_counts(counts.get("channels")),
@@ -213,7 +213,7 @@ def _name_item(images: ScannableImages, index: int) -> str:
 
 
 def _estimate_speed(per_worker: float, loading: LoaderOptions) -> dict[str, float]:
-    """Estimate images per second with the configured workers, of which no more than the cores count."""
+    """Estimate images per second with the configured workers. Workers beyond the number of cores add nothing."""
     workers = min(max(1, loading.num_workers), cpu_count())
     return {"a_worker": per_worker, "configured": per_worker * workers, "workers": loading.num_workers}
 

@@ -18,6 +18,7 @@ from ddpm_data.cli.checking.duplicates import digest
 from ddpm_data.cli.checking.header import Header
 from ddpm_data.images.items import find_condition, find_image
 from ddpm_data.images.processor import ItemProcessor
+from ddpm_data.loading.bad_items import BadItem
 from ddpm_data.loading.collate import collate_conditions
 from ddpm_data.loading.map_style import MapStyleImages
 from ddpm_data.sources._paths import path_of
@@ -30,20 +31,6 @@ _MAX_CLASSES = 10_000  # different conditions that are counted
 _MAX_CLASS_LENGTH = 40  # characters of a condition that may be a class
 
 Rows = np.ndarray[Any, Any]
-
-
-class Bad(NamedTuple):
-    """An item that cannot be used.
-
-    Attributes:
-        item: Its index in the dataset.
-        path: Its file, where that is known.
-        cause: The error's type and message.
-    """
-
-    item: int
-    path: str | None
-    cause: str
 
 
 class ImageForm(NamedTuple):
@@ -76,7 +63,7 @@ class ItemStats:
     """
 
     def __init__(self) -> None:
-        self.bad_items: list[Bad] = []
+        self.bad_items: list[BadItem] = []
         self.counts: dict[str, Counter[Any]] = {}
         self.classes: Counter[int | str] = Counter()
         self.forms: dict[ImageForm, int] = {}
@@ -142,7 +129,7 @@ class ItemStats:
                 if condition is not None:
                     self._add_condition(find_condition(item, condition))
         except Exception as error:  # a dataset of the user's may raise anything
-            self.bad_items.append(Bad(index, path, f"{type(error).__name__}: {error}"))
+            self.bad_items.append(BadItem(index, f"{type(error).__name__}: {error}", path))
             return None
         self.seconds += seconds
         form = ImageForm(_dtype_name(processed.dtype), processed.shape, processed.nbytes)

@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
-from ddpm_data.cli.checking.survey import Bad, ItemStats, ItemStatsDataset
+from ddpm_data.cli.checking.survey import ItemStats, ItemStatsDataset
+from ddpm_data.loading.bad_items import BadItem
 from ddpm_data.loading.iterable import IterableImages
 from ddpm_data.loading.map_style import MapStyleImages
 
@@ -96,7 +97,7 @@ def _scan_in_order(images: IterableImages, max_items: int, bar: tqdm) -> tuple[I
         except StopIteration:
             break
         except Exception as error:  # after an error an iterator gives no more items
-            stats.bad_items.append(Bad(index, None, f"the source itself: {type(error).__name__}: {error}"))
+            stats.bad_items.append(BadItem(index, f"the source itself: {type(error).__name__}: {error}"))
             break
         stats.seconds += perf_counter() - started
         image = stats.add_item(index, partial(_identity, item), images.processor, images.condition)
