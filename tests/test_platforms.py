@@ -206,7 +206,7 @@ class Stuck:
 
 
 def test_shared_memory_is_spoken_of_only_where_it_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("loader", "map_style"):
+    for module in ("map_style", "worker"):
         monkeypatch.setattr(f"ddpm_data.loading.{module}.SHARED_MEMORY", tmp_path / "no such folder")
     datamodule = DDPMDataModule(Stuck(), schedule=schedules.linear(10), num_workers=1, timeout=1)
     with pytest.raises(RuntimeError, match=r"Look at the memory and at the dataset"):

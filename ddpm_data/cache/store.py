@@ -30,6 +30,7 @@ from ddpm_data.loading.loader import StreamLoader, make_loader
 from ddpm_data.loading.map_style import MapStyleImages
 from ddpm_data.loading.options import LoaderOptions, cpu_count
 from ddpm_data.loading.stage_images import ItemBatch
+from ddpm_data.loading.worker import call_in_worker
 
 _FORMAT = 2  # raised whenever the same dataset and processor give other bytes, or the files have another meaning
 _BATCH_SIZE = 64  # images that a worker decodes at once
@@ -67,20 +68,40 @@ class Cache(NamedTuple):
         return _open_cache, (self.path,)
 
 
+def decoding_options(options: LoaderOptions, count: int) -> LoaderOptions:
+    """Return the options by which a cache is built: as given, but with at least one worker (0: one per core).
+
+    Args:
+        options: Those of training.
+        count: Images to decode.
+    """
+    return replace(
+        options,
+        batch_size=_BATCH_SIZE,
+        num_workers=min(options.num_workers or cpu_count(), max(1, -(-count // _BATCH_SIZE))),
+        prefetch_factor=None,
+        persistent_workers=False,
+        drop_last=False,
+    )
+
+
 def open_or_build(images: MapStyleImages, folder: Path, options: LoaderOptions) -> Cache:
     """Open a dataset's cache; where there is none, build it in one process while others that want it wait.
 
     Args:
         images: All images of the dataset, inspected.
         folder: Where caches are kept.
-        options: How many workers decode (0: one per core), and how they start.
+        options: How many workers decode, and how they start: see :func:`decoding_options`.
 
     Raises:
         OSError: The folder cannot be written to, the disk is full, or an image cannot be read.
         TypeError: An item holds no image.
         ValueError: An image cannot be converted, images differ in shape, or an item is another each time.
     """
-    path = folder / f"{type(images.dataset).__name__}-{fingerprint(images, _FORMAT)}.npy"
+    path = (
+        folder
+        / f"{type(images.dataset).__name__}-{call_in_worker(options, images.name, fingerprint, images, _FORMAT)}.npy"
+    )
     if _is_complete(path):  # looked for without a lock, which a folder that cannot be written to would not give
         return _open_cache(path)
     with _naming_the_folder(images.name, folder):
@@ -214,15 +235,6 @@ def _number_leaves(condition: Any) -> Any:  # noqa: ANN401  # nested conditions
 
 
 def _make_decoding_loader(images: MapStyleImages, options: LoaderOptions) -> StreamLoader:
-    workers = min(options.num_workers or cpu_count(), -(-len(images) // _BATCH_SIZE))
-    options = replace(
-        options,
-        batch_size=_BATCH_SIZE,
-        num_workers=workers,
-        prefetch_factor=None,
-        persistent_workers=False,
-        drop_last=False,
-    )
     world = World(1, 0)  # others wait
     counter = BadItemCounter(images.name, options.max_bad_fraction, len(images))
     return make_loader(images, "predict", images.eval_order(options, world), options, world, seed=0, counter=counter)

@@ -65,7 +65,7 @@ class NoisingStrip(L.Callback):
             rank_zero_info("NoisingStrip: latents cannot be shown as images, so there is no noising.png.")
         elif trainer.is_global_zero:
             stage: Stage = "val" if splits.has("val") else "train"
-            items = splits.images(stage).first_items(self.images)
+            items = splits.images(stage).first_items(self.images, self._datamodule.loader_options)
             if items is not None:
                 self._row_images = [items.images]
             else:

@@ -102,6 +102,8 @@ def _run_checks(args: argparse.Namespace) -> Findings:
 
     datamodule: DDPMDataModule = instantiate(compose_datamodule(args))
     splits, loading = datamodule.splits, datamodule.loader_options
+    context = loading.multiprocessing_context if args.num_workers else None
+    reading = LoaderOptions(1, args.num_workers, multiprocessing_context=context, timeout=loading.timeout)
     stages = [stage for stage in STAGES if splits.has(stage) and not (stage == "val" and splits.fraction)]
     if not stages:
         raise SystemExit("the configuration has no dataset to check. Set `dataset.train`.")
@@ -113,14 +115,14 @@ def _run_checks(args: argparse.Namespace) -> Findings:
     findings = Findings({}, {}, {})
     for stage, images in datasets.items():
         if isinstance(images, MapStyleImages):
-            scans[stage] = scan_map_style(images, args.num_workers, loading.multiprocessing_context)
+            scans[stage] = scan_map_style(images, reading)
         elif isinstance(images, IterableImages):
             scans[stage] = scan_iterable(images, args.max_items)
         else:
             raise SystemExit(
                 f"{stage} is a DataLoader, and only datasets can be checked. Set `dataset.{stage}` to its dataset."
             )
-        summary = _summarize_scan(scans[stage], loading)
+        summary = _summarize_scan(scans[stage], loading, reading)
         if stage == "train" and held_out is not None:
             summary["held_out"] = int(held_out.sum())
         findings.summaries[stage] = summary
@@ -130,8 +132,8 @@ def _run_checks(args: argparse.Namespace) -> Findings:
     return findings._replace(leakage=_compare_splits(scans, held_out))
 
 
-def _summarize_scan(scan: ScanResult, loading: LoaderOptions) -> SplitSummary:
-    summary = summarize(scan.images, scan.stats, loading, *_inspect_dataset(scan.images))
+def _summarize_scan(scan: ScanResult, loading: LoaderOptions, reading: LoaderOptions) -> SplitSummary:
+    summary = summarize(scan.images, scan.stats, loading, *_inspect_dataset(scan.images, reading))
     return summary | ({"order": scan.order} if scan.order else {})
 
 
@@ -149,14 +151,14 @@ def _held_out_mask(splits: Splits) -> Tensor | None:
     return mask
 
 
-def _inspect_dataset(images: ScannableImages) -> tuple[bool, str | None]:
+def _inspect_dataset(images: ScannableImages, reading: LoaderOptions) -> tuple[bool, str | None]:
     """Tell whether a cache would be built, and what error ``setup()`` would raise even if bad items were replaced."""
     if not isinstance(images, MapStyleImages):
         return False, None
     all_images = MapStyleImages(images.dataset, images.processor, images.name, None, images.condition, replaces=True)
     with warnings.catch_warnings(action="ignore"):
         try:
-            return not all_images.inspect().is_stored, None
+            return not all_images.inspect(reading).is_stored, None
         except ITEM_ERRORS as error:
             return True, str(error)
 

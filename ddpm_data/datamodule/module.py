@@ -216,7 +216,7 @@ class DDPMDataModule(L.LightningDataModule):
                 if images.length is not None:
                     self.loader_options.check_length(name, images.length, world.size)
                 if name == "train":
-                    if self.dropout.probability and (items := images.first_items(1)) is not None:
+                    if self.dropout.probability and (items := images.first_items(1, self.loader_options)) is not None:
                         self.dropout.check(items.condition)
                     self._begin_stream(images)
             elif stage and name == _STAGES_OF[stage][0]:

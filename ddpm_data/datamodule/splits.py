@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from ddpm_data._checks import check_float
 from ddpm_data._distributed import is_rank_zero
-from ddpm_data.cache.store import Cache, open_or_build
+from ddpm_data.cache.store import Cache, decoding_options, open_or_build
 from ddpm_data.images.processor import ItemProcessor
 from ddpm_data.loading.iterable import IterableImages
 from ddpm_data.loading.map_style import MapStyleImages
@@ -101,7 +101,8 @@ class Splits:
         cache = self._cache(self._owner(stage))
         images = self.unchecked(stage, cache)
         if cache is None:
-            images.inspect(warns=is_rank_zero() and stage == self._owner(stage))  # a held-out part says nothing new
+            warns = is_rank_zero() and stage == self._owner(stage)  # a held-out part says nothing new
+            images.inspect(self.options, warns)
         self._images[stage] = images
         return images
 
@@ -153,8 +154,9 @@ class Splits:
                 "another each epoch. Change `dataset.crop`, or leave `loader.cache_dir` null."
             )
         images = MapStyleImages(dataset, self.processor, stage, None, self.condition, self.options.replaces)
-        if not images.inspect(warns=is_rank_zero()).is_stored:
-            self._caches[stage] = open_or_build(images, self.cache_dir, self.options)
+        options = decoding_options(self.options, len(images))
+        if not images.inspect(options, warns=is_rank_zero()).is_stored:
+            self._caches[stage] = open_or_build(images, self.cache_dir, options)
         return self._caches.get(stage)
 
     def _dataset(self, stage: Stage) -> AnyDataset:

@@ -77,10 +77,10 @@ class SelfOrderedImages:
 
     length = None
 
-    def inspect(self, warns: bool = True) -> None:
+    def inspect(self, options: LoaderOptions | None = None, warns: bool = True) -> None:
         """Do nothing: reading items here could use up the source."""
 
-    def first_items(self, count: int) -> None:
+    def first_items(self, count: int, options: LoaderOptions | None = None) -> None:
         """Return nothing: reading items here could use up the source."""
 
     def train_order(self, options: LoaderOptions, world: World, key: Key, epoch: Callable[[], int]) -> Order:

@@ -1,27 +1,20 @@
 """The loader: batches of one stage, counted as they arrive."""
 
-import sys
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import distributed
 from torch.utils.data import DataLoader
 
 from ddpm_data._checks import check_int
 from ddpm_data._distributed import World
 from ddpm_data.loading.bad_items import BadItemCounter, WorkerBatch
-from ddpm_data.loading.map_style import SHARED_MEMORY
 from ddpm_data.loading.options import LoaderOptions
 from ddpm_data.loading.samplers import Order
 from ddpm_data.loading.stage_images import StageBatches, StageImages
+from ddpm_data.loading.worker import naming_lost_workers, wait_before_fork
 from ddpm_data.rng.philox import key_from
 from ddpm_data.types import ImageBatch, Stage
-
-# CPython before 3.11.10 (gh-112275): a process forked while another thread asks for the GIL may never wake up. gloo's
-# threads do so when they let go of a collective's tensors; this long after, they are done.
-_SECONDS_BEFORE_FORK = 0.01 if sys.version_info < (3, 11, 10) else 0.0
 
 
 class StreamLoader(DataLoader[WorkerBatch]):
@@ -56,8 +49,8 @@ class StreamLoader(DataLoader[WorkerBatch]):
 
     def __iter__(self) -> Iterator[ImageBatch]:  # type: ignore[override]  # any iterator will do for every caller
         self._tell("asked")
-        if self.num_workers and distributed.is_available() and distributed.is_initialized():
-            time.sleep(_SECONDS_BEFORE_FORK)
+        if self.num_workers:
+            wait_before_fork()
         self.dataset.set_epoch(self.order.current_epoch())
         for batch in self.order.place_batches(self._count(super().__iter__()), self.num_workers):
             self._tell("arrived")
@@ -71,18 +64,13 @@ class StreamLoader(DataLoader[WorkerBatch]):
     def _count(self, batches: Iterator[WorkerBatch]) -> Iterator[ImageBatch]:
         self.counter.begin()
         try:
-            for batch, bad_items in batches:
+            while True:
+                with naming_lost_workers(self.counter.name, self.timeout):
+                    batch, bad_items = next(batches, (None, ()))
+                if batch is None:
+                    return
                 self.counter.add(bad_items, len(batch.images))
                 yield batch
-        except (RuntimeError, ConnectionError, EOFError) as error:
-            if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader"):
-                raise
-            memory = f"memory ({SHARED_MEMORY} too)" if SHARED_MEMORY.is_dir() else "memory"
-            raise RuntimeError(
-                f"a worker that loads {self.counter.name} images was killed, crashed, or gave no batch within "
-                f"{self.timeout:g} s ({type(error).__name__}: {error}). Look at the {memory} and at the dataset; "
-                "change `loader.num_workers`, `loader.prefetch_factor` or `loader.timeout`."
-            ) from error
         finally:
             self.counter.end()
 

@@ -4,7 +4,6 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -27,13 +26,13 @@ from ddpm_data.loading.collate import collate_conditions
 from ddpm_data.loading.options import LoaderOptions
 from ddpm_data.loading.samplers import BatchRequest, EvalSampler, Order, StreamSampler
 from ddpm_data.loading.stage_images import ItemBatch, StageBatches
+from ddpm_data.loading.worker import SHARED_MEMORY, call_in_worker
 from ddpm_data.rng.permutation import RandomSubset, permute
 from ddpm_data.rng.philox import Key, Purpose, words
 from ddpm_data.sources._arrays import BackingArrays, MapDataset, all_equal, find_backing_arrays
 from ddpm_data.sources._paths import path_of
 from ddpm_data.types import BatchMeta, ImageBatch, ItemKey, Stage
 
-SHARED_MEMORY = Path("/dev/shm")  # what workers hand batches over in, where the system has it
 _NEIGHBOURS = 64  # tried in place of a bad item
 
 
@@ -55,12 +54,16 @@ class Inspection(NamedTuple):
     """What a look at some items tells.
 
     Attributes:
+        serves_arrays: Whether the dataset's items are just what is in its arrays.
         is_stored: Whether an array in memory holds the images just as they are wanted, so that a cache would be idle.
         bytes_per_image: In a batch.
+        small_images: What to warn of images that have to be enlarged; ``None`` where there are none.
     """
 
+    serves_arrays: bool
     is_stored: bool
     bytes_per_image: int
+    small_images: str | None
 
 
 class DecodedStore(Protocol):
@@ -125,9 +128,12 @@ class MapStyleImages(Dataset[Tensor]):
         """Return one item's image, as a batch has it."""
         return self.batch([index]).images[0]
 
-    def first_items(self, count: int) -> ItemBatch:
+    def first_items(self, count: int, options: LoaderOptions | None = None) -> ItemBatch:
         """Return the set's first items."""
-        return self.batch(self._indices(torch.arange(min(count, len(self)))))
+        batch: ItemBatch = call_in_worker(
+            options, self.name, self.batch, self._indices(torch.arange(min(count, len(self))))
+        )
+        return batch
 
     def batch(
         self, indices: Sequence[int] | np.ndarray[Any, Any] | Tensor, crop_offsets: Tensor | None = None
@@ -173,10 +179,11 @@ class MapStyleImages(Dataset[Tensor]):
             raise errors[0]
         return good
 
-    def inspect(self, warns: bool = True) -> Inspection:
+    def inspect(self, options: LoaderOptions | None = None, warns: bool = True) -> Inspection:
         """Look at up to 128 items (all, if there are no more) and raise now what a batch would raise later.
 
         Args:
+            options: If they have workers, one looks in place of this process.
             warns: Whether to warn of images that have to be enlarged.
 
         Raises:
@@ -188,6 +195,15 @@ class MapStyleImages(Dataset[Tensor]):
             raise ValueError(
                 f"{self.name} is empty: there is nothing to draw a batch from. Check `dataset.{self.name}`."
             )
+        inspection: Inspection = call_in_worker(options, self.name, self._inspect)
+        self._inspection = inspection
+        if not inspection.serves_arrays:
+            self._arrays = None
+        if warns and inspection.small_images:
+            warnings.warn(inspection.small_images, stacklevel=2)
+        return inspection
+
+    def _inspect(self) -> Inspection:
         # Where size and channels are both asked for, shapes cannot differ, and fewer items tell type and range.
         size = self.processor.image_size
         count = min(len(self), 32 if size and self.processor.channels else 128)
@@ -200,18 +216,15 @@ class MapStyleImages(Dataset[Tensor]):
         if self.condition is not None:
             conditions = collate_conditions(self.name, [item.condition for item in raw])
         indices = torch.tensor([item.item for item in raw])
-        if self._arrays is not None and not self._arrays.contain(indices, images, conditions):
-            self._arrays = None  # the dataset makes something else of its arrays
+        serves_arrays = self._arrays is not None and self._arrays.contain(indices, images, conditions)
         converted = {item.item: image for item in raw if (image := self._convert_or_skip(item)) is not None}
         if not converted:
             self._call(raw[0].item, self.processor.convert, raw[0].image)  # which raises
         check_same_shape(self.name, list(converted), list(converted.values()))
         is_complete = len(converted) == len(images)
-        is_stored = self._arrays is not None and is_complete and all_equal(list(converted.values()), images)
-        if size and warns and (message := small_images_message(self.name, images, size)):
-            warnings.warn(message, stacklevel=2)
-        self._inspection = Inspection(is_stored, next(iter(converted.values())).nbytes)
-        return self._inspection
+        is_stored = serves_arrays and is_complete and all_equal(list(converted.values()), images)
+        small_images = small_images_message(self.name, images, size) if size else None
+        return Inspection(serves_arrays, is_stored, next(iter(converted.values())).nbytes, small_images)
 
     def train_order(self, options: LoaderOptions, world: World, key: Key, epoch: Callable[[], int]) -> Order:
         """Return the order of the training stream on one rank: shuffled by the key."""

@@ -52,12 +52,12 @@ class StageImages(Protocol):
         """See the attributes."""
         ...
 
-    def inspect(self, warns: bool = True) -> object:
-        """Look at some items and raise now what a batch would raise later, as far as that is possible."""
+    def inspect(self, options: LoaderOptions | None = None, warns: bool = True) -> object:
+        """Look at some items and raise now what a batch would raise later; in a worker, if the options have any."""
         ...
 
-    def first_items(self, count: int) -> ItemBatch | None:
-        """Return the set's first items; ``None`` where reading them would use up the source."""
+    def first_items(self, count: int, options: LoaderOptions | None = None) -> ItemBatch | None:
+        """Return the set's first items, read as :meth:`inspect` does; ``None`` where that would use up the source."""
         ...
 
     def train_order(self, options: LoaderOptions, world: World, key: Key, epoch: Callable[[], int]) -> Order:

@@ -351,5 +351,5 @@ def test_what_it_cannot_look_at_is_said(words: list[str], says: str, tmp_path: P
 
 def test_large_images_are_shown_small() -> None:
     large = MapStyleImages(cast(Any, [np.zeros((300, 500, 3), np.uint8)] * 200), ImageProcessor(), "train")
-    scan = scan_map_style(large, 0, None)
+    scan = scan_map_style(large, LoaderOptions(1))
     assert [tuple(image.shape) for image in scan.previews] == [(3, 76, 128)] * 64

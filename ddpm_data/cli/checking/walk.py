@@ -1,6 +1,5 @@
 """Scans of a dataset: by index in worker processes, or in the dataset's own order in this process."""
 
-from collections.abc import Iterator
 from functools import partial
 from itertools import chain
 from time import perf_counter
@@ -15,6 +14,8 @@ from ddpm_data.cli.checking.survey import ItemStats, ItemStatsDataset
 from ddpm_data.loading.bad_items import BadItem
 from ddpm_data.loading.iterable import IterableImages
 from ddpm_data.loading.map_style import MapStyleImages
+from ddpm_data.loading.options import LoaderOptions
+from ddpm_data.loading.worker import call_in_worker
 
 _BLOCK_SIZE = 32  # items that a worker reads between two reports
 _MAX_PREVIEWS = 64  # images to show
@@ -38,22 +39,24 @@ class ScanResult(NamedTuple):
     order: str = ""
 
 
-def scan_map_style(images: MapStyleImages, num_workers: int, context: str | None) -> ScanResult:
+def scan_map_style(images: MapStyleImages, options: LoaderOptions) -> ScanResult:
     """Read every item of a map-style dataset.
 
     Args:
         images: The dataset, and how its items become images.
-        num_workers: Processes that read; 0 reads in this one.
-        context: How they start, see :class:`~ddpm_data.loading.options.LoaderOptions`.
+        options: How many worker processes read (0 reads in this one), and how they start.
 
     Raises:
         RuntimeError: A worker was killed or crashed.
     """
     blocks, stats = ItemStatsDataset(images, _BLOCK_SIZE), ItemStats()
-    num_workers = min(num_workers, len(blocks))
+    num_workers = min(options.num_workers, len(blocks))
     # Statistics are no tensors, so the loader hands them on unchanged.
     loader = DataLoader(
-        blocks, batch_size=None, num_workers=num_workers, multiprocessing_context=context if num_workers else None
+        blocks,
+        batch_size=None,
+        num_workers=num_workers,
+        multiprocessing_context=options.start_method if num_workers else None,
     )
     with tqdm(desc=f"Checking {images.name}", total=len(images.dataset), unit="image") as bar:
         try:
@@ -66,7 +69,8 @@ def scan_map_style(images: MapStyleImages, num_workers: int, context: str | None
                 "the memory; --num-workers 0 leads to the item."
             ) from error
     good = stats.rows["index"]
-    return ScanResult(images, stats, list(_read_previews(images, good[_spread_evenly(len(good))].tolist())))
+    previews = call_in_worker(options, images.name, _read_previews, images, good[_spread_evenly(len(good))].tolist())
+    return ScanResult(images, stats, previews)
 
 
 def scan_iterable(images: IterableImages, max_items: int) -> ScanResult:
@@ -113,11 +117,10 @@ def _identity(item: object) -> object:
     return item
 
 
-def _read_previews(images: MapStyleImages, indices: list[int]) -> Iterator[Tensor]:
-    for index in indices:
-        image = ItemStats().add_item(index, partial(images.dataset.__getitem__, index), images.processor)
-        if image is not None:
-            yield _shrink(image)
+def _read_previews(images: MapStyleImages, indices: list[int]) -> list[Tensor]:
+    stats, get = ItemStats(), images.dataset.__getitem__
+    decoded = (stats.add_item(index, partial(get, index), images.processor) for index in indices)
+    return [_shrink(image) for image in decoded if image is not None]
 
 
 def _spread_evenly(count: int) -> list[int]:
