@@ -236,8 +236,8 @@ REFUSED = [
     (dict(t=torch.tensor([0, -1])), ValueError, "zero-based"),
     (dict(t=torch.tensor([0, 1], dtype=torch.int32)), TypeError, "int64"),
     (dict(t=torch.tensor([0.0, 1.0])), TypeError, "int64"),
-    (dict(t=torch.tensor([0])), ValueError, "one step an image"),
-    (dict(t=torch.tensor(0)), ValueError, "one step an image"),
+    (dict(t=torch.tensor([0])), ValueError, "one step per image"),
+    (dict(t=torch.tensor(0)), ValueError, "one step per image"),
     (dict(noise=torch.zeros(2, 1, 4)), ValueError, "one shape are needed"),
     (dict(x_0=torch.zeros(2, 3, 4, dtype=torch.uint8)), TypeError, "ForwardDiffusion scales"),
 ]
