@@ -13,6 +13,7 @@ import sys
 import tomllib
 from contextlib import redirect_stdout
 from io import StringIO
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,13 +92,19 @@ def check_command(command: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.C
             raise AssertionError(f"no test knows how to check this command: {command}")
 
 
-def run(page: str, name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    """Do what a reader of a page would, from top to bottom: one folder, one Python session."""
+def run(
+    page: str, name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> list[str]:
+    """Do what a reader of a page would, from top to bottom: one folder, one Python session.
+
+    Returns:
+        Where a ``print`` is whose output the page does not show.
+    """
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(folder)
     session: dict[str, Any] = {"__name__": "page"}
-    printed = ""
-    for block in blocks(page):
+    printed, hidden = "", []
+    for block, next_block in zip_longest(blocks(page), blocks(page)[1:]):
         where = f"{name}:{block.line}"
         if block.title:
             (folder / block.title).parent.mkdir(parents=True, exist_ok=True)
@@ -107,6 +114,9 @@ def run(page: str, name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, cap
                 # Blank lines before it, so that a traceback has the page's line.
                 exec(compile("\n" * (block.line - 1) + block.text, name, "exec"), session)
             printed = output.getvalue()
+            is_shown = next_block and next_block.language == "text" and next_block.adjoins
+            if "print(" in block.text and not is_shown:  # a progress bar need not be shown
+                hidden.append(where)
         elif block.language == "yaml":
             _check_targets(OmegaConf.create(block.text), where)
         elif block.language == "bash":
@@ -116,6 +126,7 @@ def run(page: str, name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, cap
             raise AssertionError(f"{where}: what is the language {block.language!r} of this block?")
         elif block.adjoins:
             assert block.text == printed, f"{where}: what is printed is\n{printed}"
+    return hidden
 
 
 def _of_one_run(word: str) -> str:

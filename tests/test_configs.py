@@ -183,4 +183,6 @@ def test_every_key_of_the_datamodule_is_in_the_configs() -> None:
 
 
 def test_interpolations_all_resolve() -> None:
-    OmegaConf.to_container(composed(), resolve=True, throw_on_missing=False)
+    resolved = OmegaConf.to_container(composed(), resolve=True, throw_on_missing=True)
+    assert resolved["model"]["schedule"] == resolved["datamodule"]["schedule"] == resolved["schedule"]
+    assert resolved["logger"]["csv"]["save_dir"] == resolved["trainer"]["default_root_dir"]

@@ -42,7 +42,8 @@ def test_every_block_of_a_page_runs(
 ) -> None:
     if "from denoising_diffusion_pytorch" in PAGES[name]:
         pytest.importorskip("denoising_diffusion_pytorch", reason="compares with it: pip install -e '.[bench]'")
-    blocks.run(PAGES[name], f"docs/{name}", tmp_path, monkeypatch, capfd)
+    hidden = blocks.run(PAGES[name], f"docs/{name}", tmp_path, monkeypatch, capfd)
+    assert not hidden  # the page shows what its blocks print
 
 
 @pytest.mark.parametrize("name", ELSEWHERE)

@@ -1,4 +1,4 @@
-"""Run by test_callbacks.py on real processes: every callback, every file and row it leaves."""
+"""Run by test_logging.py on real processes: every callback, every file and row it leaves."""
 
 import sys
 from pathlib import Path

@@ -7,7 +7,6 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 from torch import Tensor
 from torch.utils.data import ConcatDataset, IterableDataset, Subset, TensorDataset
 from torchvision.datasets import FakeData, ImageFolder
@@ -15,7 +14,6 @@ from torchvision.datasets import FakeData, ImageFolder
 from ddpm_data import ConditionedTriple, DDPMDataModule, Triple, schedules
 from ddpm_data.diffusion.guidance import ConditionDropout
 from ddpm_data.images.processor import ImageProcessor
-from ddpm_data.loading.collate import collate_conditions
 from ddpm_data.loading.map_style import MapStyleImages
 from ddpm_data.sources import digits
 from tests.conftest import trainer, uint8_images
@@ -190,29 +188,6 @@ def test_what_is_no_condition_is_refused(item: Any, condition: Any, error: type[
         DDPMDataModule(Items([item] * 4), schedule=schedules.linear(10), condition=condition).setup("fit")
 
 
-def test_ragged_conditions_are_refused_in_words() -> None:
-    with pytest.raises(TypeError, match=r"conditions of train do not make a batch.*one shape"):
-        collate_conditions("train", [torch.zeros(2), torch.zeros(3)])
-    with pytest.raises(TypeError, match=r"conditions of train do not make a batch"):
-        collate_conditions("train", [{"a": 1}, {"b": 1}])
-
-
-P = 0.2
-
-
-def test_dropout_is_keyed_by_the_example() -> None:
-    dropout, position, label = ConditionDropout(P, 10, seed=5), torch.arange(20_000), torch.arange(20_000) % 10
-    dropped = dropout(label, position)
-    lost = dropped == 10
-    assert torch.equal(dropped[~lost], label[~lost])
-    assert stats.binomtest(int(lost.sum()), 20_000, P).pvalue > 1e-4  # false alarm: 1e-4
-    assert torch.equal(dropout(label[500:777], position[500:777]), dropped[500:777])
-    assert not torch.equal(ConditionDropout(P, 10, seed=6)(label, position), dropped)
-    assert torch.equal(label, torch.arange(20_000) % 10)
-    assert torch.equal(ConditionDropout(0.0)(label, position), label)
-    assert (ConditionDropout(1.0, -1)(label, position) == -1).all()
-
-
 @pytest.mark.parametrize(
     ("kind", "null", "is_null"),
     [
@@ -274,12 +249,6 @@ def test_a_null_unlike_the_conditions_is_refused_in_setup(
             condition_dropout=0.1,
             null_condition=null,
         ).setup("fit")
-
-
-@pytest.mark.parametrize("probability", [-0.1, 1.1, torch.nan, "0.1"])
-def test_dropout_is_a_probability(probability: Any) -> None:  # noqa: ANN401  # what a config may hold
-    with pytest.raises((TypeError, ValueError), match=r"dataset\.condition_dropout"):
-        ConditionDropout(probability, 0)
 
 
 def test_dropout_wants_a_condition() -> None:

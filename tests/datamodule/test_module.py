@@ -151,7 +151,10 @@ def test_no_validation_set_is_no_validation_loop(dataset: TensorDataset, tmp_pat
             return torch.optim.SGD(self.parameters(), lr=0.01)
 
     dm = pickle.loads(pickle.dumps(module(dataset)))
-    trainer(tmp_path).fit(Trainable(), datamodule=dm)
+    run = trainer(tmp_path)
+    run.fit(Trainable(), datamodule=dm)
+    assert run.global_step == 3
+    assert sum(run.num_val_batches) == 0
 
 
 @pytest.mark.parametrize(

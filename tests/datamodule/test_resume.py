@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, TensorDataset, get_worker_info
 
 from ddpm_data import DDPMDataModule, Triple, schedules
-from tests.conftest import trainer, uint8_images
+from tests.conftest import Recorder, trainer, uint8_images
 
 BETAS = schedules.linear(50)
 EPOCHS = 2
@@ -295,6 +295,10 @@ def test_a_second_fit_begins_anew(tmp_path: Path) -> None:
 
 def test_validation_from_a_checkpoint_is_left_alone(tmp_path: Path) -> None:
     run(tmp_path, tmp_path / "saved")
-    dm = DDPMDataModule(None, TensorDataset(uint8_images(3, 1, 2, 2)), schedule=BETAS)
-    checkpoint = tmp_path / "saved" / "003-on_train_batch_end.ckpt"
-    trainer(tmp_path).validate(Model(), datamodule=dm, ckpt_path=checkpoint, verbose=False)
+    passes = []
+    for checkpoint in (None, tmp_path / "saved" / "003-on_train_batch_end.ckpt"):
+        dm, model = DDPMDataModule(None, TensorDataset(uint8_images(3, 1, 2, 2)), schedule=BETAS), Recorder()
+        trainer(tmp_path).validate(model, datamodule=dm, ckpt_path=checkpoint, verbose=False)
+        passes.append(model.all("val"))
+    assert len(passes[0].t) == 3
+    assert all(torch.equal(a, b) for a, b in zip(*passes, strict=True))

@@ -3,7 +3,6 @@
 import os
 import re
 import sys
-import warnings
 from collections import defaultdict
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -194,17 +193,29 @@ def test_everything_else_is_replaced_where_that_is_asked_for(
 @pytest.mark.parametrize("bad", BAD, ids=lambda bad: bad.name)
 def test_setup_leaves_bad_items_to_be_replaced(bad: Bad, tmp_path: Path) -> None:
     dataset = Subset(after_a_good_one(bad, tmp_path), [0, 1, 0, 0])
-    module(dataset, on_bad_item="replace", max_bad_fraction=0.25, **bad.processor).setup("fit")
+    datamodule = module(dataset, on_bad_item="replace", max_bad_fraction=0.25, **bad.processor)
+    datamodule.setup("fit")
+    with pytest.warns(UserWarning, match="replaced by a neighbour: " + said_of(bad, 1)):
+        (batch,) = datamodule.train_dataloader()
+    shown = FILES[0]._replace(expected=LUMA if "channels" in bad.processor else COLOURS, processor=bad.processor)
+    assert len(batch.images) == 4
+    assert all(off(image.double(), shown) <= shown.tolerance for image in batch.images)
 
 
-def test_a_small_part_has_neighbours_too(tmp_path: Path) -> None:
+def test_a_small_part_has_neighbours_too(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of two items one is bad, whichever part it falls into: the other one stands in for it."""
     for seed in range(20):
         items = [picture(COLOURS), None, picture(COLOURS), picture(COLOURS)]
         datamodule = module(items, val=0.5, seed=seed, on_bad_item="replace", max_bad_fraction=1.0)
         datamodule.setup("fit")
-        with warnings.catch_warnings(action="ignore", category=UserWarning):
-            list(datamodule.train_dataloader())
-            list(datamodule.val_dataloader())
+        with pytest.warns(UserWarning, match=r"replaced by a neighbour: train\[1\]"):
+            (train,), (val,) = datamodule.train_dataloader(), datamodule.val_dataloader()
+        images = [*train.images, *val.images]
+        assert len(images) == 4
+        assert all(off(image.double(), FILES[0]._replace(expected=COLOURS)) <= FILES[0].tolerance for image in images)
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 20
+    assert set(said) == {f"{part}: 1 of 2 images were bad and replaced" for part in ("train", "val")}
 
 
 @pytest.mark.parametrize("size", [(1, 300_000), (300_000, 1)])

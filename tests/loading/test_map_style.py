@@ -1,9 +1,13 @@
-"""Map-style datasets: whole batches, subsets, and errors that name the item."""
+"""Map-style datasets: whole batches, subsets, transformed sets, and errors that name the item."""
 
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.utils.data import ConcatDataset, Subset, TensorDataset, random_split
+from torchvision.datasets import FakeData
+from torchvision.transforms import ToTensor
 
 from ddpm_data.images.processor import ImageProcessor
 from ddpm_data.loading.map_style import MapStyleImages
@@ -11,6 +15,7 @@ from ddpm_data.rng.permutation import RandomSubset
 from ddpm_data.rng.philox import key_from
 from tests.conftest import uint8_images
 from tests.images.test_processor import COLOUR, GREY
+from tests.sources.helpers import IMAGES, module, rows, served
 
 
 class Batched(list[Any]):
@@ -76,3 +81,31 @@ def test_check_names_the_range_of_all_it_saw() -> None:
 def test_check_refuses_nothing() -> None:
     with pytest.raises(ValueError, match=r"test is empty.*`dataset\.test`"):
         MapStyleImages([], ImageProcessor(), "test").inspect()
+
+
+PARTS = random_split(TensorDataset(IMAGES, torch.arange(20)), [0.5, 0.5], torch.Generator().manual_seed(0))
+
+
+FLOATS = FakeData(20, (3, 8, 6), transform=ToTensor(), random_offset=3)
+
+
+@pytest.mark.parametrize(
+    ("data", "expected", "processor"),
+    [
+        (ConcatDataset([TensorDataset(IMAGES[:7]), TensorDataset(IMAGES[7:])]), IMAGES, {}),
+        (ConcatDataset([*PARTS]), IMAGES, {}),
+        (PARTS[0], IMAGES[PARTS[0].indices], {}),
+        (Subset(ConcatDataset([*PARTS]), range(5)), IMAGES[PARTS[0].indices[:5]], {}),
+        (FLOATS, torch.stack([image for image, _ in FLOATS]).mul(255).round().byte(), dict(value_range=(0, 1))),
+        ([(image / 255, 1) for image in IMAGES], IMAGES, dict(value_range=(0, 1))),
+    ],
+    ids=["concatenated", "halves", "half", "some of halves", "torchvision, ToTensor", "floats"],
+)
+def test_parts_and_transformed_sets(data: Any, expected: Tensor, processor: dict[str, Any]) -> None:  # noqa: ANN401
+    for workers in (0, 1):
+        assert served(module(data, num_workers=workers, **processor)) == rows(expected)
+
+
+def test_floats_without_their_range_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"`dataset\.value_range`.*likely \[0, 1\]"):
+        module(FLOATS).setup("fit")

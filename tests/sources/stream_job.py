@@ -1,4 +1,4 @@
-"""Run by test_streaming.py under torchrun: fits on streams of several libraries, and leaves what each rank saw."""
+"""Run by test_sharding.py under torchrun: fits on streams of several libraries, and leaves what each rank saw."""
 
 import sys
 import warnings

@@ -1,4 +1,4 @@
-"""Folders of images, and the digits that ship with scikit-learn."""
+"""Folders of images."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ import torch
 
 from ddpm_data.images.processor import ImageProcessor
 from ddpm_data.loading.map_style import MapStyleImages
-from ddpm_data.sources import ImageFiles, digits
+from ddpm_data.sources import ImageFiles
 from tests.conftest import ROOT
 from tests.images.test_processor import COLOUR, image, pil
 
@@ -46,11 +46,3 @@ def test_a_truncated_file_is_named(folder: Path) -> None:
     broken.write_bytes(b"no image")
     with pytest.raises(OSError, match=r"a\.jpg cannot be read as an image: it is of no format"):
         ImageFiles(folder)[3]
-
-
-def test_digits_are_the_real_ones() -> None:
-    images, labels = digits().tensors
-    assert images.shape == (1797, 1, 8, 8)
-    assert images.dtype == torch.uint8
-    assert images.unique().tolist() == [round(level * 255 / 16) for level in range(17)]
-    assert torch.bincount(labels).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
