@@ -1,6 +1,6 @@
-"""The main job: train a small diffusion model on the triples that ddpm_data delivers, then draw what it learnt.
+"""The main job: train a small diffusion model on the triples that ddpm_data delivers, then draw samples from it.
 
-Run ``python train_stub.py``; every value of ``conf/`` can be overridden on the command line.
+Run ``python train_stub.py``. Every value in ``conf/`` can be overridden on the command line.
 """
 
 import itertools
@@ -28,15 +28,21 @@ from ddpm_data import DDPMDataModule, ForwardProcess, Triple, plots
 from ddpm_data._checks import check_float, check_int
 
 _NO_NEWS = (
-    "The '.*' does not have many workers",  # none is fastest for data in memory
-    "Experiment logs directory .* exists and is not empty",  # Hydra has just made it
-    "The dirpath has changed",  # a resumed run has a folder of its own
+    "The '.*' does not have many workers",  # for data in memory no workers are fastest
+    "Experiment logs directory .* exists and is not empty",  # Hydra has just created it
+    "The dirpath has changed",  # a resumed run has its own folder
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # lightning 2.6 on torch 2.14
 )
 
 
 class Block(nn.Module):
-    """Two convolutions with a residual path; the step's embedding shifts the channels in between."""
+    """Two convolutions with a residual path, between which the embedding of t shifts the channels.
+
+    Args:
+        inputs: Channels of the input, a multiple of 8.
+        outputs: Channels of the output, a multiple of 8.
+        embedding: Length of the embedding.
+    """
 
     def __init__(self, inputs: int, outputs: int, embedding: int) -> None:
         super().__init__()
@@ -46,13 +52,20 @@ class Block(nn.Module):
         self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """Images ``(batch, inputs, h, w)`` and embeddings ``(batch, embedding)`` to ``(batch, outputs, h, w)``."""
+        """Map ``(batch, inputs, h, w)`` and embeddings ``(batch, embedding)`` to ``(batch, outputs, h, w)``."""
         hidden = self.first(x) + self.shift(embedding)[:, :, None, None]
         return cast(Tensor, self.skip(x) + self.second(hidden))
 
 
 class UNet(nn.Module):
-    """A small U-Net of two halvings (DDPM, Appendix B, without attention): height and width are multiples of 4."""
+    """A small U-Net that halves images twice, so height and width must be multiples of 4.
+
+    It follows DDPM, Appendix B, without attention.
+
+    Args:
+        channels: Channels of the images.
+        width: Channels at full size, a multiple of 8.
+    """
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
@@ -66,7 +79,18 @@ class UNet(nn.Module):
         self.leave = nn.Sequential(nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, channels, 3, padding=1))
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """Predict the noise, shape of ``x``, in images ``(batch, channels, h, w)`` at steps ``t``, ``(batch,)``."""
+        """Predict the noise in images.
+
+        Args:
+            x: Noised images, float, shape ``(batch, channels, height, width)``.
+            t: Their zero-based steps, int64, shape ``(batch,)``.
+
+        Returns:
+            The noise, dtype and shape of ``x``.
+
+        Raises:
+            ValueError: Height or width is not a multiple of 4, or ``x`` has another number of channels.
+        """
         if x.shape[2] % 4 or x.shape[3] % 4:
             raise ValueError(
                 f"images are {x.shape[2]} x {x.shape[3]} pixels; this U-Net halves them twice and wants sides that are "
@@ -93,17 +117,19 @@ class UNet(nn.Module):
 
 
 class DDPM(L.LightningModule):
-    """Noise prediction with the simple loss (Ho et al. 2020, Eq. 14); validated and sampled with averaged weights.
+    """A model that predicts the noise, trained with the simple loss (Ho et al. 2020, Eq. 14).
+
+    It is validated and sampled with an exponential moving average of its weights.
 
     Args:
-        schedule: Betas, those of the DataModule, shape ``(num_timesteps,)``.
-        channels: Of the images.
+        schedule: The DataModule's betas, float, shape ``(num_timesteps,)``.
+        channels: Channels of the images.
         width: Channels at full size, a multiple of 8.
-        learning_rate: Of Adam, above 0.
-        ema_decay: Of the averaged weights, a step, in ``[0, 1)``.
+        learning_rate: Learning rate of Adam, above 0.
+        ema_decay: Share of the average that each optimizer step keeps, in ``[0, 1)``.
 
     Raises:
-        TypeError: A size is no whole number, or another argument no number.
+        TypeError: ``channels`` or ``width`` is not a whole number, or another argument is not a number.
         ValueError: An argument is out of range.
     """
 
@@ -121,23 +147,23 @@ class DDPM(L.LightningModule):
         average = get_ema_multi_avg_fn(ema_decay)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self.ema = AveragedModel(self.net, multi_avg_fn=average).requires_grad_(False)
         self.learning_rate = learning_rate
-        # Lightning's own mean over processes truncates their mean number of examples to a whole number.
+        # Lightning's own mean over processes rounds their mean number of examples down to a whole number.
         self.val_loss = MeanMetric()
 
     def training_step(self, batch: Triple, batch_idx: int) -> Tensor:
-        """The loss of a training triple."""
+        """Return the mean squared error of the predicted noise, a scalar."""
         x_t, t, noise = batch
         loss = F.mse_loss(self.net(x_t, t), noise)
         self.log("train_loss", loss, prog_bar=True)
         return loss
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401  # Lightning's
-        """Follow the weights with their average, once a step however many batches it takes."""
+        """Update the averaged weights once per optimizer step, however many batches the step takes."""
         super().optimizer_step(*args, **kwargs)
         self.ema.update_parameters(self.net)
 
     def validation_step(self, batch: Triple, batch_idx: int) -> Tensor:
-        """The loss of each validation triple, which is the same triple every epoch."""
+        """Return the loss of each example, shape ``(batch,)``. An example's triple is the same every epoch."""
         x_t, t, noise = batch
         predicted = self.ema(x_t, t)
         self.val_loss.update(F.mse_loss(predicted, noise), len(t))
@@ -145,23 +171,23 @@ class DDPM(L.LightningModule):
         return F.mse_loss(predicted, noise, reduction="none").flatten(1).mean(1)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam, at one rate."""
+        """Return Adam with a constant learning rate."""
         return torch.optim.Adam(self.net.parameters(), lr=self.learning_rate)
 
     @torch.inference_mode()
     def sample(self, shape: tuple[int, ...], seed: int) -> Tensor:
-        """Ancestral sampling (DDPM, Algorithm 2), ``x_0`` kept in the images' range.
+        """Draw new images by ancestral sampling (DDPM, Algorithm 2), with ``x_0`` kept in ``[-1, 1]``.
 
         Args:
-            shape: ``(batch, channels, height, width)``.
-            seed: Of the sampler's noise.
+            shape: The images' shape, ``(batch, channels, height, width)``.
+            seed: Seed of the sampler's noise.
 
         Returns:
             Images in ``[-1, 1]``, float32, on the module's device.
         """
         generator = torch.Generator(self.device).manual_seed(seed)
         x = torch.randn(shape, generator=generator, device=self.device)
-        # A step without any signal (zero terminal SNR) tells noise prediction nothing of x_0: begin after it.
+        # At a step without any signal (zero terminal SNR) the noise says nothing about x_0, so begin after it.
         steps = self.process.alphas_cumprod.nonzero().flatten().flip(0)
         for step in tqdm(steps.tolist(), desc="Sampling", unit="step"):
             t = torch.full(shape[:1], step, device=self.device)
@@ -172,23 +198,31 @@ class DDPM(L.LightningModule):
 
 
 def draw(model: DDPM, datamodule: DDPMDataModule, folder: Path, samples: int, seed: int) -> None:
-    """Draw the schedule and, unless they are latents, which cannot be looked at, samples beside real images."""
+    """Draw the schedule, and samples beside real images. Latents cannot be shown as images, so they get no samples.
+
+    Args:
+        model: The trained model.
+        datamodule: The data it was trained on.
+        folder: Folder for ``schedule.png`` and ``samples.png``.
+        samples: Number of samples.
+        seed: Seed of the sampler's noise.
+    """
     plots.schedule_curves(datamodule.transform.process, folder / "schedule.png")
     if datamodule.transform.latents is not None:
         return
     batches = itertools.islice(datamodule.train_dataloader(), -(-samples // datamodule.batch_size))
     real = torch.cat([batch.images for batch in batches])[:samples]
-    drawn = model.sample((samples, *real.shape[1:]), seed)
-    plots.samples_beside(drawn, real, folder / "samples.png")
+    generated = model.sample((samples, *real.shape[1:]), seed)
+    plots.samples_beside(generated, real, folder / "samples.png")
 
 
 def check(cfg: DictConfig) -> None:
-    """Refuse, before anything is built, what would fail late or without the key's name.
+    """Check the configuration before anything is built, for mistakes that would fail late or name no config key.
 
     Raises:
-        FileNotFoundError: ``ckpt_path`` is no file.
+        FileNotFoundError: ``ckpt_path`` is not a file.
         MissingMandatoryValue: A value that the configs leave to the user is missing.
-        TypeError: A count is no whole number.
+        TypeError: A count is not a whole number.
         ValueError: A count is too small.
     """
     OmegaConf.to_container(cfg, throw_on_missing=True)
@@ -203,7 +237,7 @@ def check(cfg: DictConfig) -> None:
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float:
-    """Compose, instantiate, fit, draw; returns the last validation loss, without a validation set the training loss."""
+    """Train and draw; returns the last validation loss, or the training loss if there is no validation split."""
     for message in _NO_NEWS:
         warnings.filterwarnings("ignore", message=message)
     began, folder = time.monotonic(), Path(HydraConfig.get().runtime.output_dir)
@@ -227,7 +261,7 @@ def main(cfg: DictConfig) -> float:
             f"nothing was trained: the run is at epoch {trainer.current_epoch} and trainer.max_epochs="
             f"{cfg.trainer.max_epochs}. Raise `trainer.max_epochs` (or `trainer.limit_train_batches`)."
         )
-    weights = trainer.strategy.lightning_module_state_dict()  # under fsdp each process has but a part of the model
+    weights = trainer.strategy.lightning_module_state_dict()  # under fsdp each process holds only a part of the model
     if trainer.is_global_zero:
         model = instantiate(cfg.model)
         model.load_state_dict(weights)
@@ -241,6 +275,8 @@ def main(cfg: DictConfig) -> float:
 
 
 if __name__ == "__main__":
-    if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))):  # torchrun's, srun's: rank 0 has the folder
+    if int(
+        os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
+    ):  # set by torchrun and srun: only rank 0 has a run folder
         sys.argv += ["hydra.run.dir=.", "hydra.output_subdir=null"]
     main()

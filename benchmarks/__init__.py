@@ -1,1 +1,1 @@
-"""Scripts that measure: ``python -m benchmarks.<name>``."""
+"""Scripts that measure: ``python -m benchmarks.NAME``."""

@@ -1,4 +1,4 @@
-"""Images to measure with, made on the crop_offset: photographs in files, and CIFAR-10's files without CIFAR-10."""
+"""Images to measure with, made when they are needed: photographs in files, and CIFAR-10's files without CIFAR-10."""
 
 import pickle
 import random
@@ -10,22 +10,22 @@ from PIL import Image
 from torchvision import datasets
 
 
-def photographs(folder: Path, count: int) -> None:
-    """JPEG files of 300 to 450 pixels a side, cut out of scikit-learn's two photographs."""
+def write_photographs(folder: Path, count: int) -> None:
+    """Write JPEG files of 300 to 450 pixels per side, cut out of scikit-learn's two photographs."""
     from sklearn.datasets import load_sample_images
 
     (folder / "all").mkdir(parents=True)
-    whole = [Image.fromarray(values) for values in load_sample_images().images]
-    draw = random.Random(0)
+    photographs = [Image.fromarray(values) for values in load_sample_images().images]
+    generator = random.Random(0)
     for number in range(count):
-        width, height = draw.randint(300, 450), draw.randint(300, 420)
-        left, top = draw.randint(0, 640 - width), draw.randint(0, 427 - height)
-        picture = whole[number % 2].crop((left, top, left + width, top + height))
+        width, height = generator.randint(300, 450), generator.randint(300, 420)
+        left, top = generator.randint(0, 640 - width), generator.randint(0, 427 - height)
+        picture = photographs[number % 2].crop((left, top, left + width, top + height))
         picture.save(folder / "all" / f"{number}.jpg")
 
 
 class LocalCIFAR10(datasets.CIFAR10):  # type: ignore[misc]  # torchvision ships no type hints
-    """CIFAR10 of files made here: torchvision's own code but for their check sums."""
+    """CIFAR10 of files that :func:`write_cifar` made: torchvision's own code without its checksums."""
 
     train_list = (("data_batch", None),)
     meta = MappingProxyType({"filename": "batches.meta", "key": "label_names", "md5": None})
@@ -34,8 +34,8 @@ class LocalCIFAR10(datasets.CIFAR10):  # type: ignore[misc]  # torchvision ships
         return True
 
 
-def cifar(root: Path, count: int) -> None:
-    """Random pixels in the format of CIFAR-10's files."""
+def write_cifar(root: Path, count: int) -> None:
+    """Write random pixels in the format of CIFAR-10's files."""
     folder = root / LocalCIFAR10.base_folder
     folder.mkdir()
     values = np.random.default_rng(0).integers(0, 256, (count, 3072), dtype=np.uint8)

@@ -1,9 +1,9 @@
-"""What does the batch transform become on a CUDA device? ``python -m benchmarks.kernels`` (some ten seconds, no GPU).
+"""The kernels of the batch transform on a CUDA device: ``python -m benchmarks.kernels`` (ten seconds, needs no GPU).
 
-inductor is given the transform with tensors that have a device, a shape and no content, and asked for its code instead
-of for a result; where it asks the driver for the card, it is told of an H100. Printed: the kernels that one batch
-launches, what the compiler counts as read and written, and whether anything waits for the device or is sent to it. This
-goes by inductor's insides and is kept to the release of torch that CI runs.
+The script gives inductor the transform and tensors that have a device and a shape but no content, and asks for the code
+instead of a result. If inductor asks the driver for the card, the script answers for an H100. It prints the kernels
+that one batch launches, the bytes that the compiler counts as read and written, and whether anything waits for the
+device or is uploaded to it. It relies on inductor's internals, so it works with the release of torch that CI runs.
 """
 
 import argparse
@@ -50,47 +50,60 @@ CASES = {
 
 
 class Report(NamedTuple):
-    """What a batch takes: threads of each kernel, bytes a number, waits for the device or uploads to it, the code."""
+    """The cost of a batch on a CUDA device.
+
+    Attributes:
+        threads: The threads of each kernel.
+        bytes_per_number: Bytes read and written per number of the batch.
+        waits: Calls that wait for the device, or upload to it.
+        code: The generated code.
+    """
 
     threads: list[int]
-    bytes_a_number: float
+    bytes_per_number: float
     waits: list[str]
     code: str
 
 
 def main() -> None:
-    """Every kind of batch's kernels."""
+    """Print a table with the kernels of several kinds of batches."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--code", action="store_true", help="print the code too")
+    parser.add_argument("--code", action="store_true", help="also print the code")
     args = parser.parse_args()
     rows: list[harness.Row] = []
     for name, case in CASES.items():
-        report = reported(*case)
+        report = compile_transform(*case)
         if args.code:
             print(report.code)
         threads = ", ".join(f"{count:,}" for count in report.threads)
         row: harness.Row = {"batch": f"{case[2]}, {name}", "kernels": str(len(report.threads)), "threads": threads}
-        rows.append(row | {"bytes a number": report.bytes_a_number, "waits, uploads": str(len(report.waits))})
-    print(harness.markdown(rows))
+        rows.append(row | {"bytes per number": report.bytes_per_number, "waits, uploads": str(len(report.waits))})
+    print(harness.markdown_table(rows))
 
 
-def reported(flip: float, dtype: torch.dtype, shape: tuple[int, ...]) -> Report:
-    """What inductor reports of one kind of batch."""
-    code, size = _generated(TripleKernel(False, flip, "train", dtype), shape)
+def compile_transform(flip: float, dtype: torch.dtype, shape: tuple[int, ...]) -> Report:
+    """Compile the transform for one kind of batch.
+
+    Args:
+        flip: Probability that an image is mirrored.
+        dtype: Dtype of ``x_t`` and of the noise.
+        shape: Shape of the uint8 images, ``(batch, channels, height, width)``.
+    """
+    code, size = _generate_code(TripleKernel(False, flip, "train", dtype), shape)
     body = code[code.index("def call(") :]
     waits = re.findall(r"synchronize\(|\.item\(|\.cpu\(|empty_strided_cpu\(|copy_\(|device_put", body)
     threads = [int(count) for count in re.findall(r"\.run\(.*, (\d+), stream", body)]
     return Report(threads, size / torch.Size(shape).numel(), waits, code)
 
 
-def _generated(making: TripleKernel, shape: tuple[int, ...]) -> tuple[str, int]:
-    """The code of inductor for a CUDA device, and the bytes it counts as read and written."""
+def _generate_code(kernel: TripleKernel, shape: tuple[int, ...]) -> tuple[str, int]:
+    """Generate inductor's code for a CUDA device; returns it with the bytes that it reads and writes."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with mode, torch.no_grad():
         table = torch.empty(1000, device="cuda")
         key, position = (torch.empty(length, dtype=torch.int64, device="cuda") for length in (2, shape[0]))
         tensors = [table, table.clone(), key, torch.empty(shape, dtype=torch.uint8, device="cuda"), position]
-        graph = make_fx(making.__call__, decomposition_table=select_decomp_table())(*tensors)
+        graph = make_fx(lambda *inputs: kernel(*inputs), decomposition_table=select_decomp_table())(*tensors)
     card = DeviceProperties("cuda", 0, CARD.multi_processor_count, 90, 9, CARD.regs_per_multiprocessor, warp_size=32)
     with ExitStack() as stack:
         for name, answer in (

@@ -1,7 +1,7 @@
-"""Small image files, damaged at random: bits and bytes changed, ends cut off, parts moved, lengths made absurd.
+"""Small image files with random damage: changed bits and bytes, missing ends, moved parts, absurd lengths.
 
-What is done to a file follows from its number. Half of the PNG files get the check sums that their chunks ought to
-have, since the others are mostly refused for them.
+The damage follows from the file's number. In half of the PNG files the chunks' checksums are corrected after the
+damage, because most of the others are refused for their checksums.
 """
 
 import random
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-_NAMES = (  # of chunks, segments and tags, beside which lengths stand
+_NAMES = (  # of chunks, segments and tags that stand next to lengths
     *(b"IHDR", b"IDAT", b"tRNS", b"PLTE", b"eXIf", b"fcTL", b"fdAT"),
     *(b"\xff\xc0", b"\xff\xc2", b"\xff\xc4", b"\xff\xda", b"\xff\xdb", b"\xff\xe1", b"Exif"),
     *(b"RIFF", b"VP8", b"ANMF", b"ALPH", b"GIF89a", b"II*", b"\0\x01\x03", b"\x11\x01\x04"),
@@ -24,10 +24,10 @@ _NAMES = (  # of chunks, segments and tags, beside which lengths stand
 
 @cache
 def originals() -> list[tuple[str, bytes]]:
-    """Small whole files by their endings: of several modes, kinds of compression and numbers of frames."""
+    """Make the undamaged files, with their suffixes: several modes, kinds of compression and numbers of frames."""
     values = np.random.default_rng(0).integers(0, 256, (6, 8, 4), dtype=np.uint8).repeat(7, 0).repeat(6, 1)
-    clear = Image.fromarray(values)
-    colour, grey, palette = clear.convert("RGB"), clear.convert("L"), clear.convert("RGB").quantize(8)
+    rgba = Image.fromarray(values)
+    colour, grey, palette = rgba.convert("RGB"), rgba.convert("L"), rgba.convert("RGB").quantize(8)
     deep = Image.fromarray(values[..., 0].astype(np.uint16) * 257)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -38,92 +38,106 @@ def originals() -> list[tuple[str, bytes]]:
         (".jpg", grey, {"restart_marker_rows": 1}),
         (".jpg", colour.convert("CMYK"), {}),
         (".png", colour, {"exif": exif}),
-        (".png", clear, {}),
+        (".png", rgba, {}),
         (".png", palette, {"transparency": 3}),
         (".png", deep, {"transparency": 257}),
         (".png", colour, frames),
         (".webp", colour, {"exif": exif}),
-        (".webp", clear, {"lossless": True}),
+        (".webp", rgba, {"lossless": True}),
         (".webp", colour, frames),
         (".gif", palette, {"transparency": 3}),
         (".gif", colour, frames),
         (".tif", colour, {"exif": exif}),
-        (".tif", clear, {"compression": "tiff_lzw"}),
+        (".tif", rgba, {"compression": "tiff_lzw"}),
         (".tif", palette, {"compression": "tiff_adobe_deflate"}),
         (".tif", deep, {"compression": "packbits"}),
         (".tif", colour, {"compression": "jpeg"}),
         (".tif", colour, frames),
     ]
-    return [(ending, _saved(image, ending, options)) for ending, image, options in kinds]
+    return [(suffix, _encode(image, suffix, options)) for suffix, image, options in kinds]
 
 
-def mutant(number: int) -> tuple[str, bytes]:
-    """A file's ending and its damaged bytes, which follow from its number."""
+def make_mutant(number: int) -> tuple[str, bytes]:
+    """Damage a file.
+
+    Args:
+        number: The number from which the choice of the file and its damage follow.
+
+    Returns:
+        The file's suffix and its damaged bytes.
+    """
     draw = random.Random(number)
-    ending, content = originals()[number % len(originals())]
-    damaged = bytearray(content)
-    for way in draw.choices(_WAYS, k=draw.choice((1, 1, 1, 2, 3))):
-        if damaged:
-            way(damaged, draw)
-    return ending, _mended(bytes(damaged)) if ending == ".png" and draw.random() < 0.5 else bytes(damaged)
+    suffix, original = originals()[number % len(originals())]
+    content = bytearray(original)
+    for damage in draw.choices(_DAMAGES, k=draw.choice((1, 1, 1, 2, 3))):
+        if content:
+            damage(content, draw)
+    return suffix, _fix_checksums(bytes(content)) if suffix == ".png" and draw.random() < 0.5 else bytes(content)
 
 
-def _bits(content: bytearray, draw: random.Random) -> None:
+def _flip_bits(content: bytearray, draw: random.Random) -> None:
     for _ in range(draw.randint(1, 8)):
         content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
 
 
-def _header_bits(content: bytearray, draw: random.Random) -> None:
+def _flip_header_bits(content: bytearray, draw: random.Random) -> None:
     for _ in range(draw.randint(1, 4)):
         content[draw.randrange(min(len(content), 64))] ^= 1 << draw.randrange(8)
 
 
-def _run(content: bytearray, draw: random.Random) -> None:
+def _overwrite_run(content: bytearray, draw: random.Random) -> None:
     start = draw.randrange(len(content))
     length = min(draw.randint(1, 64), len(content) - start)
     content[start : start + length] = draw.choice((bytes(length), b"\xff" * length, draw.randbytes(length)))
 
 
-def _end(content: bytearray, draw: random.Random) -> None:
+def _cut_end(content: bytearray, draw: random.Random) -> None:
     del content[draw.randrange(len(content)) :]
 
 
-def _part(content: bytearray, draw: random.Random) -> None:
-    """Remove a part, say it twice, or put one of another file in its place."""
+def _move_part(content: bytearray, draw: random.Random) -> None:
+    """Remove a part, repeat it, or replace it by a part of another file."""
     other = draw.choice((content, originals()[draw.randrange(len(originals()))][1]))
     start, stop = sorted(draw.randrange(len(content) + 1) for _ in range(2))
     begin, end = sorted(draw.randrange(len(other) + 1) for _ in range(2))
     content[start : draw.choice((start, stop))] = other[begin : draw.choice((begin, end))]
 
 
-def _length(content: bytearray, draw: random.Random) -> None:
-    """Put an absurd number where a length, a size or an offset may be: right before or after a name, or anywhere."""
+def _change_length(content: bytearray, draw: random.Random) -> None:
+    """Write an absurd number where a length, size or offset may stand: next to a chunk's name, or anywhere."""
     names = [content.find(name) for name in _NAMES if name in content]
-    place = draw.choice(
+    start = draw.choice(
         (*(name + step for name in names for step in (-4, 2, 4, 8)), *draw.choices(range(len(content)), k=4))
     )
     number = draw.choice((0, 1, 2, 127, 128, 255, 256, 65535, 65536, 2**24, 2**31 - 1, 2**31, 2**32 - 1, len(content)))
     size = draw.choice((2, 4))
-    place = max(0, min(place, len(content) - size))
-    content[place : place + size] = (number % 2 ** (8 * size)).to_bytes(size, draw.choice(("big", "little")))
+    start = max(0, min(start, len(content) - size))
+    content[start : start + size] = (number % 2 ** (8 * size)).to_bytes(size, draw.choice(("big", "little")))
 
 
-_WAYS: tuple[Callable[[bytearray, random.Random], None], ...] = (_bits, _header_bits, _run, _end, _part, _length)
+_DAMAGES: tuple[Callable[[bytearray, random.Random], None], ...] = (
+    _flip_bits,
+    _flip_header_bits,
+    _overwrite_run,
+    _cut_end,
+    _move_part,
+    _change_length,
+)
 
 
-def _mended(content: bytes) -> bytes:
-    """A PNG file with the check sums that its chunks ought to have, as far as they can be followed."""
-    mended, place = bytearray(content), 8
-    while place + 12 <= len(mended):
-        end = place + 8 + int.from_bytes(mended[place : place + 4], "big")
-        if end + 4 > len(mended):
+def _fix_checksums(content: bytes) -> bytes:
+    """Correct the checksums of a PNG file's chunks, as far as the chunks can be followed."""
+    png, start = bytearray(content), 8
+    while start + 12 <= len(png):
+        end = start + 8 + int.from_bytes(png[start : start + 4], "big")
+        if end + 4 > len(png):
             break
-        mended[end : end + 4] = struct.pack(">I", zlib.crc32(mended[place + 4 : end]))
-        place = end + 4
-    return bytes(mended)
+        png[end : end + 4] = struct.pack(">I", zlib.crc32(png[start + 4 : end]))
+        start = end + 4
+    return bytes(png)
 
 
-def _saved(image: Image.Image, ending: str, options: dict[str, Any]) -> bytes:
+def _encode(image: Image.Image, suffix: str, options: dict[str, Any]) -> bytes:
     file = BytesIO()
-    image.copy().save(file, Image.registered_extensions()[ending], **options)
+    image.copy().save(file, Image.registered_extensions()[suffix], **options)
     return file.getvalue()

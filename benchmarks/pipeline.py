@@ -1,12 +1,18 @@
-"""How many images a second reach a model's step? ``python -m benchmarks.pipeline`` (ten minutes).
+"""Images per second that reach a model's step: ``python -m benchmarks.pipeline`` (ten minutes).
 
-Through a real Trainer, to a model that does nothing with them, on the CPU; every way with the numbers of workers (0, 1
-or 2) and of threads (1 or 2) that suit it best; all ways in turn, medians of whole epochs after the first.
+The images go through a real Trainer to a model that does nothing with them, on the CPU. Each pipeline gets the number
+of workers (0, 1 or 2) and of threads (1 or 2) that suits it best. All pipelines take turns. The figures are medians of
+full epochs after the first.
 
-1,200 JPEGs of 300 to 450 pixels (PIL's own quality) to 64 x 64, batches of 64: ddpm_data, decoding each time (with the
-extra ``decode``, and by PIL alone) and from its cache, beside denoising-diffusion-pytorch's Dataset with its
-``q_sample``, and torchvision's ImageFolder with the transforms of diffusers' training script and ``add_noise``. Then
-50,000 images of 32 x 32 in memory, batches of 128: ddpm_data beside torchvision's CIFAR10 with those transforms.
+The first part reads 1,200 JPEGs of 300 to 450 pixels (in PIL's default quality) as 64 x 64, in batches of 64. It
+compares
+
+- ddpm_data, which decodes each time (with the extra ``decode``, and by PIL alone) or reads its cache,
+- denoising-diffusion-pytorch's Dataset with its ``q_sample``,
+- torchvision's ImageFolder with the transforms of diffusers' training script and ``add_noise``.
+
+The second part reads 50,000 images of 32 x 32 from memory, in batches of 128: ddpm_data beside torchvision's CIFAR10
+with the same transforms and ``add_noise``.
 """
 
 import argparse
@@ -29,27 +35,27 @@ from torchvision import datasets, transforms
 from tqdm import tqdm
 
 from benchmarks import harness
-from benchmarks.images import LocalCIFAR10, cifar, photographs
+from benchmarks.images import LocalCIFAR10, write_cifar, write_photographs
 from ddpm_data import DDPMDataModule, Triple, schedules
 from ddpm_data.sources import ImageFiles
 
 STEPS, SIZE = 1000, 64
-Diffuse = Callable[
-    [Tensor], object
-]  # clean images in [-1, 1], or as a peer wants them, to what its model would be given
-Way = Callable[[int], tuple[L.LightningModule, dict[str, Any]]]  # workers to a model and what else fit() takes
+# From clean images, in [-1, 1] or as another library wants them, to what its model would be given.
+Diffuse = Callable[[Tensor], object]
+# From a number of workers to a model and the other arguments of fit().
+Pipeline = Callable[[int], tuple[L.LightningModule, dict[str, Any]]]
 
 
 class Idle(L.LightningModule):
-    """Takes the triple, or makes it of clean images as a peer does, and has one weight to step."""
+    """A model with one weight, which takes triples, or makes them of clean images as another library does."""
 
     def __init__(self, diffuse: Diffuse | None = None) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(()))
         self.diffuse = diffuse
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:  # noqa: ANN401  # each way's own
-        """Diffuse, where the data has not been."""
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:  # noqa: ANN401  # each pipeline's own
+        """Make the triple if the batch holds clean images."""
         if self.diffuse is not None:
             with torch.no_grad():
                 self.diffuse(batch if isinstance(batch, Tensor) else batch[0])
@@ -58,18 +64,18 @@ class Idle(L.LightningModule):
         return self.weight * 1.0
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Whatever steps."""
+        """Return an optimizer for the one weight."""
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
 class Clock(L.Callback):
-    """Seconds of every epoch but the first."""
+    """A callback that notes the seconds of every epoch but the first."""
 
     def __init__(self) -> None:
         self.began, self.seconds = time.perf_counter(), list[float]()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Note an epoch; the next one begins."""
+        """Note the epoch's time, and begin the next one."""
         now = time.perf_counter()
         if trainer.current_epoch:
             self.seconds.append(now - self.began)
@@ -77,11 +83,13 @@ class Clock(L.Callback):
 
 
 def main() -> None:
-    """Measure files, then arrays."""
+    """Measure pipelines that read files, then pipelines that read arrays."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3, help="fits of each way, number of workers and of threads")
-    parser.add_argument("--quick", action="store_true", help="few images, one fit: does it run?")
-    parser.add_argument("--out", type=Path, help="folder for pipeline.json and pipeline.png")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="fits of each pipeline, per number of workers and threads"
+    )
+    parser.add_argument("--quick", action="store_true", help="few images and one fit, to see that it runs")
+    parser.add_argument("--output-dir", "--out", type=Path, help="folder for pipeline.json and pipeline.png")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric"):
@@ -91,27 +99,39 @@ def main() -> None:
         files, arrays, settings, args.rounds = 48, 512, [(0, 1), (1, 1)], 1
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        photographs(root / "images", files)
-        cifar(root, arrays)
-        rows = measure("files", _files(root), files, settings, args.rounds)
-        rows += measure("arrays", _arrays(root), arrays, settings, args.rounds)
-        costs = _costs(root)
-    harness.report("pipeline", rows, args.out)
+        write_photographs(root / "images", files)
+        write_cifar(root, arrays)
+        rows = measure("files", _file_pipelines(root), files, settings, args.rounds)
+        rows += measure("arrays", _array_pipelines(root), arrays, settings, args.rounds)
+        costs = _measure_costs(root)
+    harness.print_report("pipeline", rows, args.output_dir)
     print(f"\n{costs}")
-    if args.out:
-        harness.bars("Images a second to a model's step", rows, "images a second", args.out / "pipeline.png", log=True)
+    if args.output_dir:
+        path = args.output_dir / "pipeline.png"
+        harness.draw_bars("Images per second that reach a model's step", rows, "images per second", path, log=True)
 
 
 def measure(
-    what: str, ways: dict[str, Way], count: int, settings: list[tuple[int, int]], rounds: int
+    title: str, pipelines: dict[str, Pipeline], count: int, settings: list[tuple[int, int]], rounds: int
 ) -> list[harness.Row]:
-    """Every way's images a second, at the workers and threads that suit it; ours beside the fastest of the others."""
-    fits = [(name, *setting) for _ in range(rounds) for setting in settings for name in ways]
-    speeds: dict[str, dict[tuple[int, int], list[float]]] = {name: {} for name in ways}
-    for name, workers, threads in tqdm(fits, desc=what, unit="fit"):
+    """Measure images per second of every pipeline, and compare ours with the fastest of the others.
+
+    Args:
+        title: Name of the measurement, for the progress bar.
+        pipelines: The pipelines by name.
+        count: Images per epoch.
+        settings: Numbers of workers and threads to try.
+        rounds: Fits of each pipeline with each setting.
+
+    Returns:
+        One row per pipeline, with the workers and threads that suit it best.
+    """
+    fits = [(name, *setting) for _ in range(rounds) for setting in settings for name in pipelines]
+    speeds: dict[str, dict[tuple[int, int], list[float]]] = {name: {} for name in pipelines}
+    for name, workers, threads in tqdm(fits, desc=title, unit="fit"):
         torch.set_num_threads(threads)
         clock = Clock()
-        model, data = ways[name](workers)
+        model, data = pipelines[name](workers)
         L.Trainer(
             accelerator="cpu",
             max_epochs=10 if "cache" in name else 3,  # the first is not counted
@@ -122,12 +142,15 @@ def measure(
             enable_model_summary=False,
         ).fit(model, **data)
         speeds[name].setdefault((workers, threads), []).append(count / statistics.median(clock.seconds))
-    best = {name: max((statistics.median(some), at) for at, some in each.items()) for name, each in speeds.items()}
+    best = {
+        name: max((statistics.median(readings), setting) for setting, readings in by_setting.items())
+        for name, by_setting in speeds.items()
+    }
     fastest = max(speed for name, (speed, _) in best.items() if not name.startswith("ddpm_data"))
     return [
         {
             "data": name,
-            "images a second": speed,
+            "images per second": speed,
             "workers, threads": f"{workers}, {threads}",
             "times the fastest other": f"{speed / fastest:.1f}" if name.startswith("ddpm_data") else "",
         }
@@ -135,8 +158,8 @@ def measure(
     ]
 
 
-def _costs(root: Path) -> str:
-    """What two workers that decode take to begin and hold in memory, and what crosses to the device."""
+def _measure_costs(root: Path) -> str:
+    """Measure the start and the memory of two workers that decode, and the bytes sent to the device."""
     datamodule = DDPMDataModule(
         train=ImageFiles(root / "images"), image_size=SIZE, channels=3, num_workers=2, schedule=schedules.linear(STEPS)
     )
@@ -151,66 +174,73 @@ def _costs(root: Path) -> str:
         for worker in workers
     ]
     del batches
-    crossing = (batch.images.nbytes + batch.position.nbytes) / len(batch.images)
+    image_bytes = (batch.images.nbytes + batch.position.nbytes) / len(batch.images)
     return (
-        f"Two decoding workers: first batch after {seconds:.2f} s, {max(private) / 1024:.0f} MB of their own each. To "
-        f"the device: {crossing:,.0f} bytes an image of {SIZE} x {SIZE}; as float32 it would be {12 * SIZE**2:,}."
+        f"Two decoding workers: first batch after {seconds:.2f} s, {max(private) / 1024:.0f} MB of private memory per "
+        f"worker. Sent to the device: {image_bytes:,.0f} bytes per image of {SIZE} x {SIZE}; as float32 it would be "
+        f"{12 * SIZE**2:,}."
     )
 
 
-def _ours(**options: Any) -> Way:  # noqa: ANN401  # the DataModule's
-    def way(workers: int) -> tuple[L.LightningModule, dict[str, Any]]:
+def _our_pipeline(**options: Any) -> Pipeline:  # noqa: ANN401  # the DataModule's
+    def prepare(workers: int) -> tuple[L.LightningModule, dict[str, Any]]:
         return Idle(), {
             "datamodule": DDPMDataModule(schedule=schedules.linear(STEPS), num_workers=workers, flip=0.5, **options)
         }
 
-    return way
+    return prepare
 
 
-def _theirs(dataset: Callable[[], Any], diffuse: Diffuse, batch: int) -> Way:
-    def way(workers: int) -> tuple[L.LightningModule, dict[str, Any]]:
-        loader = DataLoader(dataset(), batch, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
+def _loader_pipeline(make_dataset: Callable[[], Any], diffuse: Diffuse, batch_size: int) -> Pipeline:
+    def prepare(workers: int) -> tuple[L.LightningModule, dict[str, Any]]:
+        loader = DataLoader(
+            make_dataset(), batch_size, shuffle=True, num_workers=workers, persistent_workers=workers > 0
+        )
         return Idle(diffuse), {"train_dataloaders": loader}
 
-    return way
+    return prepare
 
 
-def _files(root: Path) -> dict[str, Way]:
+def _file_pipelines(root: Path) -> dict[str, Pipeline]:
     from denoising_diffusion_pytorch.denoising_diffusion_pytorch import Dataset
 
     images = root / "images"
-    usual = transforms.Compose([  # as in diffusers' examples/unconditional_image_generation
+    transform = transforms.Compose([  # as in diffusers' examples/unconditional_image_generation
         transforms.Resize(SIZE, interpolation=transforms.InterpolationMode.BILINEAR),
         transforms.CenterCrop(SIZE),
         transforms.RandomHorizontalFlip(),
         transforms.ToTensor(),
         transforms.Normalize([0.5], [0.5]),
     ])  # fmt: skip
-    own = dict(image_size=SIZE, channels=3, batch_size=64)
-    ours = own | {"train": lambda: ImageFiles(images)}
-    opened = own | {"train": lambda: datasets.ImageFolder(str(images), loader=Image.open)}  # files, which PIL decodes
+    options = dict(image_size=SIZE, channels=3, batch_size=64)
+    by_us = options | {"train": lambda: ImageFiles(images)}
+    by_pil = options | {"train": lambda: datasets.ImageFolder(str(images), loader=Image.open)}
     return {
-        "ddpm_data, decoding": _ours(**ours),
-        "ddpm_data, decoding by PIL": _ours(**opened),
-        "ddpm_data, from its cache": _ours(**ours, cache_dir=root / "cache"),
-        "denoising-diffusion-pytorch": _theirs(
-            lambda: Dataset(images, SIZE, exts=["jpg"], augment_horizontal_flip=True), _lucidrains(SIZE), 64
+        "ddpm_data, decoding": _our_pipeline(**by_us),
+        "ddpm_data, decoding by PIL": _our_pipeline(**by_pil),
+        "ddpm_data, from its cache": _our_pipeline(**by_us, cache_dir=root / "cache"),
+        "denoising-diffusion-pytorch": _loader_pipeline(
+            lambda: Dataset(images, SIZE, exts=["jpg"], augment_horizontal_flip=True), _ddpm_pytorch_noising(SIZE), 64
         ),
-        "ImageFolder, diffusers": _theirs(lambda: datasets.ImageFolder(str(images), usual), _diffusers(), 64),
+        "ImageFolder, diffusers": _loader_pipeline(
+            lambda: datasets.ImageFolder(str(images), transform), _diffusers_noising(), 64
+        ),
     }
 
 
-def _arrays(root: Path) -> dict[str, Way]:
-    usual = transforms.Compose(
+def _array_pipelines(root: Path) -> dict[str, Pipeline]:
+    transform = transforms.Compose(
         [transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.5] * 3)]
     )
     return {
-        "ddpm_data, arrays": _ours(train=LocalCIFAR10(root), channels=3, batch_size=128),
-        "CIFAR10, diffusers, arrays": _theirs(lambda: LocalCIFAR10(root, transform=usual), _diffusers(), 128),
+        "ddpm_data, arrays": _our_pipeline(train=LocalCIFAR10(root), channels=3, batch_size=128),
+        "CIFAR10, diffusers, arrays": _loader_pipeline(
+            lambda: LocalCIFAR10(root, transform=transform), _diffusers_noising(), 128
+        ),
     }
 
 
-def _lucidrains(size: int) -> Diffuse:
+def _ddpm_pytorch_noising(size: int) -> Diffuse:
     from denoising_diffusion_pytorch import GaussianDiffusion, Unet
 
     diffusion = GaussianDiffusion(
@@ -225,7 +255,7 @@ def _lucidrains(size: int) -> Diffuse:
     return diffuse
 
 
-def _diffusers() -> Diffuse:
+def _diffusers_noising() -> Diffuse:
     from diffusers import DDPMScheduler
 
     scheduler: Any = DDPMScheduler(num_train_timesteps=STEPS)  # type: ignore[no-untyped-call]  # diffusers' own

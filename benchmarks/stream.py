@@ -1,9 +1,9 @@
-"""What does shuffling cost at any length? ``python benchmarks/stream.py`` (some five minutes).
+"""The cost of shuffling, by the length of the dataset: ``python benchmarks/stream.py`` (five minutes).
 
-Each sampler runs in a process of its own, of 16 GB at most: build a loader of a synthetic dataset, take its first
-batch, then go on for a while. Printed for N = 10^3 .. 10^9: seconds to the first batch, the growth of resident memory
-until then, and microseconds an image while going on, collating included; our stream also resumed at 70% of the epoch.
-torch's samplers resume by replaying what was seen before, or not at all, so they have no such column.
+Each sampler runs in its own process with at most 16 GB: it builds a loader of a synthetic dataset, takes the first
+batch, and goes on for a while. For N = 10^3 .. 10^9 the script prints the seconds to the first batch, the growth of
+resident memory until then, and the microseconds per image afterwards, with collating. Our stream is also resumed at 70%
+of the epoch. torch's samplers resume by replaying what was seen before, or not at all, so they have no such column.
 """
 
 import argparse
@@ -24,7 +24,7 @@ SAMPLERS = ("ddpm_data", "ddpm_data, resumed", "RandomSampler", "DistributedSamp
 
 
 class Synthetic(Dataset[torch.Tensor]):
-    """As many images as one likes, all the same."""
+    """A dataset of any length, whose images are all the same."""
 
     def __init__(self, length: int) -> None:
         self.length = length
@@ -38,15 +38,15 @@ class Synthetic(Dataset[torch.Tensor]):
 
 
 def main() -> None:
-    """Measure each sampler at each length, print a Markdown table."""
+    """Measure each sampler at each length, and print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--most", type=int, default=9, help="N goes up to 10 to this power")
-    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--max-power", "--most", type=int, default=9, help="N goes up to 10 to this power")
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.one:
+    if args.measure:
         resource.setrlimit(resource.RLIMIT_AS, (16 * 2**30, 16 * 2**30))
         try:
-            print(json.dumps(_measure(args.one[0], int(args.one[1]))))
+            print(json.dumps(_measure(args.measure[0], int(args.measure[1]))))
         except (MemoryError, RuntimeError) as error:  # torch's own allocator raises the latter
             if isinstance(error, RuntimeError) and "memory" not in str(error):
                 raise
@@ -54,31 +54,31 @@ def main() -> None:
         return
     print("| N | " + " | ".join(SAMPLERS) + " |")
     print("|---|" + "---|" * len(SAMPLERS))
-    for power in range(3, args.most + 1):
+    for power in range(3, args.max_power + 1):
         cells = []
         for sampler in SAMPLERS:
-            command = [sys.executable, __file__, "--one", sampler, str(10**power)]
-            seen = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-            cells.append("{:.3f} s, {:,.0f} MB, {:.1f} us".format(*seen) if seen else "out of memory")
+            command = [sys.executable, __file__, "--measure", sampler, str(10**power)]
+            figures = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+            cells.append("{:.3f} s, {:,.0f} MB, {:.1f} us".format(*figures) if figures else "out of memory")
         print(f"| 10^{power} | " + " | ".join(cells) + " |", flush=True)
 
 
 def _measure(name: str, length: int) -> tuple[float, float, float]:
-    """Seconds to the first batch, MB that resident memory grew by, microseconds an image."""
+    """Measure the seconds to the first batch, the MB that resident memory grew by, and the microseconds per image."""
     dataset = Synthetic(length)
-    next(iter(_loader(name, Synthetic(1000))))  # what importing and the first call cost is none of N's business
+    next(iter(_make_loader(name, Synthetic(1000))))  # imports and the first call cost the same at any N
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began = time.perf_counter()
-    batches = iter(_loader(name, dataset))
+    batches = iter(_make_loader(name, dataset))
     next(batches)
     first = time.perf_counter() - began
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    growth = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     began = time.perf_counter()
     count = sum(1 for _ in islice(batches, 1000))
-    return first, grown, (time.perf_counter() - began) * 1e6 / max(1, count * BATCH)
+    return first, growth, (time.perf_counter() - began) * 1e6 / max(1, count * BATCH)
 
 
-def _loader(name: str, dataset: Synthetic) -> DataLoader[torch.Tensor]:
+def _make_loader(name: str, dataset: Synthetic) -> DataLoader[torch.Tensor]:
     if name == "RandomSampler":
         return DataLoader(dataset, BATCH, sampler=RandomSampler(dataset))
     if name == "DistributedSampler":
@@ -87,8 +87,8 @@ def _loader(name: str, dataset: Synthetic) -> DataLoader[torch.Tensor]:
     datamodule.setup("fit")
     loader = datamodule.train_dataloader()
     if name == "ddpm_data, resumed":
-        loader.sampler.epochs.resumed = (0, len(dataset) * 7 // 10)  # type: ignore[attr-defined]  # the stream's own
-    return loader  # type: ignore[return-value]  # batches of either kind will do here
+        loader.set_epoch(0, len(dataset) * 7 // 10)
+    return loader  # type: ignore[return-value]  # either kind of batches will do
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""How fast is the batch transform beside what people use? ``python -m benchmarks.transform`` (three minutes).
+"""The speed of the batch transform beside that of other libraries: ``python -m benchmarks.transform`` (three minutes).
 
-uint8 images to ``x_t``, ``t`` and noise, on the CPU: ours, compiled and not, beside the tutorial form (gather from
-tables), diffusers' ``add_noise`` and denoising-diffusion-pytorch's ``q_sample`` (``pip install -e '.[bench]'``), those
-with their scaling, ``randint`` and ``randn``. All take turns; each has its better number of threads of 1 and 2; medians
-of nanoseconds a number (a batch's images times channels times pixels), and how many times the fastest other takes ours.
+All turn uint8 images into ``x_t``, ``t`` and noise on the CPU. The script compares our transform, compiled and not,
+with the code of tutorials (gather from tables), diffusers' ``add_noise`` and denoising-diffusion-pytorch's ``q_sample``
+(``pip install -e '.[bench]'``), each with its scaling, ``randint`` and ``randn``. All take turns, and each gets the
+better of 1 and 2 threads. The figures are medians in nanoseconds per number, where a batch has images times channels
+times pixels numbers. The last column is how many times faster ours is than the fastest other.
 """
 
 import argparse
@@ -28,80 +29,83 @@ STEPS = 1000
 
 
 def main() -> None:
-    """Time every shape, then the first batch."""
+    """Time every shape of batch, then the first batch of a process."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=41, help="runs of each way at each number of threads")
-    parser.add_argument("--quick", action="store_true", help="one small shape, few rounds: does it run?")
+    parser.add_argument("--rounds", type=int, default=41, help="runs of each function at each number of threads")
+    parser.add_argument("--quick", action="store_true", help="one small shape and few rounds, to see that it runs")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--first", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path, help="folder for transform.json and transform.png")
+    parser.add_argument("--output-dir", "--out", type=Path, help="folder for transform.json and transform.png")
     args = parser.parse_args()
     if args.first:
-        print(_first_batch())
+        print(_time_first_batch())
         return
     shapes, rounds = ([(8, 3, 16, 16)], 3) if args.quick else (SHAPES, args.rounds)
-    rows = [_row(shape, rounds, torch.device(args.device)) for shape in shapes]
-    harness.report("transform", rows, args.out)
-    if args.out:
+    rows = [_measure_shape(shape, rounds, torch.device(args.device)) for shape in shapes]
+    harness.print_report("transform", rows, args.output_dir)
+    if args.output_dir:
         times = [{name: value for name, value in row.items() if "faster" not in name} for row in rows]
-        harness.bars(f"Batch transform ({args.device})", times, "nanoseconds a number", args.out / "transform.png")
+        path = args.output_dir / "transform.png"
+        harness.draw_bars(f"Batch transform ({args.device})", times, "nanoseconds per number", path)
     if not args.quick:
         with tempfile.TemporaryDirectory() as cache:
-            for what in ("cold", "warm"):
+            for state in ("cold", "warm"):
                 command = [sys.executable, "-m", "benchmarks.transform", "--first"]
                 env = os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache}
                 seconds = subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
-                print(f"first batch of a process, {what} on-disk cache: {seconds} s")
+                print(f"first batch of a process, {state} on-disk cache: {seconds} s")
 
 
-def _row(shape: tuple[int, ...], rounds: int, device: torch.device) -> harness.Row:
-    images, position = (tensor.to(device) for tensor in _batch(shape))
+def _measure_shape(shape: tuple[int, ...], rounds: int, device: torch.device) -> harness.Row:
+    images, position = (tensor.to(device) for tensor in _make_batch(shape))
     process = ForwardProcess(schedules.linear(STEPS))
-    ours, mirrored, eager = (
+    plain, flipping, eager = (
         ForwardDiffusion(process, flip=flip, compile=compiled).to(device)
         for flip, compiled in ((0, True), (0.5, True), (0, False))
     )
-    peers = {name: _timed(partial(peer, images), device) for name, peer in _peers(shape, device).items()}
-    own = {
-        "ddpm_data": _timed(lambda: ours(images, position), device),
-        "ddpm_data, flips": _timed(lambda: mirrored(images, position), device),
+    peers = {
+        name: _make_synchronous(partial(peer, images), device) for name, peer in _other_libraries(shape, device).items()
     }
-    seconds = harness.interleaved(own | peers, rounds, (1, 2))
-    uncompiled = {"ddpm_data, eager": _timed(lambda: eager(images, position), device)}
-    seconds |= harness.interleaved(uncompiled, max(3, rounds // 4), (1, 2))
-    each: harness.Row = {name: 1e9 * value / images.numel() for name, value in seconds.items()}
-    fastest = min(float(each[name]) for name in peers)
-    return {"batch": str(shape)} | each | {"times faster": fastest / float(each["ddpm_data"])}
+    ours = {
+        "ddpm_data": _make_synchronous(lambda: plain(images, position), device),
+        "ddpm_data, flips": _make_synchronous(lambda: flipping(images, position), device),
+    }
+    seconds = harness.time_in_turn(ours | peers, rounds, (1, 2))
+    uncompiled = {"ddpm_data, eager": _make_synchronous(lambda: eager(images, position), device)}
+    seconds |= harness.time_in_turn(uncompiled, max(3, rounds // 4), (1, 2))
+    times: harness.Row = {name: 1e9 * value / images.numel() for name, value in seconds.items()}
+    fastest = min(float(times[name]) for name in peers)
+    return {"batch": str(shape)} | times | {"times faster": fastest / float(times["ddpm_data"])}
 
 
-def _timed(call: Callable[[], object], device: torch.device) -> Callable[[], object]:
-    """A call that is over when the device is done with it."""
+def _make_synchronous(call: Callable[[], object], device: torch.device) -> Callable[[], object]:
+    """Make a call wait until the device has finished it."""
 
-    def whole() -> None:
+    def call_and_wait() -> None:
         call()
         if device.type == "cuda":
             torch.cuda.synchronize()
 
-    return whole
+    return call_and_wait
 
 
-def _batch(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+def _make_batch(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator), torch.arange(shape[0])
 
 
-def _peers(shape: tuple[int, ...], device: torch.device) -> dict[str, Callable[[Tensor], object]]:
+def _other_libraries(shape: tuple[int, ...], device: torch.device) -> dict[str, Callable[[Tensor], object]]:
     from denoising_diffusion_pytorch import GaussianDiffusion, Unet
     from diffusers import DDPMScheduler as Scheduler
 
     process = ForwardProcess(schedules.linear(STEPS)).to(device)
-    signal, spread = process.sqrt_alphas_cumprod, process.sqrt_one_minus_alphas_cumprod
+    signal_scale, noise_scale = process.sqrt_alphas_cumprod, process.sqrt_one_minus_alphas_cumprod
 
     def tutorial(images: Tensor) -> object:
         x_0 = images.float() / 127.5 - 1
         t = torch.randint(0, STEPS, (len(x_0),), device=device)
         noise = torch.randn_like(x_0)
-        a, b = (table.gather(0, t).view(-1, 1, 1, 1) for table in (signal, spread))
+        a, b = (table.gather(0, t).view(-1, 1, 1, 1) for table in (signal_scale, noise_scale))
         return a * x_0 + b * noise, t, noise
 
     scheduler: Any = Scheduler(num_train_timesteps=STEPS)  # type: ignore[no-untyped-call]  # diffusers' own
@@ -124,8 +128,8 @@ def _peers(shape: tuple[int, ...], device: torch.device) -> dict[str, Callable[[
     return {"tutorial": tutorial, "diffusers": diffusers, "denoising-diffusion-pytorch": denoising_diffusion}
 
 
-def _first_batch() -> str:
-    images, position = _batch((64, 3, 64, 64))
+def _time_first_batch() -> str:
+    images, position = _make_batch((64, 3, 64, 64))
     transform = ForwardDiffusion(ForwardProcess(schedules.linear(STEPS)), flip=0.5)
     began = time.perf_counter()
     transform(images, position)

@@ -1,31 +1,43 @@
-"""Which of several processes this is, as torch's process group knows it."""
+"""This process's rank and the world size, as torch's process group knows them."""
 
 from typing import NamedTuple
 
 from torch import distributed
 
 
-def processes() -> tuple[int, int]:
-    """How many processes there are, and which this is; one, where none are connected."""
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_world_size(), distributed.get_rank()
-    return 1, 0
+class World(NamedTuple):
+    """The number of processes that train together, and this process's number.
 
+    Attributes:
+        size: World size: the number of processes, at least 1.
+        rank: This process's number, in ``[0, size)``.
+    """
 
-def is_rank_zero() -> bool:
-    """Whether this process is the one to say what is true of the whole run, and would come from each otherwise."""
-    return processes()[1] == 0
+    size: int
+    rank: int
 
 
 class EpochShard(NamedTuple):
-    """What one process is to read of a source.
+    """The share of a source that one process reads in one epoch.
 
     Attributes:
-        epoch: Which order, of a source that has several.
-        world_size: How many processes there are.
-        rank: Which of them this is.
+        epoch: The epoch, which selects the order in a source that has several.
+        world_size: Number of processes.
+        rank: This process's number, in ``[0, world_size)``.
     """
 
     epoch: int
     world_size: int
     rank: int
+
+
+def get_world() -> World:
+    """Ask torch's process group for world size and rank; without a group this is the only process."""
+    if distributed.is_available() and distributed.is_initialized():
+        return World(distributed.get_world_size(), distributed.get_rank())
+    return World(1, 0)
+
+
+def is_rank_zero() -> bool:
+    """Return whether this is rank 0, which alone prints what every process would print otherwise."""
+    return get_world().rank == 0

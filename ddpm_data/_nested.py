@@ -11,14 +11,14 @@ class StructureError(TypeError):
     """Two nested values differ in structure.
 
     Args:
-        wanted: What the other value should have been, in words.
-        given: What it is.
+        expected: What the value should have been, in words.
+        value: What it is.
     """
 
-    def __init__(self, wanted: str, given: object) -> None:
-        super().__init__(f"{wanted} is needed, not {given!r}")
-        self.wanted = wanted
-        self.given = given
+    def __init__(self, expected: str, value: object) -> None:
+        super().__init__(f"{expected} is needed, not {value!r}")
+        self.expected = expected
+        self.value = value
 
 
 def map_leaves(function: Callable[..., Any], tree: Any, *others: Any) -> Any:  # noqa: ANN401  # nested values of any kind

@@ -1,4 +1,4 @@
-"""``python -m ddpm_data.check``, which is ``ddpm-data check``."""
+"""The command ``ddpm-data check``, also as ``python -m ddpm_data.check``."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""``python -m ddpm_data.compare``, which is ``ddpm-data compare``."""
+"""The command ``ddpm-data compare``, also as ``python -m ddpm_data.compare``."""
 
 import sys
 

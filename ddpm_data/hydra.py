@@ -1,4 +1,4 @@
-"""What the configs name of Hydra: the DataModule built from its groups, and a callback that records every job."""
+"""What our configs need in Python: the DataModule built from its groups, and a Hydra callback that records jobs."""
 
 import difflib
 import json
@@ -95,7 +95,7 @@ def check_keys(group: str, keys: Iterable[str]) -> None:
 
 
 class JobRecords(Callback):
-    """A Hydra callback: ``hydra.callbacks.jobs._target_=ddpm_data.hydra.JobRecords``.
+    """A Hydra callback that records every job: ``hydra.callbacks.jobs._target_=ddpm_data.hydra.JobRecords``.
 
     Every job leaves ``config.yaml``, its configuration with every value resolved, and ``job.json``, with its overrides,
     how it ended, after how many seconds and with what value. A job of a sweep that fails leaves ``error.txt`` too, and
@@ -107,7 +107,7 @@ class JobRecords(Callback):
         self._began = 0.0
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:  # noqa: ANN401  # Hydra's
-        """Write what is known by then."""
+        """Write the configuration and the overrides."""
         self._began = time.monotonic()
         if _is_first_process():
             (_folder(config) / ERROR).unlink(missing_ok=True)
@@ -119,7 +119,7 @@ class JobRecords(Callback):
                 (_folder(config) / "config.yaml").unlink(missing_ok=True)  # the job itself will say what is wrong
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:  # noqa: ANN401  # Hydra's
-        """Write how it ended; keep a sweep from ending with it."""
+        """Write how the job ended; if it failed, let its sweep go on."""
         record: dict[str, object] = {"seconds": round(time.monotonic() - self._began, 1)}
         error = job_return._return_value if job_return.status == JobStatus.FAILED else None
         if isinstance(error, Exception):
@@ -138,17 +138,17 @@ class JobRecords(Callback):
             print(f"job {_folder(config).name} failed, and the sweep goes on: {record['error']}", flush=True)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:  # noqa: ANN401  # Hydra's
-        """Name the jobs that failed.
+        """Print how many jobs finished, and name those that failed.
 
         Raises:
-            SystemExit: There are some.
+            SystemExit: A job has failed.
         """
         folder = Path(config.hydra.sweep.dir)
         paths = sorted(folder.rglob(RECORD), key=lambda path: (len(path.parent.name), path))
         jobs = {path.parent: json.loads(path.read_text(encoding="utf-8")) for path in paths}
         failed = {path: job for path, job in jobs.items() if job["status"] != "finished"}
         print(f"\n{len(jobs) - len(failed)} of {len(jobs)} jobs finished; the sweep is in {folder}")
-        print(f"To compare them: python -m ddpm_data.compare {folder}", flush=True)
+        print(f"To compare them: ddpm-data compare {folder}", flush=True)
         if failed:
             common = set.intersection(*(set(job["overrides"]) for job in jobs.values()))
             lines = [f"{len(failed)} of {len(jobs)} jobs failed:"]
@@ -160,7 +160,7 @@ class JobRecords(Callback):
 
 
 def _is_first_process() -> bool:
-    """Whether this is not one of several that torchrun or SLURM started alike, other than the first."""
+    """Tell whether this is the first of the processes that torchrun or SLURM started, or the only one."""
     return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 
 

@@ -1,4 +1,4 @@
-"""Latents of an autoencoder in place of images: floats, kept as mean and standard deviation or drawn already."""
+"""Latents of an autoencoder in place of images: floats, stored as mean and standard deviation or as samples."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,22 +15,24 @@ PerChannel = float | tuple[float, ...]
 
 @dataclass(frozen=True)
 class Latents:
-    """What to make of latents before they are noised: ``(latent - shift) * scale``, of unit variance if chosen well.
+    """The settings that turn stored latents into what is noised: ``(latent - shift) * scale``.
 
-    Where an autoencoder's mean and standard deviation are kept, the latent is drawn anew each epoch, on the device and
-    from the seed and the example's place in the stream (as Karras et al. 2024, "Analyzing and improving the training
-    dynamics of diffusion models", do by a generator).
+    Choose ``shift`` and ``scale`` so that the result has mean 0 and variance 1.
+
+    If your dataset stores an autoencoder's mean and standard deviation, each latent is sampled anew every epoch. The
+    sample is drawn on the device and depends only on the seed and the example's position in the stream. (Karras et al.
+    2024, "Analyzing and improving the training dynamics of diffusion models", sample with a generator instead.)
 
     Args:
-        scale: ``scaling_factor`` in diffusers' configs, 0.18215 for Stable Diffusion 1; one number, or one a channel.
-        shift: ``shift_factor`` there; one number, or one a channel.
-        std_key: Place in a tuple, or key in a dict, where an item holds the standard deviation; the mean is at
+        scale: ``scaling_factor`` in diffusers' configs, 0.18215 for Stable Diffusion 1; one number, or one per channel.
+        shift: ``shift_factor`` in diffusers' configs; one number, or one per channel.
+        std_key: Index into a tuple, or key of a dict, at which an item holds the standard deviation; the mean is at
             ``image_key``.
-        stacked: Whether an item's first channels are the mean, and the other half the standard deviation.
+        stacked: Whether the first half of an item's channels is the mean and the second half the standard deviation.
 
     Raises:
-        TypeError: An argument is of the wrong type.
-        ValueError: ``scale`` is 0, or both ``std_key`` and ``stacked`` are given.
+        TypeError: An argument has the wrong type.
+        ValueError: ``scale`` is 0, or both ``std_key`` and ``stacked`` are set.
     """
 
     scale: float | Sequence[float] = 1.0
@@ -39,33 +41,33 @@ class Latents:
     stacked: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "scale", _numbers("scale", self.scale))
-        object.__setattr__(self, "shift", _numbers("shift", self.shift))
+        object.__setattr__(self, "scale", _check_per_channel("scale", self.scale))
+        object.__setattr__(self, "shift", _check_per_channel("shift", self.shift))
         if 0 in (self.scale if isinstance(self.scale, tuple) else (self.scale,)):
-            raise ValueError("Latents(scale=0): nothing would be left. Change `dataset.latents.scale`.")
+            raise ValueError("Latents(scale=0): every latent would become 0. Change `dataset.latents.scale`.")
         if self.std_key is not None and self.stacked:
             raise ValueError(
-                "Latents: std_key says that the standard deviation is a part of its own, stacked that it is among the "
-                "channels. Change `dataset.latents`."
+                f"Latents(std_key={self.std_key!r}, stacked=True): the standard deviation is either a value of its own "
+                "in an item (std_key) or half of its channels (stacked), not both. Change `dataset.latents`."
             )
 
     @property
     def has_std(self) -> bool:
-        """Whether they come as mean and standard deviation."""
+        """Whether items store a mean and a standard deviation."""
         return self.stacked or self.std_key is not None
 
     def sample(self, key: Key, values: Tensor, position: Tensor, stage: Stage) -> Tensor:
-        """The latents to noise.
+        """Sample the latents if they are stored as mean and standard deviation, then shift and scale them.
 
         Args:
-            key: The seed's.
-            values: Floats, shape ``(batch, channels, height, width)``, twice the channels where mean and standard
-                deviation are kept.
-            position: Places in the stage's stream, int64, shape ``(batch,)``.
-            stage: The stream.
+            key: The seed's key, from :func:`~ddpm_data.rng.philox.key_from`.
+            values: Stored latents, floats, shape ``(batch, channels, height, width)``. With mean and standard deviation
+                there are twice as many channels: first the mean's, then the standard deviation's.
+            position: Positions in the stage's stream, int64, shape ``(batch,)``.
+            stage: The stage whose stream the positions belong to.
 
         Returns:
-            float32, shape ``(batch, channels, height, width)``.
+            The latents to noise, float32, shape ``(batch, channels, height, width)``.
         """
         latents = values.float()
         if self.has_std:
@@ -74,17 +76,18 @@ class Latents:
             latents = mean + std * noise
         if isinstance(self.shift, float) and isinstance(self.scale, float):
             return (latents - self.shift) * self.scale
-        channels = range(latents.shape[1])  # by numbers rather than a tensor of them, which would have to be uploaded
-        pairs = [(_of(self.shift, channel), _of(self.scale, channel)) for channel in channels]
+        # Python numbers, one channel at a time: a tensor of them would have to be uploaded to the device.
+        channels = range(latents.shape[1])
+        pairs = [(_pick_channel(self.shift, channel), _pick_channel(self.scale, channel)) for channel in channels]
         return torch.stack([(latents[:, i] - shift) * scale for i, (shift, scale) in enumerate(pairs)], dim=1)
 
 
-def _numbers(name: str, value: float | Sequence[float]) -> PerChannel:
+def _check_per_channel(name: str, value: float | Sequence[float]) -> PerChannel:
     key = f"dataset.latents.{name}"
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return tuple(check_float("Latents", key, one) for one in value)
+        return tuple(check_float("Latents", key, number) for number in value)
     return check_float("Latents", key, value)
 
 
-def _of(value: float | Sequence[float], channel: int) -> float:
+def _pick_channel(value: float | Sequence[float], channel: int) -> float:
     return value[channel] if isinstance(value, Sequence) else value

@@ -1,3 +1,3 @@
-"""Deprecated, kept for 0.1: import ``triples`` from :mod:`ddpm_data`."""
+"""A deprecated path, kept for 0.1: import ``triples`` from :mod:`ddpm_data`."""
 
 from ddpm_data.datamodule import triples as triples

@@ -1,4 +1,4 @@
-"""``python -m ddpm_data.report``, which is ``ddpm-data report``."""
+"""The command ``ddpm-data report``, also as ``python -m ddpm_data.report``."""
 
 import sys
 

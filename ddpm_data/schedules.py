@@ -2,7 +2,8 @@
 
 ``betas[t]`` is the variance of the noise that step ``t`` adds: q(x_t | x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1}, beta_t I)
 (Ho et al. 2020, "Denoising diffusion probabilistic models", Eq. 2). Steps are zero-based. ``alphas_cumprod`` is the
-running product of ``1 - betas``. Every function raises ``TypeError`` or ``ValueError`` where a request has no answer.
+running product of ``1 - betas``: the signal variance left after each step. Every function raises ``TypeError`` or
+``ValueError`` if no schedule fits its arguments.
 """
 
 import math
@@ -15,19 +16,19 @@ from ddpm_data._checks import check_betas, check_float, check_int
 
 
 def linear(num_timesteps: int = 1000, start: float = 1e-4, end: float = 0.02, rescale: bool = False) -> Tensor:
-    """Betas on a straight line (Ho et al. 2020, Section 4).
+    """Return betas on a straight line (Ho et al. 2020, Section 4).
 
     Args:
-        num_timesteps: T, steps.
+        num_timesteps: T, number of steps.
         start: First beta, in ``[0, 1]``.
         end: Last beta, in ``[0, 1]``.
-        rescale: Read ``start`` and ``end`` as those of 1000 steps and multiply both by ``1000 / num_timesteps``, so
-            that a shorter chain ends at about the same noise (guided-diffusion's convention).
+        rescale: Read ``start`` and ``end`` as the ends of 1000 steps and multiply both by ``1000 / num_timesteps``. A
+            shorter chain then ends at about the same noise (guided-diffusion's convention).
     """
-    steps = _steps("linear", num_timesteps)
-    start, end = _ends("linear", start, end)
+    steps = _check_num_timesteps("linear", num_timesteps)
+    start, end = _check_ends("linear", start, end)
     if not isinstance(rescale, bool):
-        raise TypeError(f"linear(rescale={rescale!r}): true or false is needed. Change `schedule.rescale`.")
+        raise TypeError(f"linear(rescale={rescale!r}): expected true or false. Change `schedule.rescale`.")
     scale = 1000 / steps if rescale else 1.0
     if end * scale > 1:
         raise ValueError(
@@ -38,85 +39,89 @@ def linear(num_timesteps: int = 1000, start: float = 1e-4, end: float = 0.02, re
 
 
 def quadratic(num_timesteps: int = 1000, start: float = 1e-4, end: float = 0.02) -> Tensor:
-    """Betas whose square roots lie on a straight line, between DDPM's end points ("quad" in the DDPM code).
+    """Return betas whose square roots lie on a straight line, between DDPM's end points ("quad" in the DDPM code).
 
     Args:
-        num_timesteps: T, steps.
+        num_timesteps: T, number of steps.
         start: First beta, in ``[0, 1]``.
         end: Last beta, in ``[0, 1]``.
     """
-    return _square_root_line("quadratic", num_timesteps, start, end)
+    return _square_a_line("quadratic", num_timesteps, start, end)
 
 
 def scaled_linear(num_timesteps: int = 1000, start: float = 0.00085, end: float = 0.012) -> Tensor:
-    """Linear in sqrt(beta), between Stable Diffusion's end points.
+    """Return betas whose square roots lie on a straight line, between Stable Diffusion's end points.
 
-    This is what Stable Diffusion's and LDM's own configs call "linear" (Rombach et al. 2022); diffusers calls it
-    "scaled_linear". :func:`linear` is linear in beta itself.
+    Stable Diffusion's and LDM's own configs call this schedule "linear" (Rombach et al. 2022); diffusers calls it
+    "scaled_linear". Our :func:`linear` is linear in beta itself.
 
     Args:
-        num_timesteps: T, steps.
+        num_timesteps: T, number of steps.
         start: First beta, in ``[0, 1]``.
         end: Last beta, in ``[0, 1]``.
     """
-    return _square_root_line("scaled_linear", num_timesteps, start, end)
+    return _square_a_line("scaled_linear", num_timesteps, start, end)
 
 
 def constant(num_timesteps: int = 1000, beta: float = 0.02) -> Tensor:
-    """The same beta at every step ("const" in the DDPM code).
+    """Return the same beta for every step ("const" in the DDPM code).
 
     Args:
-        num_timesteps: T, steps.
-        beta: In ``[0, 1]``.
+        num_timesteps: T, number of steps.
+        beta: The beta, in ``[0, 1]``.
     """
-    steps = _steps("constant", num_timesteps)
+    steps = _check_num_timesteps("constant", num_timesteps)
     check_float("constant", "schedule.beta", beta)
     return check_betas("constant", torch.full((steps,), beta, dtype=torch.float64))
 
 
 def jsd(num_timesteps: int = 1000) -> Tensor:
-    """``1 / (T - t)``: the signal falls on a straight line, to exactly 0 (Sohl-Dickstein et al. 2015, Section 2.4.1).
+    """Return betas ``1 / (T - t)``, which let the signal fall in a straight line to exactly 0.
+
+    The signal is ``alphas_cumprod`` (Sohl-Dickstein et al. 2015, Section 2.4.1).
 
     Args:
-        num_timesteps: T, steps.
+        num_timesteps: T, number of steps.
     """
-    steps = _steps("jsd", num_timesteps)
+    steps = _check_num_timesteps("jsd", num_timesteps)
     return 1 / torch.arange(steps, 0, -1, dtype=torch.float64)
 
 
 def cosine(num_timesteps: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> Tensor:
-    """``alphas_cumprod`` follows a squared cosine (Nichol & Dhariwal 2021, Eq. 17).
+    """Return betas whose ``alphas_cumprod`` follows a squared cosine (Nichol & Dhariwal 2021, Eq. 17).
 
     Args:
-        num_timesteps: T, steps.
+        num_timesteps: T, number of steps.
         offset: s, fraction of T, at least 0; keeps the first beta away from 0.
-        max_beta: Betas are clipped here, in ``(0, 1]``; the paper's 0.999 clips the last.
+        max_beta: Betas are clipped to this value, in ``(0, 1]``; the paper's 0.999 clips only the last.
     """
-    steps = _steps("cosine", num_timesteps)
+    steps = _check_num_timesteps("cosine", num_timesteps)
     check_float("cosine", "schedule.offset", offset)
     if offset < 0:
         raise ValueError(
-            f"cosine(offset={offset}): a negative offset makes alphas_cumprod rise at first, so that a beta would be "
-            "negative. Use `schedule.offset` >= 0 (the paper's is 0.008)."
+            f"cosine(offset={offset}): with a negative offset alphas_cumprod rises at first, so a beta would be "
+            "negative. Use `schedule.offset` >= 0 (0.008 in the paper)."
         )
     time = torch.arange(steps + 1, dtype=torch.float64) / steps
     signal = torch.cos((time + offset) / (1 + offset) * (math.pi / 2)) ** 2
-    return _betas_between("cosine", signal, max_beta)
+    return _derive_betas("cosine", signal, max_beta)
 
 
 def sigmoid(
     num_timesteps: int = 1000, start: float = -3, end: float = 3, tau: float = 1, max_beta: float = 0.999
 ) -> Tensor:
-    """``alphas_cumprod`` follows a falling sigmoid (Jabri et al. 2022, "Scalable adaptive computation", Appendix).
+    """Return betas whose ``alphas_cumprod`` follows a falling sigmoid.
+
+    Jabri et al. 2022, "Scalable adaptive computation for iterative generation", Appendix.
 
     Args:
-        num_timesteps: T, steps.
-        start: Where on the logistic curve step 0 begins, before division by ``tau``; below ``end``.
-        end: Where the last step ends.
-        tau: Temperature, above 0; larger is closer to a straight line.
-        max_beta: Betas are clipped here, in ``(0, 1]``.
+        num_timesteps: T, number of steps.
+        start: Point of the logistic curve at which step 0 begins, before division by ``tau``; below ``end``.
+        end: Point of the logistic curve at which the last step ends, before division by ``tau``.
+        tau: Temperature, above 0; a larger one makes the curve straighter.
+        max_beta: Betas are clipped to this value, in ``(0, 1]``.
     """
-    steps = _steps("sigmoid", num_timesteps)
+    steps = _check_num_timesteps("sigmoid", num_timesteps)
     for name, value in (("start", start), ("end", end), ("tau", tau)):
         check_float("sigmoid", f"schedule.{name}", value)
     if start >= end:
@@ -125,126 +130,134 @@ def sigmoid(
             "Swap `schedule.start` and `schedule.end`."
         )
     if tau <= 0:
-        raise ValueError(f"sigmoid(tau={tau}): a temperature is above 0. Change `schedule.tau`.")
+        raise ValueError(
+            f"sigmoid(tau={tau}): the temperature divides the curve, so it must be above 0. Change `schedule.tau`."
+        )
     time = torch.linspace(start / tau, end / tau, steps + 1, dtype=torch.float64)
     # sigmoid(-x) rather than 1 - sigmoid(x): the difference of two numbers near 1 would lose the last steps' digits.
-    falling = torch.sigmoid(-time)
-    signal = (falling - falling[-1]) / (falling[0] - falling[-1])
-    return _betas_between("sigmoid", signal, max_beta)
+    curve = torch.sigmoid(-time)
+    signal = (curve - curve[-1]) / (curve[0] - curve[-1])
+    return _derive_betas("sigmoid", signal, max_beta)
 
 
 def from_alphas_cumprod(alphas_cumprod: Tensor | Sequence[float], max_beta: float = 1.0) -> Tensor:
-    """The betas whose running product of ``1 - beta`` is given.
+    """Return the betas whose running product of ``1 - beta`` is ``alphas_cumprod``.
 
     Args:
         alphas_cumprod: Signal variance left after each step, in ``[0, 1]``, never rising, shape ``(num_timesteps,)``;
             only the last may be exactly 0.
-        max_beta: Betas are clipped here, in ``(0, 1]``; 1 clips nothing.
+        max_beta: Betas are clipped to this value, in ``(0, 1]``; 1 clips nothing.
     """
     if not isinstance(alphas_cumprod, Tensor | Sequence) or isinstance(alphas_cumprod, str):
-        kind = f"not a {type(alphas_cumprod).__name__}"
-        raise TypeError(f"from_alphas_cumprod: a tensor or list is needed, {kind}. Change `schedule.alphas_cumprod`.")
-    values = torch.as_tensor(alphas_cumprod, dtype=torch.float64)
-    if values.dim() != 1 or values.numel() == 0:
-        raise ValueError(
-            f"from_alphas_cumprod: alphas_cumprod has shape {tuple(values.shape)}; one value a step is needed, shape "
-            "(num_timesteps,), at least one. Change `schedule.alphas_cumprod`."
+        raise TypeError(
+            f"from_alphas_cumprod: expected a tensor or a list of numbers, got {type(alphas_cumprod).__name__}. Change "
+            "`schedule.alphas_cumprod`."
         )
-    return _betas_between("from_alphas_cumprod", torch.cat([values.new_ones(1), values]), max_beta)
+    signal = torch.as_tensor(alphas_cumprod, dtype=torch.float64)
+    if signal.dim() != 1 or signal.numel() == 0:
+        raise ValueError(
+            f"from_alphas_cumprod: alphas_cumprod has shape {tuple(signal.shape)}, but one value per step is needed: "
+            "shape (num_timesteps,), at least one. Change `schedule.alphas_cumprod`."
+        )
+    return _derive_betas("from_alphas_cumprod", torch.cat([signal.new_ones(1), signal]), max_beta)
 
 
 def zero_terminal_snr(betas: Tensor) -> Tensor:
-    """Rescale betas so that ``alphas_cumprod`` ends in exactly 0, its first value unchanged.
+    """Rescale betas so that ``alphas_cumprod`` ends in exactly 0 and keeps its first value.
 
     Lin et al. 2023, "Common diffusion noise schedules and sample steps are flawed", Algorithm 1: sqrt(alphas_cumprod)
-    is shifted and stretched. At the last step ``x_t`` is then pure noise, from which no ``x_0`` can be predicted:
-    train for the velocity, or leave the last step out of sampling.
+    is shifted and stretched. At the last step ``x_t`` is then pure noise, from which no ``x_0`` can be predicted. Train
+    for the velocity, or leave the last step out of sampling.
 
     Args:
         betas: Shape ``(num_timesteps,)``, at least two steps.
     """
     betas = check_betas("zero_terminal_snr", betas)
     root = torch.cumprod(1 - betas, 0).sqrt()
-    first, last = root[0], root[-1]
-    if not first > last:
+    first_root, last_root = root[0], root[-1]
+    if not first_root > last_root:
         raise ValueError(
-            f"zero_terminal_snr: sqrt(alphas_cumprod) goes from {first:.6g} to {last:.6g} over {len(betas)} step(s): "
-            "no stretch can keep its first value and end in 0. Give a schedule of at least two steps that adds noise."
+            f"zero_terminal_snr: sqrt(alphas_cumprod) goes from {first_root:.6g} to {last_root:.6g} over {len(betas)} "
+            "step(s), and no stretch can keep its first value and end in 0. Give a `schedule` of at least two steps "
+            "that adds noise."
         )
-    rescaled = _betas_between(
-        "zero_terminal_snr", torch.cat([root.new_ones(1), (root - last) / (first - last) * first]).square(), 1.0
-    )
-    return torch.cat([betas[:1], rescaled[1:]])
+    root = (root - last_root) / (first_root - last_root) * first_root
+    stretched_betas = _derive_betas("zero_terminal_snr", torch.cat([root.new_ones(1), root]).square(), 1.0)
+    return torch.cat([betas[:1], stretched_betas[1:]])
 
 
 def shift_snr(betas: Tensor, shift: float) -> Tensor:
     """Multiply the signal-to-noise ratio at every step by ``shift ** 2``.
 
-    Hoogeboom et al. 2023, "simple diffusion", Section 3.1: an image larger than the one a schedule was made for keeps
-    more of its signal at the same noise, so ``log SNR`` is shifted by ``2 log(shift)`` with ``shift = reference size /
-    image size``; for example ``64 / 256`` to take a schedule tuned at 64 pixels to 256.
+    Hoogeboom et al. 2023, "simple diffusion", Section 3.1: at the same noise, a larger image keeps more of its signal.
+    So a schedule tuned at one image size is noised more at a larger one: ``log SNR`` is shifted by ``2 log(shift)``
+    with ``shift = reference size / image size``. For example, ``64 / 256`` takes a schedule tuned at 64 pixels to 256.
 
     Args:
         betas: Shape ``(num_timesteps,)``.
-        shift: Above 0; below 1 is more noise, 1 changes nothing.
+        shift: Ratio of image sizes, above 0; below 1 adds noise, 1 changes nothing.
     """
     betas = check_betas("shift_snr", betas)
     check_float("shift_snr", "schedule.shift", shift)
     if not 0 < shift < 1e6:
         raise ValueError(
-            f"shift_snr(shift={shift}): the shift is a ratio of image sizes (reference / yours), above 0. "
-            "Change `schedule.shift`."
+            f"shift_snr(shift={shift}): the shift is a ratio of image sizes (reference / yours), above 0 and below "
+            "1e6. Change `schedule.shift`."
         )
     signal = torch.cumprod(1 - betas, 0)
-    scaled = signal * shift**2
-    return _betas_between("shift_snr", torch.cat([signal.new_ones(1), scaled / (1 - signal + scaled)]), 1.0)
+    shifted_signal = signal * shift**2
+    ratio = shifted_signal / (1 - signal + shifted_signal)
+    return _derive_betas("shift_snr", torch.cat([signal.new_ones(1), ratio]), 1.0)
 
 
-def _square_root_line(name: str, num_timesteps: int, start: float, end: float) -> Tensor:
-    steps = _steps(name, num_timesteps)
-    start, end = _ends(name, start, end)
+def _square_a_line(name: str, num_timesteps: int, start: float, end: float) -> Tensor:
+    steps = _check_num_timesteps(name, num_timesteps)
+    start, end = _check_ends(name, start, end)
     return check_betas(name, torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64).square())
 
 
-def _betas_between(name: str, signal: Tensor, max_beta: float) -> Tensor:
-    """Betas, shape ``(T,)``, from the signal variance before, between and after the T steps, shape ``(T + 1,)``."""
+def _derive_betas(name: str, signal: Tensor, max_beta: float) -> Tensor:
+    """Derive betas, shape ``(T,)``, from the signal variance before the first and after each step, ``(T + 1,)``."""
     check_float(name, "schedule.max_beta", max_beta)
     if not 0 < max_beta <= 1:
         raise ValueError(
             f"{name}(max_beta={max_beta}): betas are clipped to a variance in (0, 1]. Change `schedule.max_beta`."
         )
-    wrong = ~((signal >= 0) & (signal <= 1))  # so that NaN is wrong too
-    if bool(wrong.any()):
-        step = int(wrong.nonzero()[0]) - 1
-        raise ValueError(f"{name}: alphas_cumprod is {signal[step + 1]:.6g} at t={step}; it is a variance in [0, 1].")
-    rising = signal[1:] > signal[:-1]
-    if bool(rising.any()):
-        step = int(rising.nonzero()[0])
+    is_invalid = ~((signal >= 0) & (signal <= 1))  # negated, so that NaN counts as invalid
+    if bool(is_invalid.any()):
+        step = int(is_invalid.nonzero()[0]) - 1
+        raise ValueError(
+            f"{name}: alphas_cumprod is {signal[step + 1]:.6g} at t={step}, but it is a variance and lies in [0, 1]. "
+            "Change `schedule`."
+        )
+    rises = signal[1:] > signal[:-1]
+    if bool(rises.any()):
+        step = int(rises.nonzero()[0])
         raise ValueError(
             f"{name}: alphas_cumprod rises from {signal[step]:.6g} to {signal[step + 1]:.6g} at t={step}, which would "
-            "ask for a negative beta. Signal can only be lost: give values in [0, 1] in falling order."
+            "ask for a negative beta. Signal can only be lost: set `schedule` to values in [0, 1] that never rise."
         )
     if bool((signal[:-1] <= 0).any()):
         step = int((signal <= 0).nonzero()[0]) - 1
         raise ValueError(
             f"{name}: alphas_cumprod is {signal[step + 1]:.6g} at t={step}, before the last step t={len(signal) - 2}. "
-            "Nothing is left for the steps after it to noise; only the last value may be 0."
+            "The later steps would have no signal left to noise. Change `schedule` so that only the last value is 0."
         )
     return check_betas(name, (1 - signal[1:] / signal[:-1]).clamp(max=max_beta))
 
 
-def _ends(name: str, start: float, end: float) -> tuple[float, float]:
+def _check_ends(name: str, start: float, end: float) -> tuple[float, float]:
     start, end = check_float(name, "schedule.start", start), check_float(name, "schedule.end", end)
     for key, value in (("start", start), ("end", end)):
         if value < 0:
             raise ValueError(f"{name}({key}={value}): beta is a variance, never negative. Change `schedule.{key}`.")
     if start > end:
         raise ValueError(
-            f"{name}(start={start}, end={end}): the first beta is larger than the last, so that noise would be added "
-            "fastest to clean images. Swap `schedule.start` and `schedule.end`."
+            f"{name}(start={start}, end={end}): the first beta is larger than the last, so clean images would be "
+            "noised fastest. Swap `schedule.start` and `schedule.end`."
         )
     return start, end
 
 
-def _steps(name: str, num_timesteps: int) -> int:
+def _check_num_timesteps(name: str, num_timesteps: int) -> int:
     return check_int(name, "schedule.num_timesteps", num_timesteps, 1)

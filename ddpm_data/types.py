@@ -1,4 +1,4 @@
-"""What travels: a batch of examples into the transform, a training triple out of it."""
+"""The tuples that travel between the parts: batches of images into the transform, training triples out of it."""
 
 from typing import Any, Literal, NamedTuple
 
@@ -8,13 +8,13 @@ Stage = Literal["train", "val", "test", "predict"]
 
 
 class BatchMeta(NamedTuple):
-    """What a batch's images come with.
+    """Everything that accompanies a batch's images: positions, stage and conditions.
 
     Attributes:
-        position: Each example's place in its stage's stream, int64, shape ``(batch,)``.
-        stage: The stream.
+        position: Each example's position in its stage's stream, int64, shape ``(batch,)``.
+        stage: The stage whose stream the positions belong to.
         condition: The examples' conditions, as ``torch.utils.data.default_collate`` batches them: a tensor of numbers
-            or embeddings, a list of strings, a dict or list of these; ``None`` where none was asked for.
+            or embeddings, a list of strings, or a dict or list of these. ``None`` without a ``condition=``.
     """
 
     position: Tensor
@@ -23,13 +23,13 @@ class BatchMeta(NamedTuple):
 
 
 class ImageBatch(NamedTuple):
-    """A batch as the loader delivers it and as it crosses to the device: not yet a training triple.
+    """A batch as the loader delivers it, before it becomes a training triple.
 
-    Two fields, so that ``x_t, t, noise = batch`` fails at once where the DataModule's hook was not run.
+    It has two fields only, so ``x_t, t, noise = batch`` fails at once if the DataModule's hook did not run.
 
     Attributes:
         images: uint8 in ``[0, 255]``, shape ``(batch, channels, height, width)``; latents are floats.
-        meta: Where they stand in the stream, and their conditions.
+        meta: The examples' positions and conditions.
     """
 
     images: Tensor
@@ -37,16 +37,17 @@ class ImageBatch(NamedTuple):
 
     @property
     def position(self) -> Tensor:
-        """Their positions."""
+        """Each example's position in its stage's stream, int64, shape ``(batch,)``."""
         return self.meta.position
 
 
 class Triple(NamedTuple):
-    """A batch as the model sees it: ``x_t, t, noise = batch``.
+    """A batch as the model receives it: ``x_t, t, noise = batch``.
 
     Attributes:
         x_t: Noised images, float, shape ``(batch, channels, height, width)``.
-        t: Zero-based steps in ``[0, num_timesteps)``, int64, shape ``(batch,)``; ``t = 0`` is noised once.
+        t: Zero-based steps in ``[0, num_timesteps)``, int64, shape ``(batch,)``; at ``t = 0`` an image has been noised
+            once.
         noise: The standard normal noise inside ``x_t``, shape and dtype of ``x_t``.
     """
 
@@ -56,13 +57,14 @@ class Triple(NamedTuple):
 
 
 class ConditionedTriple(NamedTuple):
-    """A batch as the model sees it with ``condition=``: ``x_t, t, noise, condition = batch``.
+    """A batch as the model receives it with ``condition=``: ``x_t, t, noise, condition = batch``.
 
     Attributes:
-        x_t: As in :class:`Triple`, as the next two.
-        t: Steps.
-        noise: Noise.
-        condition: Labels, embeddings, strings, or dicts of these, on the same device: see :class:`BatchMeta`.
+        x_t: Noised images, as in :class:`Triple`.
+        t: Steps, as in :class:`Triple`.
+        noise: Noise, as in :class:`Triple`.
+        condition: Labels, embeddings, strings, or dicts of these; tensors are on the device of ``x_t``. See
+            :class:`BatchMeta`.
     """
 
     x_t: Tensor
@@ -71,7 +73,7 @@ class ConditionedTriple(NamedTuple):
     condition: Any
 
 
-ItemKey = int | str  # a place in a tuple, or a key in a dict
+ItemKey = int | str  # an index into a tuple, or a key of a dict
 
 
 Examples = ImageBatch  # its name before 0.1, kept for 0.1

@@ -1,4 +1,4 @@
-"""``python -m ddpm_data.verify``, which is ``ddpm-data verify``."""
+"""The command ``ddpm-data verify``, also as ``python -m ddpm_data.verify``."""
 
 import sys
 

@@ -5,7 +5,7 @@ after a ``python`` block is what that prints.
 """
 
 import argparse
-import importlib
+import importlib.util
 import re
 import runpy
 import shlex
@@ -13,6 +13,7 @@ import sys
 import tomllib
 from contextlib import redirect_stdout
 from io import StringIO
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,19 +82,29 @@ def check_command(command: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.C
         elif words[:2] == ["pip", "install"]:
             for extras in re.findall(r"\[([\w,]+)\]", part):
                 assert set(extras.split(",")) <= set(_EXTRAS), command
+        elif words[:1] == ["ddpm-data"]:
+            _check_tool(f"ddpm_data.{words[1]}", words[2:])
+        elif words[:2] == ["python", "-m"] and words[2].startswith("benchmarks."):
+            assert importlib.util.find_spec(words[2]), command
         elif words[:2] == ["python", "-m"] and words[2].startswith("ddpm_data."):
             _check_tool(words[2], words[3:])
         else:
             raise AssertionError(f"no test knows how to check this command: {command}")
 
 
-def run(page: str, name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    """Do what a reader of a page would, from top to bottom: one folder, one Python session."""
+def run(
+    page: str, name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> list[str]:
+    """Do what a reader of a page would, from top to bottom: one folder, one Python session.
+
+    Returns:
+        Where a ``print`` is whose output the page does not show.
+    """
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(folder)
     session: dict[str, Any] = {"__name__": "page"}
-    printed = ""
-    for block in blocks(page):
+    printed, hidden = "", []
+    for block, next_block in zip_longest(blocks(page), blocks(page)[1:]):
         where = f"{name}:{block.line}"
         if block.title:
             (folder / block.title).parent.mkdir(parents=True, exist_ok=True)
@@ -103,6 +114,9 @@ def run(page: str, name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, cap
                 # Blank lines before it, so that a traceback has the page's line.
                 exec(compile("\n" * (block.line - 1) + block.text, name, "exec"), session)
             printed = output.getvalue()
+            is_shown = next_block and next_block.language == "text" and next_block.adjoins
+            if "print(" in block.text and not is_shown:  # a progress bar need not be shown
+                hidden.append(where)
         elif block.language == "yaml":
             _check_targets(OmegaConf.create(block.text), where)
         elif block.language == "bash":
@@ -112,6 +126,7 @@ def run(page: str, name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, cap
             raise AssertionError(f"{where}: what is the language {block.language!r} of this block?")
         elif block.adjoins:
             assert block.text == printed, f"{where}: what is printed is\n{printed}"
+    return hidden
 
 
 def _of_one_run(word: str) -> str:
@@ -126,7 +141,7 @@ def _check_tool(module: str, words: list[str]) -> None:
     if module == "ddpm_data.compare":
         return  # it reads what runs have left
     parser = argparse.ArgumentParser()
-    for option in ("--processes", "--steps", "--workers", "--most", "--out"):
+    for option in ("--processes", "--steps", "--num-workers", "--max-items", "--output-dir"):
         parser.add_argument(option)
     _config.add_config_options(parser)
     args = parser.parse_args(words)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ddpm_data import DDPMDataModule, schedules
 from ddpm_data.cli.check import main as check
-from ddpm_data.loading import loader, options
+from ddpm_data.loading import map_style, options, worker
 from ddpm_data.sources import ImageFiles
 from tests.conftest import Recorder, trainer
 
@@ -40,7 +40,7 @@ def main() -> None:
             delattr(os, name)
     multiprocessing.set_start_method("spawn")
     multiprocessing.get_all_start_methods = lambda: ["spawn"]
-    loader.SHARED = options.SHARED = Path("no such folder")
+    map_style.SHARED_MEMORY = worker.SHARED_MEMORY = Path("no such folder")
     print("cores", options.cpu_count())
     for cache in (None, f"{out}/cache"):
         print("triples", digest(images, out, 1, cache))

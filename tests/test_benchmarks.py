@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.mutants import mutant
-from benchmarks.watched import Verdict, Worker, verdicts
+from benchmarks.mutants import make_mutant
+from benchmarks.watched import Verdict, Worker, collect_verdicts
 from tests.conftest import ROOT
 from tests.unwell import unwell
 
@@ -44,7 +44,7 @@ def test_the_transforms_benchmark_runs_on_a_cuda_device() -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="a signal ends its process")
 def test_the_fuzzer_knows_which_file_a_process_died_or_hung_at(tmp_path: Path) -> None:
     pool = [Worker(tmp_path, unwell)]
-    found = dict(verdicts(pool, range(8), lambda: Worker(tmp_path, unwell), limit=0.5))
+    found = dict(collect_verdicts(pool, range(8), lambda: Worker(tmp_path, unwell), limit=0.5))
     pool[0].process.kill()
     assert found.pop(3) == Verdict("crashes", "the process ended with status -11")
     assert found.pop(5).column == "hangs"
@@ -52,6 +52,6 @@ def test_the_fuzzer_knows_which_file_a_process_died_or_hung_at(tmp_path: Path) -
 
 
 def test_the_same_number_is_the_same_damage_and_most_numbers_do_some() -> None:
-    files = [mutant(number) for number in range(200)]
-    assert files == [mutant(number) for number in range(200)]
+    files = [make_mutant(number) for number in range(200)]
+    assert files == [make_mutant(number) for number in range(200)]
     assert len({content for _, content in files}) > 190

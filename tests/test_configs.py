@@ -208,7 +208,7 @@ def test_debug_configs_run_on_one_cpu_process_whatever_else_is_chosen(name: str,
     assert (run.num_devices, run.num_nodes, run.max_epochs) == (1, 1, 1)
     assert run.fast_dev_run == (name == "fdr")
     assert isinstance(run.profiler, SimpleProfiler) == (name == "profiler")
-    assert instantiate(cfg.datamodule).loading.num_workers == 0
+    assert instantiate(cfg.datamodule).loader_options.num_workers == 0
 
 
 def test_every_argument_of_the_datamodule_is_in_the_configs() -> None:
@@ -267,7 +267,9 @@ def test_help_lists_every_group_and_choice() -> None:
 
 
 def test_interpolations_all_resolve() -> None:
-    OmegaConf.to_container(composed(), resolve=True, throw_on_missing=False)
+    resolved = OmegaConf.to_container(composed(), resolve=True, throw_on_missing=True)
+    assert resolved["model"]["schedule"] == resolved["datamodule"]["schedule"] == resolved["schedule"]
+    assert resolved["logger"]["csv"]["save_dir"] == resolved["trainer"]["default_root_dir"]
 
 
 def test_saved_configs_are_read_without_hydra_or_this_package(tmp_path: Path) -> None:

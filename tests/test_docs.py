@@ -1,5 +1,6 @@
 """The site: its pages say what is true, as their blocks show, and it can be built."""
 
+import base64
 import importlib
 import inspect
 import json
@@ -20,7 +21,7 @@ DOCS = ROOT / "docs"
 PAGES = {path.relative_to(DOCS).as_posix(): path.read_text() for path in sorted(DOCS.rglob("*.md"))}
 ELSEWHERE = {  # pages whose blocks want several processes or an installed package, and the tests that run them
     "how-to/hydra.md": "test_installed.py",
-    "how-to/plain-torch.md": "test_loops.py",
+    "how-to/plain-torch.md": "datamodule/test_loops.py",
     "how-to/several-gpus.md": "test_several.py",
 }
 
@@ -41,7 +42,8 @@ def test_every_block_of_a_page_runs(
 ) -> None:
     if "from denoising_diffusion_pytorch" in PAGES[name]:
         pytest.importorskip("denoising_diffusion_pytorch", reason="compares with it: pip install -e '.[bench]'")
-    blocks.run(PAGES[name], f"docs/{name}", tmp_path, monkeypatch, capfd)
+    hidden = blocks.run(PAGES[name], f"docs/{name}", tmp_path, monkeypatch, capfd)
+    assert not hidden  # the page shows what its blocks print
 
 
 @pytest.mark.parametrize("name", ELSEWHERE)
@@ -71,8 +73,50 @@ def test_the_notebook_prints_what_is_stored_in_it(tmp_path: Path) -> None:
 
 
 def test_every_page_is_in_the_navigation() -> None:
-    listed = re.findall(r": ([\w/-]+\.md)", (ROOT / "mkdocs.yml").read_text())
-    assert sorted(set(listed) - {"forward_process.md"}) == sorted(PAGES)  # that one is made of a notebook
+    listed = re.findall(r": ([\w/-]+\.(?:md|ipynb))$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted([*PAGES, "forward_process.ipynb"])
+
+
+def test_the_table_of_groups_lists_every_config() -> None:
+    rows = dict(re.findall(r"^\| `(\w+)` \| ((?:`\w+` ?)+) \|", PAGES["configs.md"], re.MULTILINE))
+    folders = {path.name: path for path in (ROOT / "conf").iterdir() if path.is_dir()}
+    assert set(rows) == set(folders)
+    for group, choices in rows.items():
+        files = {path.stem for path in folders[group].glob("*.yaml")} - {"base"}
+        assert set(re.findall(r"`(\w+)`", choices)) == files
+
+
+def test_the_readmes_picture_is_the_notebooks() -> None:
+    cells: list[dict[str, Any]] = json.loads((DOCS / "forward_process.ipynb").read_text())["cells"]
+    drawn = [output["data"]["image/jpeg"] for cell in cells for output in cell.get("outputs", []) if "data" in output]
+    picture = base64.b64encode((DOCS / "pictures" / "schedules.jpg").read_bytes()).decode()
+    assert [jpeg.strip() for jpeg in drawn].count(picture) == 1
+
+
+def test_the_notebooks_page_has_its_pictures_and_the_notebook_beside_it(site: Path) -> None:
+    page = (site / "forward_process" / "index.html").read_text()
+    notebook = DOCS / "forward_process.ipynb"
+    pictures = sum("image/" in line for line in printed(notebook))
+    assert page.count("data:image/jpeg;base64,") == pictures == 6
+    assert (site / "forward_process" / notebook.name).read_text() == notebook.read_text()
+
+
+def test_the_readme_and_the_page_on_datasets_state_one_contract() -> None:
+    readme = (ROOT / "README.md").read_text()
+    contract = readme.partition("[start:contract] -->\n")[2].partition("<!-- --8<-- [end:contract]")[0]
+    assert contract.startswith("A dataset has `__len__`")
+    assert contract in PAGES["how-to/own-dataset.md"]
+
+
+def test_the_quickstart_shows_the_readmes_parts(site: Path) -> None:
+    page = re.sub(r"<[^>]+>", "", (site / "index.html").read_text())
+    for part in (
+        "class NoisePredictor",
+        "python train_stub.py",
+        "the data side of diffusion training",
+        "CHW, HWC, or HW",
+    ):
+        assert part in page
 
 
 def resolved(path: str) -> object:
@@ -100,8 +144,8 @@ def test_the_reference_has_all_that_is_public_and_all_that_pages_import(site: Pa
 def test_the_built_pages_hold_no_markup_that_was_not_rendered(site: Path) -> None:
     for path in site.rglob("index.html"):
         article = path.read_text().partition("<article")[2].partition("</article")[0]
-        prose = re.sub(r"<(pre|code)\b.*?</\1>", "", article, flags=re.DOTALL)
-        for wrong in ("<autoref", "``", ":class:", ":func:", "|---", "README:", "]("):
+        prose = re.sub(r"<(pre|code|script|style)\b.*?</\1>", "", article, flags=re.DOTALL)
+        for wrong in ("<autoref", "``", ":class:", ":func:", "|---", "README.md:", "--8<--", "]("):
             assert wrong not in prose, f"{path}: {wrong}"
 
 
@@ -111,4 +155,6 @@ def test_nothing_is_fetched_from_elsewhere_to_show_a_page(site: Path) -> None:
             r'<(?:script|img|link rel="stylesheet")[^>]+(?:src|href)="(https?:[^"]+)"', path.read_text()
         )
         assert loaded == [], path
+        # A notebook's page has a script that would import Mermaid from elsewhere, once it finds a diagram.
+        assert '<pre class="mermaid' not in path.read_text(), path
         assert 'data-md-component="source"' not in path.read_text(), f"{path}: its script asks GitHub for stars"

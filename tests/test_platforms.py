@@ -22,7 +22,7 @@ from ddpm_data import DDPMDataModule, schedules
 from ddpm_data.cli.verify import _environment
 from ddpm_data.diffusion.timestep_bins import BinLoss, read_losses, write_losses
 from ddpm_data.sources import ImageFiles, TarShards
-from ddpm_data.sources.image_files import _sorted_names
+from ddpm_data.sources.image_files import _sort_names
 from tests.conftest import ROOT, Recorder, trainer, uint8_images
 from tests.spawn_job import digest
 
@@ -36,8 +36,8 @@ def test_nested_files_have_one_order_on_every_system(tmp_path: Path) -> None:
         Image.new("L", (8, 8)).save(tmp_path / name)
     names = ImageFiles(tmp_path).names
     assert set(names) == set(NESTED)
-    assert _sorted_names(map(PureWindowsPath, NESTED)) == names
-    assert _sorted_names(map(PurePosixPath, NESTED)) == names
+    assert _sort_names(map(PureWindowsPath, NESTED)) == names
+    assert _sort_names(map(PurePosixPath, NESTED)) == names
 
 
 def cached(folder: Path) -> DDPMDataModule:
@@ -182,7 +182,9 @@ def test_one_stream_where_processes_can_only_be_spawned(tmp_path: Path) -> None:
 
 def test_a_way_to_start_workers_that_the_system_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["spawn"])
-    with pytest.raises(ValueError, match=r"'fork'\): workers start by spawn\. Change `loader.multiprocessing_context`"):
+    with pytest.raises(
+        ValueError, match=r"'fork'\): on this system workers start by spawn\. Change `loader.multiprocessing_context`"
+    ):
         DDPMDataModule(
             uint8_images(4, 3, 8, 8),
             schedule=schedules.linear(10),
@@ -204,8 +206,8 @@ class Stuck:
 
 
 def test_shared_memory_is_spoken_of_only_where_it_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("loader", "options"):
-        monkeypatch.setattr(f"ddpm_data.loading.{module}.SHARED", tmp_path / "no such folder")
+    for module in ("map_style", "worker"):
+        monkeypatch.setattr(f"ddpm_data.loading.{module}.SHARED_MEMORY", tmp_path / "no such folder")
     datamodule = DDPMDataModule(Stuck(), schedule=schedules.linear(10), num_workers=1, timeout=1)
     with pytest.raises(RuntimeError, match=r"Look at the memory and at the dataset"):
         trainer(tmp_path).fit(Recorder(), datamodule=datamodule)

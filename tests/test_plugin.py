@@ -107,7 +107,7 @@ def test_two_lines_of_defaults_make_a_datamodule(app: Path) -> None:
 
 
 def test_the_report_reads_such_configs_too(app: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert report(["--config-dir", str(app), "--config-name", "small", "--out", str(tmp_path / "out")]) == 0
+    assert report(["--config-dir", str(app), "--config-name", "small", "--output-dir", str(tmp_path / "out")]) == 0
     assert (tmp_path / "out" / "report.png").is_file()
     captured = capsys.readouterr()
     assert "| cosine " in captured.out

@@ -15,10 +15,10 @@ from hydra.utils import instantiate
 from PIL import Image
 
 from tests.conftest import ROOT, Recorder, trainer
+from tests.datamodule.test_ddp import free_port
+from tests.datamodule.test_loops import by_example
 from tests.groups import started
 from tests.test_configs import composed
-from tests.test_ddp import free_port
-from tests.test_loops import by_example
 
 SMALL = ["model.width=16", "model.ema_decay=0.5", "samples=4", "schedule.num_timesteps=20", "compile=false"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--master-addr=127.0.0.1"]
@@ -136,7 +136,7 @@ def test_what_is_true_of_the_run_is_said_once(both: list[Node]) -> None:
 
 
 def test_an_error_on_one_node_ends_both(tmp_path: Path) -> None:
-    first, second = nodes(tmp_path, 1, "-m", "tests.faults_job", "error", str(tmp_path), "1", "2")
+    first, second = nodes(tmp_path, 1, "-m", "tests.loading.faults_job", "error", str(tmp_path), "1", "2")
     assert first.code != 0
     assert second.code != 0
     assert re.search(r"RuntimeError: train\[\d+\]: KeyError: 'no row", second.said)

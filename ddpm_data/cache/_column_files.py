@@ -1,4 +1,4 @@
-"""Arrays with a row an item, in ``.npy`` files: written batch by batch, known by their digest, mapped into memory."""
+"""Arrays in ``.npy`` files, one row per item: written batch by batch, checked by a digest, mapped into memory."""
 
 import errno
 import math
@@ -23,11 +23,11 @@ _CANNOT_RESERVE = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}  # what file sy
 
 
 class ColumnWriter:
-    """An array on its way into a file.
+    """Writes an array into a file, batch by batch.
 
     Args:
         path: The file.
-        count: Rows it will have.
+        count: Rows that the array will have.
     """
 
     def __init__(self, path: Path, count: int) -> None:
@@ -38,11 +38,11 @@ class ColumnWriter:
         self._texts: list[str] = []
 
     def write(self, rows: Tensor | Sequence[str]) -> None:
-        """Add some rows; strings wait for the last one, since the longest decides their place.
+        """Append rows. Strings are kept until the last one, since the longest decides how much room each takes.
 
         Raises:
-            OSError: The disk is full, which is found out before the first row is written.
-            TypeError: The dtype is one NumPy does not know.
+            OSError: The disk has not enough space, which is known before the first row is written.
+            TypeError: NumPy does not know the dtype.
         """
         if not isinstance(rows, Tensor):
             self._texts += rows
@@ -53,7 +53,7 @@ class ColumnWriter:
         self._write(array.data)
 
     def finish(self) -> dict[str, object]:
-        """Bring it to the disk; what to know it by."""
+        """Bring the file to the disk, and return what :func:`find_damage` checks it by."""
         if self._texts:
             texts = np.array(self._texts)
             self._begin(texts.dtype, ())
@@ -61,21 +61,21 @@ class ColumnWriter:
         assert self._file is not None
         sync_to_disk(self._file)
         self._file.close()
-        found = self.path.stat()
-        return {"bytes": found.st_size, "modified": found.st_mtime_ns, "blake2b": self._digest.hexdigest()}
+        stat = self.path.stat()
+        return {"bytes": stat.st_size, "modified": stat.st_mtime_ns, "blake2b": self._digest.hexdigest()}
 
     def discard(self) -> None:
-        """Leave no file."""
+        """Delete the file."""
         if self._file is not None:
             self._file.close()
         self.path.unlink(missing_ok=True)
 
     def _begin(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
-        """Write the header, and reserve the disk space of all that follows."""
-        header, whole = BytesIO(), (self._count, *shape)
-        about = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": whole}
-        np.lib.format.write_array_header_1_0(header, about)
-        size = len(header.getvalue()) + math.prod(whole) * dtype.itemsize
+        """Write the header, and reserve the disk space of all rows."""
+        header, full_shape = BytesIO(), (self._count, *shape)
+        fields = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": full_shape}
+        np.lib.format.write_array_header_1_0(header, fields)
+        size = len(header.getvalue()) + math.prod(full_shape) * dtype.itemsize
         self._file = self.path.open("wb")
         try:
             _reserve(self._file, size)
@@ -90,7 +90,7 @@ class ColumnWriter:
 
 
 def open_memmap(path: Path) -> Tensor | np.ndarray[Any, Any]:
-    """A file's array, mapped into memory: a tensor, or an array of strings."""
+    """Map a file's array into memory: a tensor, or an array of strings."""
     # Copy on write, as torch warns of what must not be written to; nothing is written.
     array = np.load(path, mmap_mode="c", allow_pickle=False)
     return array if array.dtype.kind == "U" else torch.from_numpy(array)
@@ -108,19 +108,19 @@ def take_rows(tree: Any, indices: Tensor) -> Any:  # noqa: ANN401  # nested colu
     return map_leaves(take, tree)
 
 
-def find_damage(path: Path, said: Mapping[str, Any]) -> str | None:
-    """Describe what is wrong with a file that :meth:`ColumnWriter.finish` has recorded; ``None`` if nothing is."""
+def find_damage(path: Path, record: Mapping[str, Any]) -> str | None:
+    """Describe what is wrong with a file, by the record of :meth:`ColumnWriter.finish`; ``None`` if nothing is."""
     if not path.is_file():
         return "is gone"
-    found = path.stat()
-    if found.st_size != said["bytes"]:
-        return f"has {found.st_size} bytes instead of {said['bytes']}"
-    # Whatever changes a file changes its time. A copy has another time too, and is read through to see, once.
-    if found.st_mtime_ns != said["modified"]:
-        if _digest(path) != said["blake2b"]:
+    stat = path.stat()
+    if stat.st_size != record["bytes"]:
+        return f"has {stat.st_size} bytes instead of {record['bytes']}"
+    # Whatever changes a file changes its time. A copy has another time too, and is read through once, to see.
+    if stat.st_mtime_ns != record["modified"]:
+        if _digest(path) != record["blake2b"]:
             return "has been changed or damaged"
         with suppress(OSError):  # another user's
-            os.utime(path, ns=(found.st_atime_ns, said["modified"]))
+            os.utime(path, ns=(stat.st_atime_ns, record["modified"]))
     return None
 
 
@@ -135,7 +135,7 @@ def _digest(path: Path) -> str:
 
 
 def _reserve(file: BinaryIO, size: int) -> None:
-    """Have the disk keep a file's space; where it cannot, see at least that there is as much now."""
+    """Reserve a file's disk space; where the system cannot do so, check that there is enough now."""
     if hasattr(os, "posix_fallocate"):
         try:
             os.posix_fallocate(file.fileno(), 0, size)

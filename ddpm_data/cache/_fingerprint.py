@@ -1,4 +1,4 @@
-"""What decides a dataset's pixels, in one digest: two datasets that share it have the same images."""
+"""The fingerprint of a dataset: two datasets that share it have the same images."""
 
 import json
 from collections.abc import Iterator
@@ -12,19 +12,20 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset
 
 from ddpm_data.loading.map_style import MapStyleImages
-from ddpm_data.sources.image_files import ImageFiles
+from ddpm_data.sources import ImageFiles
 
-_LOOKED_AT = 16  # items whose content is part of the digest
+_ITEMS_COMPARED = 16  # items whose content is part of the digest
 
 
 def fingerprint(images: MapStyleImages, version: int) -> str:
-    """Digest a dataset: its kind and length, its files' names, sizes and times, a few items, the processor.
+    """Digest what decides a dataset's pixels.
 
-    A dataset that is neither files nor subsets of them is known by those few items' content alone.
+    That is its kind and length, its files' names, sizes and times, the content of a few items, and the processor. A
+    dataset that is neither files nor subsets of them is known by those few items' content alone.
 
     Args:
         images: The dataset and its processor.
-        version: Of whatever is to be known by the digest.
+        version: Of whatever the digest names.
 
     Returns:
         24 hexadecimal digits.
@@ -34,47 +35,47 @@ def fingerprint(images: MapStyleImages, version: int) -> str:
         ValueError: An item is another each time it is asked for.
     """
     digest = blake2b(digest_size=12)
-    known = [version, sorted(vars(images.processor).items()), images.condition, images.replaces]
-    described = chain(known, _described(images.dataset))
-    for part in described:
+    options = [version, sorted(vars(images.processor).items()), images.condition, images.replaces]
+    for part in chain(options, _describe(images.dataset)):
         digest.update(json.dumps(part).encode())
-    for content in _looked_at(images):
+    for content in _load_sample(images):
         digest.update(f"{content.dtype} {tuple(content.shape)}".encode())
         digest.update(content.contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
-def _described(dataset: object) -> Iterator[object]:
+def _describe(dataset: object) -> Iterator[object]:
     yield [type(dataset).__module__, type(dataset).__qualname__, len(dataset)]  # type: ignore[arg-type]  # map-style
     if isinstance(dataset, Subset):
         yield blake2b(np.asarray(dataset.indices, dtype=np.int64).tobytes()).hexdigest()
-        yield from _described(dataset.dataset)
+        yield from _describe(dataset.dataset)
     elif isinstance(dataset, ConcatDataset):
         for part in dataset.datasets:
-            yield from _described(part)
+            yield from _describe(part)
     elif isinstance(dataset, ImageFiles):
-        yield from (_file(dataset.root, Path(name)) for name in dataset.names)
+        yield from (_describe_file(dataset.root, Path(name)) for name in dataset.names)
     elif isinstance(root := getattr(dataset, "root", None), str | Path):  # torchvision's folders of images
         samples = getattr(dataset, "samples", None)
         if isinstance(samples, list) and samples and isinstance(samples[0], tuple):
-            yield from (_file(Path(root), Path(sample[0])) for sample in samples)
+            yield from (_describe_file(Path(root), Path(sample[0])) for sample in samples)
 
 
-def _file(root: Path, path: Path) -> tuple[str, int, int]:
-    """Names are taken below the root, so that a folder may be moved."""
-    about = (root / path).stat()
+def _describe_file(root: Path, path: Path) -> tuple[str, int, int]:
+    """Return a file's name below the root (so that a folder may be moved), size and time."""
+    stat = (root / path).stat()
     name = path.relative_to(root) if path.is_relative_to(root) else path
-    return name.as_posix(), about.st_size, about.st_mtime_ns
+    return name.as_posix(), stat.st_size, stat.st_mtime_ns
 
 
-def _looked_at(images: MapStyleImages) -> list[Tensor]:
-    places = torch.linspace(0, len(images) - 1, min(_LOOKED_AT, len(images)), dtype=torch.float64).long().tolist()
-    first, second = images.load_raw(places), images.load_raw(places)
-    for (index, one, _), (_, other, _) in zip(first, second, strict=True):
-        if not torch.equal(one, other):
+def _load_sample(images: MapStyleImages) -> list[Tensor]:
+    count = min(_ITEMS_COMPARED, len(images))
+    indices = torch.linspace(0, len(images) - 1, count, dtype=torch.float64).long().tolist()
+    first, second = images.load_raw(indices), images.load_raw(indices)
+    for item, again in zip(first, second, strict=True):
+        if not torch.equal(item.image, again.image):
             raise ValueError(
-                f"{images.name}[{index}] is another image each time it is asked for (a random transform?), and a cache "
-                "would keep one for ever. Move the randomness to `dataset.augment` or `dataset.flip`, which come after "
-                "the cache, or leave `loader.cache_dir` null."
+                f"{images.name}[{item.item}] is another image each time it is asked for (a random transform?), and a "
+                "cache would keep one for ever. Move the randomness to `dataset.augment` or `dataset.flip`, which come "
+                "after the cache, or leave `loader.cache_dir` null."
             )
-    return [item.raw for item in first]
+    return [item.image for item in first]

@@ -1,8 +1,8 @@
-"""Decode once: a dataset's images, as their processor wants them, in one memory-mapped ``.npy`` file of bytes.
+"""The cache: a dataset's images, decoded and resized once, in one memory-mapped ``.npy`` file.
 
-Beside ``<dataset>-<fingerprint>.npy`` stand ``.1.npy`` and so on for conditions, and a ``.json`` that says what is in
-them. It is written last, and is what makes a cache of the files: those whose making was cut short have none. Another
-dataset, size or processor has another name.
+``<dataset>-<fingerprint>.npy`` holds the images. ``.1.npy`` and so on hold conditions, and a ``.json`` file describes
+them. The description is written last and makes the files a cache: where building was interrupted, there is none.
+Another dataset, size or processor has another fingerprint.
 """
 
 import itertools
@@ -13,7 +13,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,95 +21,123 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm import tqdm
 
+from ddpm_data._distributed import World
 from ddpm_data._nested import leaves, map_leaves
 from ddpm_data.cache._column_files import ColumnWriter, find_damage, open_memmap, sync_to_disk, take_rows
 from ddpm_data.cache._fingerprint import fingerprint
-from ddpm_data.loading.bad_items import BadItem, shape_mismatch_message
-from ddpm_data.loading.loader import StreamLoader
-from ddpm_data.loading.map_style import ItemBatch, MapStyleImages
+from ddpm_data.loading.bad_items import BadItem, BadItemCounter, shape_mismatch_message
+from ddpm_data.loading.loader import StreamLoader, make_loader
+from ddpm_data.loading.map_style import MapStyleImages
 from ddpm_data.loading.options import LoaderOptions, cpu_count
-from ddpm_data.loading.samplers import EvalSampler
+from ddpm_data.loading.stage_images import ItemBatch
+from ddpm_data.loading.worker import call_in_worker
 
-_FORMAT = 2  # raised whenever the same dataset and processor come to give other bytes, or the files another meaning
-_BATCH = 64  # images a worker decodes at once
+_FORMAT = 2  # raised whenever the same dataset and processor give other bytes, or the files have another meaning
+_BATCH_SIZE = 64  # images that a worker decodes at once
 
 
 class Cache(NamedTuple):
-    """Files of decoded images and their conditions, mapped into memory: all processes that read them share their pages.
+    """Decoded images and their conditions, mapped into memory: all processes that read them share their pages.
 
     Attributes:
         path: The images' file.
         array: Its content, uint8 (latents: floats), shape ``(count, channels, height, width)``.
-        condition: The conditions' arrays, in a nest of dicts and lists; ``None`` where there are none.
-        faults: Why some images were replaced when the cache was made, by index.
+        condition: The conditions' arrays, in nested dicts and lists; ``None`` where there are none.
+        bad_items: Why some images were replaced when the cache was built, by index.
     """
 
     path: Path
     array: Tensor
     condition: Any
-    faults: dict[int, str]
+    bad_items: dict[int, str]
+
+    @property
+    def bytes_per_image(self) -> int:
+        """In a batch."""
+        return self.array[0].nbytes
 
     def batch(self, indices: Tensor) -> ItemBatch:
-        """Some of the items."""
-        faults: tuple[BadItem, ...] = ()
-        if self.faults:
-            faults = tuple(BadItem(i, self.faults[i]) for i in indices.tolist() if i in self.faults)
-        return ItemBatch(self.array.index_select(0, indices), take_rows(self.condition, indices), faults)
+        """Return some of the items."""
+        bad_items: tuple[BadItem, ...] = ()
+        if self.bad_items:
+            bad_items = tuple(BadItem(i, self.bad_items[i]) for i in indices.tolist() if i in self.bad_items)
+        return ItemBatch(self.array.index_select(0, indices), take_rows(self.condition, indices), bad_items)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A worker maps the files itself instead of being sent their content."""
-        return _opened, (self.path,)
+        """Send the path alone: a worker maps the files itself."""
+        return _open_cache, (self.path,)
 
 
-def open_or_build(images: MapStyleImages, folder: Path, loading: LoaderOptions) -> Cache:
-    """The cache of a dataset: found, or made by one process while others that want it wait.
+def decoding_options(options: LoaderOptions, count: int) -> LoaderOptions:
+    """Return the options by which a cache is built: as given, but with at least one worker (0: one per core).
 
     Args:
-        images: The whole dataset; its ``check`` has passed.
+        options: Those of training.
+        count: Images to decode.
+    """
+    return replace(
+        options,
+        batch_size=_BATCH_SIZE,
+        num_workers=min(options.num_workers or cpu_count(), max(1, -(-count // _BATCH_SIZE))),
+        prefetch_factor=None,
+        persistent_workers=False,
+        drop_last=False,
+    )
+
+
+def open_or_build(images: MapStyleImages, folder: Path, options: LoaderOptions) -> Cache:
+    """Open a dataset's cache; where there is none, build it in one process while others that want it wait.
+
+    Args:
+        images: All images of the dataset, inspected.
         folder: Where caches are kept.
-        loading: How many workers decode (0: one a core), and how they start.
+        options: How many workers decode, and how they start: see :func:`decoding_options`.
 
     Raises:
         OSError: The folder cannot be written to, the disk is full, or an image cannot be read.
         TypeError: An item holds no image.
         ValueError: An image cannot be converted, images differ in shape, or an item is another each time.
     """
-    path = folder / f"{type(images.dataset).__name__}-{fingerprint(images, _FORMAT)}.npy"
-    if _is_whole(path):  # found without a lock, as in a folder that cannot be written to
-        return _opened(path)
-    with _keeping(images.name, folder):
+    path = (
+        folder
+        / f"{type(images.dataset).__name__}-{call_in_worker(options, images.name, fingerprint, images, _FORMAT)}.npy"
+    )
+    if _is_complete(path):  # looked for without a lock, which a folder that cannot be written to would not give
+        return _open_cache(path)
+    with _naming_the_folder(images.name, folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = _locked(path)
+        lock = _lock(path)
     try:
-        if not _is_whole(path, warn=True):
-            with _keeping(images.name, folder):
-                for debris in folder.glob(f"{path.stem}.*.part"):  # its maker was killed: whoever makes holds the lock
+        if not _is_complete(path, warn=True):
+            with _naming_the_folder(images.name, folder):
+                for debris in folder.glob(f"{path.stem}.*.part"):  # of a killed process: only we hold the lock now
                     debris.unlink()
-            _make(images, path, loading)
+            _build(images, path, options)
     finally:
         lock.release()
-    return _opened(path)
+    return _open_cache(path)
 
 
-def _opened(path: Path) -> Cache:
-    said = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+def _open_cache(path: Path) -> Cache:
+    record = json.loads(_record_file(path).read_text(encoding="utf-8"))
     array = open_memmap(path)
     assert isinstance(array, Tensor)
-    faults = {int(index): why for index, why in said["faults"].items()}
-    return Cache(path, array, map_leaves(lambda number: open_memmap(_file(path, number)), said["condition"]), faults)
+    bad_items = {int(index): reason for index, reason in record["faults"].items()}
+    return Cache(
+        path, array, map_leaves(lambda number: open_memmap(_column_file(path, number)), record["condition"]), bad_items
+    )
 
 
-def _file(path: Path, number: int) -> Path:
-    """The images' file, or one of the conditions'."""
+def _column_file(path: Path, number: int) -> Path:
+    """Return the images' file for 0, else one of the conditions'."""
     return path if number == 0 else path.with_suffix(f".{number}.npy")
 
 
-def _number_leaves(tree: Any) -> Any:  # noqa: ANN401  # nested conditions
-    numbers = itertools.count(1)
-    return map_leaves(lambda _: next(numbers), tree)
+def _record_file(path: Path) -> Path:
+    return path.with_suffix(".json")
 
 
-def _locked(path: Path) -> FileLock:
+def _lock(path: Path) -> FileLock:
     lock = FileLock(path.with_suffix(".lock"))
     try:
         lock.acquire(timeout=1)
@@ -120,7 +148,8 @@ def _locked(path: Path) -> FileLock:
 
 
 @contextmanager
-def _keeping(name: str, folder: Path) -> Iterator[None]:
+def _naming_the_folder(name: str, folder: Path) -> Iterator[None]:
+    """Have an error of the disk say which cache it kept from being written, and what to do."""
     try:
         yield
     except OSError as error:
@@ -131,78 +160,81 @@ def _keeping(name: str, folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _is_whole(path: Path, warn: bool = False) -> bool:
-    about = path.with_suffix(".json")
-    if not about.is_file():
+def _is_complete(path: Path, warn: bool = False) -> bool:
+    if not _record_file(path).is_file():
         return False
-    fault = _fault(path, about)
-    if fault and warn:
-        warnings.warn(f"the cache {path} {fault}; it is made anew.", stacklevel=2)
-    return not fault
+    damage = _find_damage(path)
+    if damage and warn:
+        warnings.warn(f"the cache {path} {damage}; it is made anew.", stacklevel=2)
+    return not damage
 
 
-def _fault(path: Path, about: Path) -> str | None:
+def _find_damage(path: Path) -> str | None:
     try:
-        said = json.loads(about.read_text(encoding="utf-8"))
-        files, _ = list(said["files"]), (said["condition"], said["faults"])
-        found = [find_damage(_file(path, number), file) for number, file in enumerate(files)]
+        record = json.loads(_record_file(path).read_text(encoding="utf-8"))
+        files, _ = list(record["files"]), (record["condition"], record["faults"])
+        damages = [find_damage(_column_file(path, number), file) for number, file in enumerate(files)]
     except (ValueError, KeyError, TypeError, AttributeError):
-        return f"is not what {about.name} describes, which is damaged itself"
-    return next(filter(None, found), None)
+        return f"is not what {_record_file(path).name} describes, which is damaged itself"
+    return next(filter(None, damages), None)
 
 
-def _make(images: MapStyleImages, path: Path, loading: LoaderOptions) -> None:
+def _build(images: MapStyleImages, path: Path, options: LoaderOptions) -> None:
     columns: list[ColumnWriter] = []
-    part = path.with_suffix(f".{os.getpid()}.part")
+    unfinished = path.with_suffix(f".{os.getpid()}.part")
     try:
-        about = _write(images, path, loading, columns)
-        with _keeping(images.name, path.parent):
-            about["files"] = [column.finish() for column in columns]
+        record = _write_columns(images, path, options, columns)
+        with _naming_the_folder(images.name, path.parent):
+            record["files"] = [column.finish() for column in columns]
             for number, column in enumerate(columns):
-                os.replace(column.path, _file(path, number))
-            with part.open("wb") as file:
-                file.write(json.dumps(about, indent=1).encode())
+                os.replace(column.path, _column_file(path, number))
+            with unfinished.open("wb") as file:
+                file.write(json.dumps(record, indent=1).encode())
                 sync_to_disk(file)
-            os.replace(part, path.with_suffix(".json"))
+            os.replace(unfinished, _record_file(path))
     finally:
-        part.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
         for column in columns:
             column.discard()
 
 
-def _write(
-    images: MapStyleImages, path: Path, loading: LoaderOptions, columns: list[ColumnWriter]
+def _write_columns(
+    images: MapStyleImages, path: Path, options: LoaderOptions, columns: list[ColumnWriter]
 ) -> dict[str, object]:
-    """Decode every image into columns, one for the images and one for each part of the conditions."""
-    loader, shape = _loader(images, loading), None
+    """Decode every image into columns: one for the images, one for each part of the conditions."""
+    loader, shape = _make_decoding_loader(images, options), None
     with tqdm(desc=f"Decoding {images.name} into {path.parent}", total=len(images), unit="image") as bar:
         for batch, (_, _, condition) in loader:
             parts = [batch, *leaves(condition)]
             if shape is None:
                 shape, tree = batch.shape[1:], _number_leaves(condition)
                 stem = path.with_suffix("")
-                columns += [
-                    ColumnWriter(Path(f"{stem}.{os.getpid()}.{n}.part"), len(images)) for n in range(len(parts))
-                ]
+                for number in range(len(parts)):
+                    columns.append(ColumnWriter(Path(f"{stem}.{os.getpid()}.{number}.part"), len(images)))
             elif batch.shape[1:] != shape:
                 raise ValueError(shape_mismatch_message(images.name, 0, shape, bar.n, batch.shape[1:]))
-            with _keeping(images.name, path.parent):
+            with _naming_the_folder(images.name, path.parent):
                 for column, part in zip(columns, parts, strict=True):
                     column.write(part)
             bar.update(len(batch))
     assert shape is not None
     processor = {name: value for name, value in vars(images.processor).items() if value is not None}
     kind = f"{type(images.dataset).__module__}.{type(images.dataset).__qualname__}"
-    about = {"dataset": kind, "policy": processor, "shape": [len(images), *shape]}
-    return about | {"condition": tree, "faults": {fault.item: fault.why for fault in loader.counter.faults}}
+    return {
+        "dataset": kind,
+        "policy": processor,
+        "shape": [len(images), *shape],
+        "condition": tree,
+        "faults": {bad.item: bad.reason for bad in loader.counter.bad_items},
+    }
 
 
-def _loader(images: MapStyleImages, loading: LoaderOptions) -> StreamLoader:
-    workers = min(loading.num_workers or cpu_count(), -(-len(images) // _BATCH))
-    decoding = copy(loading)
-    decoding.batch_size, decoding.num_workers = _BATCH, workers
-    decoding.prefetch_factor, decoding.persistent_workers, decoding.drop_last = None, False, False
-    order = EvalSampler(len(images), _BATCH, 1, 0)
-    loader = decoding.loader(images, "predict", order, (1, 0), seed=0, pin_memory=False)
-    loader.counter.name = images.name
-    return loader
+def _number_leaves(condition: Any) -> Any:  # noqa: ANN401  # nested conditions
+    numbers = itertools.count(1)
+    return map_leaves(lambda _: next(numbers), condition)
+
+
+def _make_decoding_loader(images: MapStyleImages, options: LoaderOptions) -> StreamLoader:
+    world = World(1, 0)  # others wait
+    counter = BadItemCounter(images.name, options.max_bad_fraction, len(images))
+    return make_loader(images, "predict", images.eval_order(options, world), options, world, seed=0, counter=counter)

@@ -1,4 +1,4 @@
-"""Lightning callbacks: what is logged while training."""
+"""Lightning callbacks that log numbers and pictures while you train."""
 
 from ddpm_data.callbacks.noising_strip import NoisingStrip
 from ddpm_data.callbacks.throughput import Throughput

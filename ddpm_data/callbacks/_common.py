@@ -1,30 +1,46 @@
-"""What the callbacks share: the DataModule they need, the folder they write to."""
+"""Helpers that the callbacks share: the DataModule they read and the folder they write to."""
 
 from pathlib import Path
 
 import lightning as L
 
-from ddpm_data.callbacks.throughput import Throughput as Throughput
 from ddpm_data.datamodule.module import DDPMDataModule
 
 
-def _datamodule_of(trainer: L.Trainer, callback: str) -> DDPMDataModule:
+def find_datamodule(trainer: L.Trainer, callback: str) -> DDPMDataModule:
+    """Return the Trainer's DDPMDataModule.
+
+    Args:
+        trainer: The Trainer, once it has been given its data.
+        callback: The callback's name, for the error.
+
+    Raises:
+        ValueError: The Trainer was given no DDPMDataModule.
+    """
     datamodule = getattr(trainer, "datamodule", None)
     if not isinstance(datamodule, DDPMDataModule):
         raise ValueError(
-            f"{callback} shows what a DDPMDataModule's process does, and the Trainer was given "
+            f"{callback} shows the forward process of a DDPMDataModule, and the Trainer was given "
             f"{'no datamodule' if datamodule is None else type(datamodule).__name__}. Pass one to the Trainer, "
-            "`fit(model, datamodule=...)`, or leave out the callback, in the configs under `callbacks`."
+            "`fit(model, datamodule=...)`, or remove the callback, in the configs under `callbacks`."
         )
     return datamodule
 
 
-def _checked_folder(callback: str, key: str, folder: str | Path | None) -> Path | None:
+def check_folder(callback: str, key: str, folder: str | Path | None) -> Path | None:
+    """Check a callback's ``folder`` argument, and convert it to a path.
+
+    Raises:
+        TypeError: It is neither a path nor ``None``.
+    """
     if not isinstance(folder, str | Path | None):
         raise TypeError(f"{callback}(folder={folder!r}): a folder is needed. Change `{key}`.")
     return None if folder is None else Path(folder)
 
 
-def _folder_of(trainer: L.Trainer, folder: Path | None) -> Path:
-    """Asked on every process: ``log_dir`` is the first one's."""
+def output_folder(trainer: L.Trainer, folder: Path | None) -> Path:
+    """Return the folder given, or else the Trainer's ``log_dir``.
+
+    Every process must call this: the Trainer broadcasts the ``log_dir`` of the first one.
+    """
     return folder if folder is not None else Path(trainer.log_dir or trainer.default_root_dir)

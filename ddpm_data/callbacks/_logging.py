@@ -1,4 +1,4 @@
-"""Pictures into the Trainer's loggers; numbers go there by Lightning's own ``self.log``."""
+"""Pictures for the Trainer's loggers. Numbers reach them through Lightning's own ``self.log``."""
 
 from pathlib import Path
 
@@ -9,13 +9,13 @@ from PIL import Image
 
 
 def log_picture(trainer: L.Trainer, name: str, path: Path) -> None:
-    """Show a picture's file in every logger that can show one; of the others (CSV) the file is what there is.
+    """Show a picture in every logger that can show one: TensorBoard, W&B and MLflow.
 
-    To be called on the process of rank zero.
+    Other loggers, such as the CSV logger, show nothing; the file is still there. Call this on rank zero only.
 
     Args:
-        trainer: Whose loggers: TensorBoard, W&B, MLflow.
-        name: What the picture is called there.
+        trainer: The Trainer that has the loggers.
+        name: The picture's name in the loggers.
         path: The PNG file.
     """
     for logger in trainer.loggers:

@@ -1,10 +1,10 @@
-"""Where the time of training batches goes: moments on the host's clock, or on the device's own."""
+"""A stopwatch for training batches, on the host's clock or on the CUDA device's own."""
 
 import time
 
 import torch
 
-# The parts of a batch's time that are the data's, each between two marks. What is left is the model's, and the time
+# The parts of a batch's time that the data takes, each between two marks. The rest is the model's time, and the time
 # that callbacks and loggers take between two batches.
 PARTS = {"loader": ("asked", "arrived"), "transfer": ("arrived", "moved"), "transform": ("moved", "made")}
 
@@ -13,13 +13,14 @@ Lap = dict[str, Moment]  # one batch: when it began, its marks, when it ended
 
 
 class Stopwatch:
-    """Marks the moments of one batch after the other, and adds up the parts between them.
+    """A stopwatch that marks moments in one batch after another, so that the time between them can be added up.
 
-    On a CUDA device the moments are events in its queue, so that nothing waits for it: a part is then the time in which
-    the device did that, or stood idle for the want of it. The host's clock would only say how long queueing took.
+    On a CUDA device the moments are events in the device's queue, so nothing waits for it. The time between two events
+    is the time in which the device did that part, or had nothing to do. The host's clock would only say how long it
+    took to queue the work.
 
     Args:
-        on_cuda: Whether the batches are worked on by a CUDA device.
+        on_cuda: Whether a CUDA device works on the batches.
     """
 
     def __init__(self, on_cuda: bool) -> None:
@@ -28,22 +29,25 @@ class Stopwatch:
         self._laps: list[Lap] = []
 
     def restart(self) -> None:
-        """Begin a batch here, and forget what has been marked since the last one ended."""
+        """Begin a batch now, and forget the marks made since the last one ended."""
         self._marks = {"began": self._now()}
 
     def mark(self, name: str) -> None:
-        """Note the moment; of a second batch that is fetched ahead only when it has arrived."""
+        """Mark the moment.
+
+        Lightning may fetch a second batch ahead. Then ``"asked"`` stays where it was, and the other marks move.
+        """
         if name != "asked" or name not in self._marks:
             self._marks[name] = self._now()
 
     def lap(self) -> None:
-        """End a batch here, and begin the next."""
+        """End a batch now, and begin the next."""
         ended = self._now()
         self._laps.append(self._marks | {"ended": ended})
         self._marks = {"began": ended}
 
     def take(self) -> list[Lap]:
-        """The batches since the last call."""
+        """Return the batches that ended since the last call."""
         laps, self._laps = self._laps, []
         return laps
 
@@ -56,20 +60,20 @@ class Stopwatch:
 
 
 def has_passed(laps: list[Lap]) -> bool:
-    """Whether the device has come to the end of them; the host's clock always has."""
+    """Tell whether the device has reached the end of these batches. On the host's clock this is always so."""
     ended = laps[-1]["ended"]
     return isinstance(ended, float) or bool(ended.query())  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
 
 def shares(laps: list[Lap]) -> dict[str, float]:
-    """Each part's share of the batches' time, in ``[0, 1]``; together at most 1.
+    """Compute each part's share of the batches' time, in ``[0, 1]``. Together they are at most 1.
 
     Args:
         laps: Batches that :func:`has_passed`. Marks are missing where Lightning fetched the batch ahead.
     """
-    whole = sum(_seconds(lap["began"], lap["ended"]) for lap in laps)
+    total = sum(_seconds(lap["began"], lap["ended"]) for lap in laps)
     return {
-        name: sum(_seconds(lap[first], lap[last]) for lap in laps if first in lap and last in lap) / whole
+        name: sum(_seconds(lap[first], lap[last]) for lap in laps if first in lap and last in lap) / total
         for name, (first, last) in PARTS.items()
     }
 

@@ -1,4 +1,4 @@
-"""How fast training batches come, and where their time goes."""
+"""The callback that measures how fast training batches come, and where their time goes."""
 
 import time
 from typing import Any
@@ -14,19 +14,28 @@ from ddpm_data.types import ConditionedTriple, Triple
 
 
 class Throughput(L.Callback):
-    """Logs how fast training batches come and what part of their time the data takes; validation is left out.
+    """A callback that logs images per second in training, and which share of the time the data takes.
 
-    ``images_per_s``: images a second over all processes, loading included. Of a DDPMDataModule's batches also the
-    shares, in ``[0, 1]``, of the time from one batch to the next, on the first process: ``loader_share`` (waiting for
-    the loader), ``transfer_share`` (to the device), ``transform_share`` (making the triple). What is left is the
-    model's, other callbacks' and loggers'.
+    It logs ``images_per_s``: images per second over all processes, with loading and without validation. For the batches
+    of a DDPMDataModule it also logs how the time from one batch to the next is spent on the first process, as shares in
+    ``[0, 1]``:
 
-    On CUDA devices the shares are of the device's time, by events in its queue that are read once it has come to them:
-    nothing waits for it. A loader slower than the model shows as the share of the time in which the device had nothing
-    to do; one whose work is hidden behind the device's shows as none.
+    - ``loader_share``: waiting for the loader,
+    - ``transfer_share``: moving the batch to the device,
+    - ``transform_share``: turning it into triples.
+
+    The rest is the time of the model, of other callbacks and of loggers.
+
+    On a CUDA device these are shares of the device's time. They come from events in its queue, read after the device
+    has passed them, so nothing waits for it. If the loader is slower than the model, its share is the time in which the
+    device had nothing to do. If the loader works while the device is busy, its share is 0.
 
     Args:
-        every_n_steps: Batches a reading, which is their mean; short epochs share one.
+        every_n_steps: Batches per reading, which is their mean. A reading may span several short epochs.
+
+    Raises:
+        TypeError: ``every_n_steps`` is no whole number.
+        ValueError: ``every_n_steps`` is less than 1.
     """
 
     def __init__(self, every_n_steps: int = 10) -> None:
@@ -37,27 +46,27 @@ class Throughput(L.Callback):
         self._hook: RemovableHandle | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin to watch the batches."""
+        """Start to measure, on the clock of the training device."""
         self.on_train_end(trainer, pl_module)
         self._watch = _stopwatch.Stopwatch(trainer.strategy.root_device.type == "cuda")
         self._unread = []
         if isinstance(datamodule := getattr(trainer, "datamodule", None), DDPMDataModule):
-            # The transfer ends where the transform begins, inside a hook of the DataModule's.
+            # The transfer ends where the transform begins, inside one of the DataModule's hooks.
             self._hook = datamodule.transform.register_forward_pre_hook(lambda *_: self._watch.mark("moved"))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leave the DataModule as it was."""
+        """Remove the hook from the DataModule's transform."""
         if self._hook is not None:
             self._hook.remove()
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leave out what happened between two epochs."""
+        """Leave out the time between two epochs."""
         if isinstance(trainer.train_dataloader, StreamLoader):
-            trainer.train_dataloader.mark = self._watch.mark
+            trainer.train_dataloader.watch(self._watch.mark)
         self._restart()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leave out the time that validation took."""
+        """Leave out the time of the validation."""
         self._restart()
 
     def on_train_batch_start(
@@ -67,7 +76,7 @@ class Throughput(L.Callback):
         batch: Triple | ConditionedTriple,
         batch_idx: int,
     ) -> None:
-        """The triple is there."""
+        """Mark the moment at which the triple is there."""
         self._watch.mark("made")
 
     def on_train_batch_end(
@@ -78,7 +87,7 @@ class Throughput(L.Callback):
         batch: Triple | ConditionedTriple,
         batch_idx: int,
     ) -> None:
-        """Count, and log a reading when one is due."""
+        """Count the batch, and log a reading when one is due."""
         now = time.perf_counter()
         self._watch.lap()
         self._images += len(batch.t)
@@ -88,7 +97,7 @@ class Throughput(L.Callback):
         if self._batches == self.every_n_steps:
             pl_module.log("images_per_s", self._images * trainer.world_size / self._seconds, prog_bar=True)
             self._images, self._batches, self._seconds = 0, 0, 0.0
-            laps = self._watch.take()  # also where nobody asks for the shares: it would keep every batch
+            laps = self._watch.take()  # also where no shares are logged: else the stopwatch would keep every batch
             self._unread = laps if self._hook is not None else []
         if self._unread and _stopwatch.has_passed(self._unread):
             shares = _stopwatch.shares(self._unread)

@@ -1,4 +1,4 @@
-"""Losses by timestep, while training."""
+"""The callback that logs the validation loss by timestep."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,55 +8,58 @@ import lightning as L
 from torch import Tensor
 
 from ddpm_data._checks import check_int
-from ddpm_data.callbacks._common import _checked_folder, _datamodule_of, _folder_of
+from ddpm_data.callbacks._common import check_folder, find_datamodule, output_folder
 from ddpm_data.callbacks._logging import log_picture
-from ddpm_data.callbacks.throughput import Throughput as Throughput
 from ddpm_data.diffusion.timestep_bins import BinLoss, TimestepBins, read_losses, write_losses
 from ddpm_data.types import ConditionedTriple, Triple
 
 
 class TimestepLoss(L.Callback):
-    """Which steps the model does badly: the validation loss in ranges of t, over all processes.
+    """A callback that logs the validation loss in ranges of t, so that you see at which steps the model is weak.
 
-    The model's ``validation_step`` returns the loss of each example, as a tensor of shape ``(batch,)`` or in a dict
-    under ``losses``. Each range's mean is logged (``val_loss_t/0000-0099``); a range without examples is not. A fit
-    also writes ``timestep_loss.csv``, which a resumed run goes on with and a new one begins anew
-    (:class:`~ddpm_data.diffusion.timestep_bins.BinLoss` has its columns), and ``timestep_loss.png``.
+    Your ``validation_step`` returns the loss of each example: a float tensor of shape ``(batch,)``, alone or in a dict
+    under ``losses``. The callback logs each range's mean over all processes, such as ``val_loss_t/0000-0099``. A range
+    without examples is not logged.
+
+    A fit also writes ``timestep_loss.csv`` and draws it in ``timestep_loss.png``. A resumed run continues the table, a
+    new run starts it again. :class:`~ddpm_data.diffusion.timestep_bins.BinLoss` describes the columns.
 
     Args:
-        buckets: Ranges that the steps are cut into.
-        folder: For the files; ``None`` is the Trainer's ``log_dir``.
+        buckets: Ranges that the steps are divided into.
+        folder: Folder for the files. ``None`` is the Trainer's ``log_dir``.
 
     Raises:
-        ImportError: There is no matplotlib.
+        ImportError: matplotlib is not installed.
+        TypeError: ``buckets`` is no whole number, or ``folder`` is not a path.
+        ValueError: ``buckets`` is less than 1.
     """
 
     def __init__(self, buckets: int = 10, folder: str | Path | None = None) -> None:
         from ddpm_data import plots
 
         self.buckets = check_int("TimestepLoss", "callbacks.timestep_loss.buckets", buckets, 1)
-        self.folder = _checked_folder("TimestepLoss", "callbacks.timestep_loss.folder", folder)
+        self.folder = check_folder("TimestepLoss", "callbacks.timestep_loss.folder", folder)
         self._draw = plots.timestep_losses
         self._rows: list[BinLoss] = []
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Find the steps and the folder.
+        """Find the forward process and the output folder.
 
         Raises:
-            ValueError: The data are no DDPMDataModule's.
+            ValueError: The Trainer was given no DDPMDataModule.
         """
-        self._process = _datamodule_of(trainer, "TimestepLoss").transform.process
+        self._process = find_datamodule(trainer, "TimestepLoss").transform.process
         self._ranges = TimestepBins(self._process.num_timesteps, self.buckets)
-        self._path = _folder_of(trainer, self.folder) / "timestep_loss.csv"
+        self._path = output_folder(trainer, self.folder) / "timestep_loss.csv"
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take up the table of the run that is resumed, as far as it had come then."""
+        """Read the table of a resumed run, up to the step it is resumed at; start a new run's table empty."""
         self._rows = []
         if trainer.is_global_zero and trainer.global_step and self._path.exists():
             self._rows = [row for row in read_losses(self._path) if row.step <= trainer.global_step]
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin the sums."""
+        """Set the sums of losses to zero."""
         self._sums = self._ranges.empty_sums(pl_module.device)
 
     def on_validation_batch_end(
@@ -68,21 +71,23 @@ class TimestepLoss(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Add a batch's losses; in the sanity check only look at them.
+        """Check a batch's losses, and add them to the sums.
+
+        The sanity check's sums are thrown away: it only finds a ``validation_step`` that returns something else.
 
         Raises:
-            TypeError: ``validation_step`` returned something else.
+            TypeError: ``validation_step`` did not return a loss per example.
         """
-        self._sums = self._sums + self._ranges.sum_losses(batch.t, _losses_in(outputs, batch.t))
+        self._sums = self._sums + self._ranges.sum_losses(batch.t, _find_losses(outputs, batch.t))
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log the means, and in a fit write the files."""
+        """Log the means, and write the files if this is a fit."""
         if trainer.sanity_checking:
             return
         sums = trainer.strategy.reduce(self._sums, reduce_op="sum")
         rows = self._ranges.to_rows(sums, self._process, trainer.current_epoch, trainer.global_step)
         means = {f"val_loss_t/{name}": row.loss for name, row in zip(self._ranges.names, rows, strict=True)}
-        # They are the same on all processes; without sync_dist Lightning would warn that they might not be.
+        # The means are the same on all processes. Without sync_dist Lightning would warn that they might differ.
         pl_module.log_dict({name: mean for name, mean in means.items() if mean is not None}, sync_dist=True)
         if trainer.is_global_zero and trainer.state.fn == "fit":
             self._rows = [row for row in self._rows if row.step != trainer.global_step] + rows
@@ -92,18 +97,18 @@ class TimestepLoss(L.Callback):
             log_picture(trainer, "timestep_loss", self._path.with_suffix(".png"))
 
 
-def _losses_in(outputs: object, t: Tensor) -> Tensor:
-    found = outputs.get("losses") if isinstance(outputs, Mapping) else outputs
-    if isinstance(found, Tensor) and found.is_floating_point() and found.shape == t.shape:
-        return found.detach()
-    what = f"a {type(outputs).__name__}" if outputs is not None else "nothing"
-    if isinstance(found, Tensor):
-        what = f"{found.dtype} of shape {tuple(found.shape)}"
+def _find_losses(outputs: object, t: Tensor) -> Tensor:
+    losses = outputs.get("losses") if isinstance(outputs, Mapping) else outputs
+    if isinstance(losses, Tensor) and losses.is_floating_point() and losses.shape == t.shape:
+        return losses.detach()
+    description = f"a {type(outputs).__name__}" if outputs is not None else "nothing"
+    if isinstance(losses, Tensor):
+        description = f"{losses.dtype} of shape {tuple(losses.shape)}"
     elif isinstance(outputs, Mapping):
-        what = f"a dict of {', '.join(map(repr, outputs))}"
+        description = f"a dict of {', '.join(map(repr, outputs))}"
     raise TypeError(
-        f"TimestepLoss: validation_step returned {what} for a batch of {len(t)}, and the loss of each example is "
-        f"needed to tell steps apart: floats of shape ({len(t)},), alone or in a dict under 'losses', such as "
-        'F.mse_loss(predicted, noise, reduction="none").flatten(1).mean(1). Return them from validation_step, or leave '
-        "out the callback, `~callbacks.timestep_loss`."
+        f"TimestepLoss: validation_step returned {description} for a batch of {len(t)}. The callback needs the loss of "
+        f"each example to tell steps apart: floats of shape ({len(t)},), alone or in a dict under 'losses', such as "
+        'F.mse_loss(predicted, noise, reduction="none").flatten(1).mean(1). Return them from validation_step, or '
+        "remove the callback, `~callbacks.timestep_loss`."
     )

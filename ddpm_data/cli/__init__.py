@@ -1,1 +1,1 @@
-"""The commands: ``ddpm-data check``, ``verify``, ``report`` and ``compare``."""
+"""The commands ``ddpm-data check``, ``verify``, ``report`` and ``compare``."""

@@ -1,4 +1,4 @@
-"""A user's configuration, as the commands that are run by ``python -m`` take it."""
+"""The user's configuration, composed for a command as it would be for training."""
 
 import argparse
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ _KEYS = ("datamodule", "ddpm_data.datamodule")
 
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:
-    """Have a command ask for a configuration as training does."""
+    """Add the options by which a command finds the configuration that training would use."""
     parser.add_argument("--config-dir", type=Path, help="folder of your configs (default conf; where it is not, ours)")
     parser.add_argument("--config-name", help=f"the root config (default {' or '.join(_ROOTS)})")
     parser.add_argument("--key", help=f"where in it the DataModule is (default {' or '.join(_KEYS)})")
@@ -20,10 +20,10 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
 
 @contextmanager
 def configs(args: argparse.Namespace) -> Iterator[str]:
-    """Have Hydra look into the folder of configs; gives the root config's name.
+    """Point Hydra to the folder of configs, and yield the root config's name.
 
     Raises:
-        SystemExit: There is no such folder, or no root config in it.
+        SystemExit: The folder does not exist, or has no root config.
     """
     import hydra
 
@@ -41,10 +41,10 @@ def configs(args: argparse.Namespace) -> Iterator[str]:
 
 
 def find_datamodule_config(args: argparse.Namespace) -> Any:  # noqa: ANN401  # a DictConfig, which only Hydra's users know of
-    """The DataModule's configuration, as it stands.
+    """Compose the configuration and find the DataModule in it.
 
     Raises:
-        SystemExit: There is no such folder of configs, or no DataModule where it is said to be.
+        SystemExit: The folder of configs does not exist, or there is no DataModule where it should be.
     """
     import hydra
     from omegaconf import OmegaConf
@@ -59,7 +59,7 @@ def find_datamodule_config(args: argparse.Namespace) -> Any:  # noqa: ANN401  # 
 
 
 def compose_datamodule(args: argparse.Namespace) -> dict[str, Any]:
-    """The DataModule's configuration: its class and arguments, resolved and ready to be instantiated.
+    """Compose the DataModule's configuration: its class and arguments, resolved and ready to be instantiated.
 
     Raises:
         SystemExit: See :func:`find_datamodule_config`.

@@ -3,8 +3,12 @@
 from collections.abc import Sequence
 
 
-def markdown(lines: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown, its columns aligned; the first line is its head."""
+def markdown_table(lines: Sequence[Sequence[str]]) -> str:
+    """Format a table in Markdown, with aligned columns.
+
+    Args:
+        lines: The cells of each line. The first line is the header.
+    """
     cells = [[cell.replace("|", "\\|") for cell in line] for line in lines]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     cells.insert(1, ["-" * width for width in widths])

@@ -1,9 +1,9 @@
-"""What is in your dataset, and what is wrong with it? ``python -m ddpm_data.check --help``.
+"""``ddpm-data check``: look at every item of a dataset before you train on it.
 
-Looks at every item of every set that your configuration's DataModule has, in worker processes, and stops at none. It
-says what the images are, which ones are bad and why, which are there twice, also in training and in validation, how
-fast they are read and what memory they take; ``check.json`` has all of it, ``check.png`` some images as the model will
-see them. A set that gives its items in an order of its own is looked at from its beginning, in one process.
+The command reads every item of every split in your configuration, in worker processes, and goes on after bad ones. It
+reports what the images are, which items are bad and why, which are there twice (also in training and in validation),
+how fast they are read, and what memory they take. ``check.json`` has all of it, and ``check.png`` shows some images as
+the model will see them. A dataset that can only be read in its own order is read from its beginning, in one process.
 """
 
 import argparse
@@ -11,138 +11,195 @@ import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ddpm_data.cli._command import add_option, add_output_option, explain_missing_picture, start_command
 from ddpm_data.cli._config import add_config_options, compose_datamodule
-from ddpm_data.cli._console import escape_unprintable
 from ddpm_data.cli.checking.duplicates import find_leakage
-from ddpm_data.cli.checking.summary import Facts, SomeImages, messages, name_duplicates, summarize, table
+from ddpm_data.cli.checking.summary import (
+    DuplicateSummary,
+    ScannableImages,
+    SplitSummary,
+    format_table,
+    list_messages,
+    name_duplicates,
+    summarize,
+)
 from ddpm_data.cli.checking.survey import Rows
 from ddpm_data.cli.checking.walk import ScanResult, scan_iterable, scan_map_style
 from ddpm_data.datamodule.module import DDPMDataModule
 from ddpm_data.datamodule.splits import Splits
 from ddpm_data.loading.bad_items import ITEM_ERRORS
+from ddpm_data.loading.iterable import IterableImages
 from ddpm_data.loading.map_style import MapStyleImages
-from ddpm_data.loading.options import cpu_count
-from ddpm_data.loading.prebatched import PrebatchedImages
+from ddpm_data.loading.options import LoaderOptions, cpu_count
 from ddpm_data.rng.philox import STAGES
 from ddpm_data.types import Stage
 
 
+class Findings(NamedTuple):
+    """The findings of a check.
+
+    Attributes:
+        summaries: What each split holds, by its name.
+        leakage: What two splits have in common, by their names, such as ``"train and val"``.
+        previews: Images to show, by the title above them.
+    """
+
+    summaries: dict[str, SplitSummary]
+    leakage: dict[str, DuplicateSummary]
+    previews: dict[str, list[Tensor]]
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Look, print, write; returns 0 if nothing is bad, else 1."""
-    escape_unprintable()
-    parser = argparse.ArgumentParser(prog="python -m ddpm_data.check", description=__doc__)
-    parser.add_argument("--workers", type=int, default=cpu_count(), help="processes that look (default one a core)")
-    parser.add_argument("--most", type=int, default=10_000, help="items of a set with its own order (default 10000)")
-    parser.add_argument("--out", type=Path, default=Path("check"), help="folder for what is written (default check)")
+    """Check every split, print the findings, and write ``check.json`` and ``check.png``.
+
+    Args:
+        arguments: Command-line arguments; ``None`` takes those of the process.
+
+    Returns:
+        0 if nothing is bad, else 1.
+
+    Raises:
+        SystemExit: An argument is wrong, or the configuration has no dataset that can be checked.
+    """
+    parser = start_command("check", __doc__)
+    text = "worker processes that read (default: one per core)"
+    add_option(parser, "--num-workers", "--workers", type=int, default=cpu_count(), metavar="N", help=text)
+    text = "items to read of a dataset with its own order (default: 10000)"
+    add_option(parser, "--max-items", "--most", type=int, default=10_000, metavar="N", help=text)
+    add_output_option(parser, Path("check"), "check")
     add_config_options(parser)
     args = parser.parse_args(arguments)
-    if args.workers < 0 or args.most < 1:
-        parser.error("--workers is at least 0, --most at least 1")
-    found, leakage, shown = _run_checks(args)
-    print(f"\n{table(found)}\n")
-    for remark in [remark for stage, some in found.items() for remark in messages(stage, some)]:
-        print(remark)
-    for both, common in leakage.items():
-        print("\n  ".join([f"both in {both}: {common['count']:,} images", *common["first"]]))
-    args.out.mkdir(parents=True, exist_ok=True)
-    record = json.dumps({"sets": found, "leakage": leakage}, indent=1)
-    (args.out / "check.json").write_text(record, encoding="utf-8")
-    print(f"\nwrote {args.out / 'check.json'}")
-    _draw(shown, args.out / "check.png")
-    return int(any(some["bad"] or some["problems"] for some in found.values()))
+    if args.num_workers < 0 or args.max_items < 1:
+        parser.error("--num-workers is at least 0, --max-items at least 1")
+    findings = _run_checks(args)
+    _print_findings(findings)
+    path = args.output_dir / "check.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    record = json.dumps({"sets": findings.summaries, "leakage": findings.leakage}, indent=1)
+    path.write_text(record, encoding="utf-8")
+    print(f"\nwrote {path}")
+    _draw_previews(findings.previews, args.output_dir / "check.png")
+    return int(any(summary["bad"] or summary["problems"] for summary in findings.summaries.values()))
 
 
-def _run_checks(args: argparse.Namespace) -> tuple[dict[str, Facts], dict[str, Facts], dict[str, list[Tensor]]]:
-    """What there is to say of each set, and of each two; and images to show, by their title."""
+def _print_findings(findings: Findings) -> None:
+    print(f"\n{format_table(findings.summaries)}\n")
+    for name, summary in findings.summaries.items():
+        for message in list_messages(name, summary):
+            print(message)
+    for names, duplicates in findings.leakage.items():
+        print("\n  ".join([f"in both {names}: {duplicates['count']:,} images", *duplicates["first"]]))
+
+
+def _run_checks(args: argparse.Namespace) -> Findings:
+    """Scan every split that has a dataset of its own, and compare every two splits."""
     from hydra.utils import instantiate
 
     datamodule: DDPMDataModule = instantiate(compose_datamodule(args))
-    splits, loading = datamodule.splits, datamodule.loading
+    splits, loading = datamodule.splits, datamodule.loader_options
+    context = loading.multiprocessing_context if args.num_workers else None
+    reading = LoaderOptions(1, args.num_workers, multiprocessing_context=context, timeout=loading.timeout)
     stages = [stage for stage in STAGES if splits.has(stage) and not (stage == "val" and splits.fraction)]
     if not stages:
-        raise SystemExit("the configuration has no set to look at. Give `dataset.train`.")
+        raise SystemExit("the configuration has no dataset to check. Set `dataset.train`.")
     try:
-        sets, held_out = {stage: splits.unchecked(stage) for stage in stages}, _held_out(splits)
+        datasets, held_out = {stage: splits.unchecked(stage) for stage in stages}, _held_out_mask(splits)
     except ITEM_ERRORS as error:
         raise SystemExit(str(error)) from error
-    walked: dict[Stage, ScanResult] = {}
-    found: dict[str, Facts] = {}
-    shown: dict[str, list[Tensor]] = {}
-    for stage, images in sets.items():
-        if isinstance(images, PrebatchedImages):
-            raise SystemExit(
-                f"{stage} is a DataLoader, and datasets are looked at: give its dataset, `dataset.{stage}`."
-            )
+    scans: dict[Stage, ScanResult] = {}
+    findings = Findings({}, {}, {})
+    for stage, images in datasets.items():
         if isinstance(images, MapStyleImages):
-            some = scan_map_style(images, args.workers, loading.multiprocessing_context)
+            scans[stage] = scan_map_style(images, reading)
+        elif isinstance(images, IterableImages):
+            scans[stage] = scan_iterable(images, args.max_items)
         else:
-            some = scan_iterable(images, args.most)
-        walked[stage] = some
-        found[stage] = summarize(images, some.survey, loading, *_as_a_whole(images))
-        found[stage] |= {"order": some.order} if some.order else {}
-        found[stage] |= {"held_out": int(held_out.sum())} if stage == "train" and held_out is not None else {}
-        if some.shown:
-            what = "latents, brightened" if some.shown[0].is_floating_point() else "images as the model will see them"
-            shown[f"{stage}: {len(some.shown)} of {found[stage]['items']:,} {what}"] = some.shown
-    return found, _leakage(walked, held_out), shown
+            raise SystemExit(
+                f"{stage} is a DataLoader, and only datasets can be checked. Set `dataset.{stage}` to its dataset."
+            )
+        summary = _summarize_scan(scans[stage], loading, reading)
+        if stage == "train" and held_out is not None:
+            summary["held_out"] = int(held_out.sum())
+        findings.summaries[stage] = summary
+        if previews := scans[stage].previews:
+            kind = "latents, rescaled" if previews[0].is_floating_point() else "images as the model will see them"
+            findings.previews[f"{stage}: {len(previews)} of {summary['items']:,} {kind}"] = previews
+    return findings._replace(leakage=_compare_splits(scans, held_out))
 
 
-def _held_out(splits: Splits) -> Tensor | None:
-    """Which items of the training set are validated on: bool, shape ``(count,)``; ``None`` where none are."""
+def _summarize_scan(scan: ScanResult, loading: LoaderOptions, reading: LoaderOptions) -> SplitSummary:
+    summary = summarize(scan.images, scan.stats, loading, *_inspect_dataset(scan.images, reading))
+    return summary | ({"order": scan.order} if scan.order else {})
+
+
+def _held_out_mask(splits: Splits) -> Tensor | None:
+    """Mark the items of the training set that are held out for validation.
+
+    Returns:
+        bool, shape ``(len(dataset),)``; ``None`` if no items are held out.
+    """
     images = splits.unchecked("val") if splits.fraction else None
-    if not isinstance(images, MapStyleImages) or images.part is None:
+    if not isinstance(images, MapStyleImages) or images.subset is None:
         return None
-    chosen = torch.zeros(images.part.length, dtype=torch.bool)
-    chosen[images.part.indices(torch.arange(len(images)))] = True
-    return chosen
+    mask = torch.zeros(images.subset.length, dtype=torch.bool)
+    mask[images.subset.indices(torch.arange(len(images)))] = True
+    return mask
 
 
-def _as_a_whole(images: SomeImages) -> tuple[bool, str | None]:
-    """Whether a cache would be made of a set; and what ``setup()`` would say, were its bad items replaced."""
+def _inspect_dataset(images: ScannableImages, reading: LoaderOptions) -> tuple[bool, str | None]:
+    """Tell whether a cache would be built, and what error ``setup()`` would raise even if bad items were replaced."""
     if not isinstance(images, MapStyleImages):
         return False, None
-    whole = MapStyleImages(images.dataset, images.processor, images.name, None, images.condition, replaces=True)
+    all_images = MapStyleImages(images.dataset, images.processor, images.name, None, images.condition, replaces=True)
     with warnings.catch_warnings(action="ignore"):
         try:
-            whole.inspect()
+            return not all_images.inspect(reading).is_stored, None
         except ITEM_ERRORS as error:
             return True, str(error)
-    return not whole.is_stored, None
 
 
-def _leakage(walked: Mapping[Stage, ScanResult], held_out: Tensor | None) -> dict[str, Facts]:
-    """What each two sets have in common; the part of the training set that is held out is a set of its own."""
-    parts: dict[str, tuple[SomeImages, Rows]] = {}
-    for stage, some in walked.items():
-        rows = some.survey.rows
+def _compare_splits(scans: Mapping[Stage, ScanResult], held_out: Tensor | None) -> dict[str, DuplicateSummary]:
+    """Find what every two splits have in common; held-out items of the training set count as validation items."""
+    splits: dict[str, tuple[ScannableImages, Rows]] = {}
+    for stage, scan in scans.items():
+        rows = scan.stats.rows
         if stage == "train" and held_out is not None:
             is_val = held_out.numpy()[rows["index"]]
-            parts |= {"train": (some.images, rows[~is_val]), "val": (some.images, rows[is_val])}
+            splits |= {"train": (scan.images, rows[~is_val]), "val": (scan.images, rows[is_val])}
         else:
-            parts[stage] = some.images, rows
-    names, found = list(parts), {}
-    for (one, other), copied in find_leakage([rows["content"] for _, rows in parts.values()]):
-        found[f"{names[one]} and {names[other]}"] = name_duplicates(copied, *parts[names[one]], *parts[names[other]])
-    return found
+            splits[stage] = scan.images, rows
+    names = list(splits)
+    leakage = {}
+    for (first, second), duplicates in find_leakage([rows["content"] for _, rows in splits.values()]):
+        summary = name_duplicates(duplicates, *splits[names[first]], *splits[names[second]])
+        leakage[f"{names[first]} and {names[second]}"] = summary
+    return leakage
 
 
-def _draw(shown: Mapping[str, list[Tensor]], path: Path) -> None:
-    try:
-        from ddpm_data.plots.images import image_grids
-    except ImportError as error:
-        print(f"no {path.name}: {error}")
-        return
-    if shown:
-        image_grids({title: _visible(images) for title, images in shown.items()}, path)
+def _draw_previews(previews: Mapping[str, list[Tensor]], path: Path) -> None:
+    if problem := explain_missing_picture(path.name):
+        print(problem)
+    elif previews:
+        from ddpm_data.plots import image_grids
+
+        image_grids({title: _to_visible(images) for title, images in previews.items()}, path)
         print(f"wrote {path}")
 
 
-def _visible(images: list[Tensor]) -> list[Tensor]:
-    """Images as they are; of latents, or of more channels than a picture has, the first three or the first."""
+def _to_visible(images: list[Tensor]) -> list[Tensor]:
+    """Make images drawable: latents are rescaled to [0, 255], and of unusual channels the first three or one are kept.
+
+    Args:
+        images: uint8 or float, shape ``(channels, height, width)``.
+
+    Returns:
+        uint8, with 1, 3 or 4 channels.
+    """
     if images[0].is_floating_point():
         low, high = min(float(image.min()) for image in images), max(float(image.max()) for image in images)
         levels = [((image.double() - low) * (255 / max(high - low, 1e-9))).to(torch.uint8) for image in images]

@@ -1,8 +1,8 @@
-"""Do one process and several see the same stream with your configuration? ``python -m ddpm_data.verify --help``.
+"""``ddpm-data verify``: check that one process and several see the same stream with your configuration.
 
-Trains a model that learns nothing for a few steps, on real processes (gloo, CPU), through real Lightning Trainers: on
-one process, on several, and on several from a checkpoint that the one wrote half way. What reached each step is then
-compared example by example. An error here is one that your training would have had.
+The command trains a model that learns nothing for a few steps, on real processes (gloo, CPU), through real Lightning
+Trainers: in one process, in several, and in several from a checkpoint that the first run wrote half way. Then it
+compares, example by example, what reached the model. An error here is one that your training would have had.
 """
 
 import argparse
@@ -22,85 +22,136 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ddpm_data._nested import leaves
+from ddpm_data.cli._command import start_command
 from ddpm_data.cli._config import add_config_options, compose_datamodule
-from ddpm_data.cli._console import escape_unprintable
 from ddpm_data.datamodule.module import DDPMDataModule
-from ddpm_data.loading.map_style import MapStyleImages
 from ddpm_data.types import ConditionedTriple, Triple
 
 Row = tuple[str, ...]  # digests of an example's x_t, t, noise and condition
 Steps = list[list[Row]]
 _PARTS = ("x_t", "t", "noise", "condition")
+_NOISE = _PARTS.index("noise")
 
 
 class RunRecord(NamedTuple):
-    """What reached the model in one run."""
+    """The examples that reached the model in one run.
+
+    Attributes:
+        train: The training examples of each step.
+        val: The validation examples.
+        is_map_style: Whether the training dataset is map-style, so that every number of processes sees the same images.
+    """
 
     train: Steps
     val: list[Row]
-    by_number: bool  # whether the training set is asked for items by number
+    is_map_style: bool
+
+
+class Runs(NamedTuple):
+    """The runs that are compared.
+
+    Attributes:
+        single: In one process.
+        several: In several processes.
+        resumed: From the checkpoint that ``single`` wrote.
+        resumed_processes: The processes of ``resumed``: several, or one if the training dataset is iterable.
+    """
+
+    single: RunRecord
+    several: RunRecord
+    resumed: RunRecord
+    resumed_processes: int
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run, compare, print; returns 0 if everything agreed, else 1."""
-    escape_unprintable()
-    parser = argparse.ArgumentParser(prog="python -m ddpm_data.verify", description=__doc__)
-    parser.add_argument("--processes", type=int, default=2, help="how many to compare with one (default 2)")
-    parser.add_argument("--steps", type=int, default=20, help="optimizer steps (default 20)")
+    """Run one process, several, and a resumed run, and print how their streams compare.
+
+    Args:
+        arguments: Command-line arguments; ``None`` takes those of the process.
+
+    Returns:
+        0 if everything agrees, else 1.
+
+    Raises:
+        SystemExit: An argument is wrong, the configuration has no DataModule, or a run failed.
+    """
+    parser = start_command("verify", __doc__)
+    text = "number of processes to compare with one (default: 2)"
+    parser.add_argument("--processes", type=int, default=2, metavar="N", help=text)
+    parser.add_argument("--steps", type=int, default=20, metavar="N", help="optimizer steps (default: 20)")
     add_config_options(parser)
     args = parser.parse_args(arguments)
     if args.processes < 2 or args.steps < 2:
         parser.error("--processes and --steps are at least 2")
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder)
-        batch_size = _write_config(args, path / "datamodule.yaml")
-        half, many, whole = args.steps // 2, args.processes, batch_size * args.processes
-        with tqdm(total=3, desc="Runs", unit="run") as progress:
-            one = _run(path, 1, whole, args.steps, half, resume=False)
-            progress.update()
-            several = _run(path, many, batch_size, args.steps, half, resume=False)
-            progress.update()
-            again = many if one.by_number else 1
-            resumed = _run(path, again, whole // again, args.steps, half, resume=True)
-            progress.update()
-    print(f"\n{len(one.train)} steps of {whole} images: 1 process x {whole}, {many} processes x {batch_size}\n")
-    if not one.by_number:
-        print("The training set is iterable: it decides itself which image comes when, so that another number of")
-        print("processes sees other images. No two examples share their noise all the same.\n")
-    good = True
-    for name, run, start in ((f"{many} processes", several, 0), (f"{again} process(es), resumed", resumed, half)):
-        if one.by_number or start:
-            good &= _report(f"training, {name}", _flat(one.train[start:]), _flat(run.train))
-            good &= _report(f"validation, {name}", one.val, run.val)
-        noises = [row[2] for row in _flat(run.train)]
-        shared = len(noises) - len(set(noises))
-        good &= not shared
-        print(f"{'SHARED' if shared else 'unique':8}noise of {len(noises)} training examples, {name}")
-    return 0 if good else 1
+        batch_size = _write_config(args, Path(folder) / "datamodule.yaml")
+        runs = _run_all(Path(folder), args.processes, batch_size, args.steps)
+    global_batch, sizes = batch_size * args.processes, f"{args.processes} processes x {batch_size}"
+    print(f"\n{len(runs.single.train)} steps of {global_batch} images: 1 process x {global_batch}, {sizes}\n")
+    if not runs.single.is_map_style:
+        print("The training set is iterable: it decides by itself which image comes when. Another number of processes")
+        print("therefore sees other images. But no two examples may share their noise.\n")
+    return 0 if _compare_runs(runs, args.processes, args.steps // 2) else 1
 
 
-def _report(what: str, first: list[Row], second: list[Row]) -> bool:
-    """Compare as many examples as both runs saw: an epoch's last few may be cut otherwise."""
+def _run_all(folder: Path, processes: int, batch_size: int, steps: int) -> Runs:
+    half, global_batch = steps // 2, batch_size * processes
+    with tqdm(total=3, desc="Runs", unit="run") as progress:
+        single = _run(folder, 1, global_batch, steps, half, resume=False)
+        progress.update()
+        several = _run(folder, processes, batch_size, steps, half, resume=False)
+        progress.update()
+        resumed_processes = processes if single.is_map_style else 1
+        resumed = _run(folder, resumed_processes, global_batch // resumed_processes, steps, half, resume=True)
+        progress.update()
+    return Runs(single, several, resumed, resumed_processes)
+
+
+def _compare_runs(runs: Runs, processes: int, resumed_at: int) -> bool:
+    """Compare the other runs with the single one, and print the result; returns whether everything agrees."""
+    single, agree = runs.single, True
+    for name, run, first_step in (
+        (f"{processes} processes", runs.several, 0),
+        (f"{runs.resumed_processes} process(es), resumed", runs.resumed, resumed_at),
+    ):
+        if single.is_map_style or first_step:
+            agree &= _compare_examples(f"training, {name}", _flatten(single.train[first_step:]), _flatten(run.train))
+            agree &= _compare_examples(f"validation, {name}", single.val, run.val)
+        noises = [row[_NOISE] for row in _flatten(run.train)]
+        repeats = len(noises) - len(set(noises))
+        agree &= not repeats
+        print(f"{'SHARED' if repeats else 'unique':8}noise of {len(noises)} training examples, {name}")
+    return agree
+
+
+def _compare_examples(name: str, first: list[Row], second: list[Row]) -> bool:
+    """Compare the examples that both runs saw, and print the result.
+
+    An epoch's last few examples may have reached only one of the runs.
+
+    Returns:
+        Whether they agree.
+    """
     if bool(first) != bool(second):
-        print(f"DIFFERS {what}: {len(first)} examples against {len(second)}")
+        print(f"DIFFERS {name}: {len(first)} examples against {len(second)}")
         return False
-    both = list(zip(first, second, strict=False))
-    for number, (a, b) in enumerate(both):
-        parts = [name for name, x, y in zip(_PARTS, a, b, strict=False) if x != y]
+    pairs = list(zip(first, second, strict=False))
+    for number, (first_row, second_row) in enumerate(pairs):
+        parts = [part for part, a, b in zip(_PARTS, first_row, second_row, strict=False) if a != b]
         if parts:
-            random = " (t and noise agree: an item, or `augment`, is random)" if parts == ["x_t"] else ""
-            print(f"DIFFERS {what}: {' and '.join(parts)} of example {number} of {len(both)}{random}")
+            cause = " (t and noise agree: an item, or `augment`, is random)" if parts == ["x_t"] else ""
+            print(f"DIFFERS {name}: {' and '.join(parts)} of example {number} of {len(pairs)}{cause}")
             return False
-    print(f"{'agrees' if both else 'none':8}{what}: {len(both)} examples")
+    print(f"{'agrees' if pairs else 'none':8}{name}: {len(pairs)} examples")
     return True
 
 
-def _flat(steps: Steps) -> list[Row]:
+def _flatten(steps: Steps) -> list[Row]:
     return [row for rows in steps for row in rows]
 
 
 def _write_config(args: argparse.Namespace, path: Path) -> int:
-    """Compose the DataModule's configuration into a file; returns its batch size."""
+    """Write the DataModule's configuration into a file; returns its batch size."""
     from omegaconf import OmegaConf
 
     values = compose_datamodule(args)
@@ -109,17 +160,26 @@ def _write_config(args: argparse.Namespace, path: Path) -> int:
 
 
 def _run(folder: Path, processes: int, batch_size: int, steps: int, half: int, resume: bool) -> RunRecord:
-    out = folder / f"{processes}-{resume}"
-    out.mkdir()
-    job = [
-        "-m",
-        "ddpm_data.cli.verify",
-        "--job",
-        *map(str, (folder, out, processes, batch_size, steps, half, int(resume))),
-    ]
-    several = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    """Train in new processes, and collect what reached the model.
+
+    Args:
+        folder: Holds the configuration and the checkpoint; the runs write to a folder in it.
+        processes: How many processes train.
+        batch_size: Images per process and step.
+        steps: Optimizer steps.
+        half: The step at which a run in one process writes its checkpoint.
+        resume: Whether to start from that checkpoint, and to write none.
+
+    Raises:
+        SystemExit: A process failed; its error is in the message.
+    """
+    output = folder / f"{processes}-{resume}"
+    output.mkdir()
+    job = ["-m", "ddpm_data.cli.verify", "--job", str(folder), str(output)]
+    job += map(str, (processes, batch_size, steps, half, int(resume)))
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     result = subprocess.run(
-        [sys.executable, *(several if processes > 1 else []), *job],
+        [sys.executable, *(torchrun if processes > 1 else []), *job],
         env=_environment(),
         capture_output=True,
         text=True,
@@ -128,12 +188,12 @@ def _run(folder: Path, processes: int, batch_size: int, steps: int, half: int, r
     )
     if result.returncode:
         raise SystemExit(f"{processes} process(es) failed:\n{result.stderr[-4000:]}")
-    ranks = [torch.load(out / f"{rank}.pt", weights_only=True) for rank in range(processes)]
+    ranks = [torch.load(output / f"{rank}.pt", weights_only=True) for rank in range(processes)]
     train, val = (
-        [_flat(list(parts)) for parts in zip(*(rank[stage] for rank in ranks), strict=True)]
+        [_flatten(list(parts)) for parts in zip(*(rank[stage] for rank in ranks), strict=True)]
         for stage in ("train", "val")
     )
-    return RunRecord(train, _flat(val), ranks[0]["by_number"])
+    return RunRecord(train, _flatten(val), ranks[0]["is_map_style"])
 
 
 def _environment() -> dict[str, str]:
@@ -142,7 +202,7 @@ def _environment() -> dict[str, str]:
 
 
 class _Recorder(L.LightningModule):
-    """Learns nothing and keeps a digest of every example."""
+    """A model that learns nothing and keeps a digest of every example."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -151,23 +211,23 @@ class _Recorder(L.LightningModule):
         self.val_rows: Steps = []
 
     def training_step(self, batch: Triple | ConditionedTriple, batch_idx: int) -> Tensor:
-        self.train_rows.setdefault(self.global_step, []).extend(_digests(batch))
+        self.train_rows.setdefault(self.global_step, []).extend(_digest_examples(batch))
         return self.weight.sum()
 
     def validation_step(self, batch: Triple | ConditionedTriple, batch_idx: int) -> None:
-        self.val_rows.append(_digests(batch))
+        self.val_rows.append(_digest_examples(batch))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def _digests(batch: Triple | ConditionedTriple) -> list[Row]:
+def _digest_examples(batch: Triple | ConditionedTriple) -> list[Row]:
     columns = [_example_bytes(part) for part in batch]
     return [tuple(blake2b(part, digest_size=8).hexdigest() for part in row) for row in zip(*columns, strict=True)]
 
 
 def _example_bytes(part: object) -> list[bytes]:
-    """List what each example has of a tensor, or of nested conditions."""
+    """List the bytes that each example has in a tensor, or in nested conditions."""
     columns = [
         [row.numpy().tobytes() for row in leaf.contiguous()] if isinstance(leaf, Tensor) else [s.encode() for s in leaf]
         for leaf in leaves(part)
@@ -176,6 +236,8 @@ def _example_bytes(part: object) -> list[bytes]:
 
 
 class _SaveAt(L.Callback):
+    """A callback that writes a checkpoint after a given step."""
+
     def __init__(self, step: int, path: Path) -> None:
         self.step = step
         self.path = path
@@ -185,17 +247,21 @@ class _SaveAt(L.Callback):
             trainer.save_checkpoint(self.path)
 
 
-def _job(arguments: list[str]) -> None:
-    """One process of one run."""
+def _train(arguments: list[str]) -> None:
+    """Train and validate as one process of a run, and save what reached the model.
+
+    Args:
+        arguments: The arguments after ``--job``, see :func:`_run`.
+    """
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
     warnings.simplefilter("ignore")
-    folder, out = map(Path, arguments[:2])
+    folder, output = map(Path, arguments[:2])
     processes, batch_size, steps, half, resume = map(int, arguments[2:])
     datamodule: DDPMDataModule = instantiate(OmegaConf.load(folder / "datamodule.yaml"), batch_size=batch_size)
     model, checkpoint = _Recorder(), folder / "half.ckpt"
-    trainer = partial(
+    make_trainer = partial(
         L.Trainer,
         accelerator="cpu",
         devices=processes,
@@ -207,15 +273,15 @@ def _job(arguments: list[str]) -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    saving: list[L.Callback] = [] if resume or processes > 1 else [_SaveAt(half, checkpoint)]
-    run = trainer(limit_val_batches=0, callbacks=saving)
-    run.fit(model, datamodule=datamodule, ckpt_path=checkpoint if resume else None)
+    callbacks: list[L.Callback] = [] if resume or processes > 1 else [_SaveAt(half, checkpoint)]
+    trainer = make_trainer(limit_val_batches=0, callbacks=callbacks)
+    trainer.fit(model, datamodule=datamodule, ckpt_path=checkpoint if resume else None)
     if datamodule.splits.has("val"):
-        trainer(limit_val_batches=steps).validate(model, datamodule=datamodule, verbose=False)
-    seen: dict[str, Any] = {"train": list(model.train_rows.values()), "val": model.val_rows}
-    seen["by_number"] = isinstance(datamodule.splits.images("train"), MapStyleImages)
-    torch.save(seen, out / f"{run.global_rank}.pt")
+        make_trainer(limit_val_batches=steps).validate(model, datamodule=datamodule, verbose=False)
+    record: dict[str, Any] = {"train": list(model.train_rows.values()), "val": model.val_rows}
+    record["is_map_style"] = datamodule.splits.images("train").length is not None
+    torch.save(record, output / f"{trainer.global_rank}.pt")
 
 
 if __name__ == "__main__":
-    _job(sys.argv[2:])  # of the runs that main() starts
+    _train(sys.argv[2:])  # in the processes that _run() starts

@@ -1,4 +1,4 @@
-"""The stream in loops of one's own: Fabric, or torch alone."""
+"""The stream without a Trainer: in loops of your own, with Fabric or torch alone."""
 
 from collections.abc import Iterator
 
@@ -12,12 +12,15 @@ from ddpm_data.types import ConditionedTriple, Triple
 def triples(
     datamodule: DDPMDataModule, loader: StreamLoader, device: str | torch.device
 ) -> Iterator[Triple | ConditionedTriple]:
-    """An epoch's batches as a Trainer would hand them to a model's step: on the device, and noised there.
+    """Yield an epoch's batches as a Trainer would pass them to the model: on the device, and noised there.
 
     Args:
-        datamodule: Whose loader it is.
-        loader: Its ``train_dataloader()``, which is told the epoch by ``set_epoch``, or another of its loaders.
+        datamodule: The DataModule, after ``setup("fit")``.
+        loader: Its ``train_dataloader()``, whose ``set_epoch`` you call before each epoch, or another of its loaders.
         device: Where the triples are made.
+
+    Yields:
+        Triples; with ``condition=``, :class:`~ddpm_data.types.ConditionedTriple`.
     """
     device = torch.device(device)
     for examples in loader:

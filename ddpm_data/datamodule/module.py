@@ -1,6 +1,7 @@
-"""The Lightning side: datasets in, training triples out, in every stage."""
+"""The DataModule: datasets in, training triples out, in every stage."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from ddpm_data.datamodule._trainer import Order, batch_dtype, eval_sampler, refuse_clashes, train_sampler, world_of
+from ddpm_data.datamodule._trainer import get_batch_dtype, get_trainer_world, refuse_clashes
 from ddpm_data.datamodule.resume import StreamCheckpoint
 from ddpm_data.datamodule.splits import Source, Splits
 from ddpm_data.diffusion.guidance import ConditionDropout
@@ -18,9 +19,11 @@ from ddpm_data.diffusion.transform import Augment, ForwardDiffusion
 from ddpm_data.images.latent_processor import LatentProcessor
 from ddpm_data.images.processor import ImageProcessor
 from ddpm_data.latents import Latents
-from ddpm_data.loading.loader import StreamLoader
-from ddpm_data.loading.map_style import MapStyleImages
+from ddpm_data.loading.bad_items import BadItemCounter
+from ddpm_data.loading.loader import StreamLoader, make_loader
 from ddpm_data.loading.options import LoaderOptions
+from ddpm_data.loading.samplers import Order
+from ddpm_data.loading.stage_images import StageImages
 from ddpm_data.rng.philox import STAGES, key_from
 from ddpm_data.types import ConditionedTriple, ImageBatch, ItemKey, Stage, Triple
 
@@ -32,17 +35,42 @@ _STAGES_OF: dict[str, tuple[Stage, ...]] = {
 }
 
 
+@dataclass(frozen=True)
+class Conditioning:
+    """What batches are conditioned on.
+
+    Args:
+        key: Place in a tuple, or key in a dict, where an item holds its condition; ``None`` takes none.
+        dropout: Probability that training drops it, in ``[0, 1]``.
+        null: What takes its place then, see :class:`~ddpm_data.diffusion.guidance.ConditionDropout`.
+
+    Raises:
+        TypeError: ``key`` is neither a place nor a key.
+    """
+
+    key: ItemKey | None = None
+    dropout: float = 0.0
+    null: object = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.key, bool) or not isinstance(self.key, int | str | None):
+            raise TypeError(
+                f"DDPMDataModule(condition={self.key!r}): a tuple's place, a dict's key or null. Change "
+                "`dataset.condition`."
+            )
+
+
 class DDPMDataModule(L.LightningDataModule):
-    """Any image dataset as a stream of training triples: ``x_t, t, noise = batch`` in every step of the model.
+    """Any image dataset as training triples: ``x_t, t, noise = batch`` in every step of the model.
 
-    Workers deliver uint8 images, which is what crosses to the device; there, in ``on_after_batch_transfer``,
-    :class:`~ddpm_data.diffusion.transform.ForwardDiffusion` makes the triple. Training triples depend only on the seed
-    and on each example's position in the stream; validation, test and prediction triples are the same every time.
+    Workers deliver uint8 images. After the transfer to the device, ``on_after_batch_transfer`` makes the triple there
+    (:class:`~ddpm_data.diffusion.transform.ForwardDiffusion`). Training triples depend only on the seed and on each
+    example's position in the stream. Validation, test and prediction triples are the same every time.
 
-    A dataset has ``__getitem__`` and ``__len__``, or at least ``__iter__`` (docs/stream.md has the difference); its
-    items are PIL images, tensors or arrays (CHW or HWC), or tuples or dicts that hold one. Wherever a dataset is asked
-    for, a function without arguments that returns one will do: it is called in ``prepare_data``, on one process a node
-    first, so that a download happens once.
+    A dataset has ``__getitem__`` and ``__len__``, or at least ``__iter__`` (docs/stream.md has the difference). Its
+    items are PIL images, tensors or arrays (CHW or HWC), or tuples or dicts that hold one. Instead of a dataset you can
+    give a factory: a function without arguments that returns one. It is called in ``prepare_data``, first on one
+    process per node, so that a download happens once.
 
     Args:
         train: Training dataset or factory.
@@ -50,23 +78,23 @@ class DDPMDataModule(L.LightningDataModule):
         test: Test dataset or factory.
         predict: Prediction dataset or factory.
         schedule: Betas, see :mod:`ddpm_data.schedules`.
-        batch_size: Images a process and batch.
+        batch_size: Images per process and step.
         num_workers: Worker processes that load images; 0 loads in the main process.
         seed: In ``[0, 2**64)``; decides shuffling, flips, ``t`` and noise.
         timesteps: How ``t`` is drawn, see :class:`~ddpm_data.diffusion.transform.ForwardDiffusion`.
-        flip, augment: Of training batches, on the device and before noising, see there.
+        flip, augment: How training batches are changed on the device before they are noised, see there.
         image_key, image_size, value_range, channels, resize, crop, background: How items become images, see
             :class:`~ddpm_data.images.processor.ImageProcessor`.
-        latents: That items are latents instead, and what to make of them: :class:`~ddpm_data.latents.Latents`.
+        latents: Where items are latents: how they are scaled and sampled, see :class:`~ddpm_data.latents.Latents`.
         condition: Place in a tuple, or key in a dict, where an item holds its label, caption, embedding or a dict of
             these; batches are then :class:`~ddpm_data.types.ConditionedTriple`.
-        condition_dropout, null_condition: How often training forgets a condition, and for what, see
+        condition_dropout, null_condition: How often training drops a condition, and what takes its place, see
             :class:`~ddpm_data.diffusion.guidance.ConditionDropout`.
         drop_last, prefetch_factor, persistent_workers, multiprocessing_context, timeout: See
             :class:`~ddpm_data.loading.options.LoaderOptions`.
         on_bad_item, max_bad_fraction: What becomes of items that cannot be used, see there.
-        cache_dir: Folder for decoded images (:mod:`ddpm_data.cache`): map-style sets whose images are not in an array
-            already are decoded and resized once a node, in ``prepare_data``, and read from there ever after.
+        cache_dir: Folder for decoded images (:mod:`ddpm_data.cache`). Map-style sets whose images are not in an array
+            already are decoded and resized once per node, in ``prepare_data``, and read from there afterwards.
         compile: Compile the batch transform, see :class:`~ddpm_data.diffusion.transform.ForwardDiffusion`.
 
     Raises:
@@ -110,21 +138,47 @@ class DDPMDataModule(L.LightningDataModule):
         compile: bool = True,
     ) -> None:
         super().__init__()
-        workers = (num_workers, prefetch_factor, persistent_workers, multiprocessing_context)
-        self.loading = LoaderOptions(batch_size, *workers, drop_last, timeout, on_bad_item, max_bad_fraction)
-        self.transform = ForwardDiffusion(ForwardProcess(schedule), seed, timesteps, flip, augment, compile, latents)
-        self.dropout = ConditionDropout(condition_dropout, null_condition, seed)
-        processor = ImageProcessor(image_key, image_size, value_range, channels, resize, crop, background)
+        self.loader_options = LoaderOptions(
+            batch_size=batch_size,
+            num_workers=num_workers,
+            prefetch_factor=prefetch_factor,
+            persistent_workers=persistent_workers,
+            multiprocessing_context=multiprocessing_context,
+            drop_last=drop_last,
+            timeout=timeout,
+            on_bad_item=on_bad_item,
+            max_bad_fraction=max_bad_fraction,
+        )
+        self.conditioning = Conditioning(key=condition, dropout=condition_dropout, null=null_condition)
+        self.transform = ForwardDiffusion(
+            ForwardProcess(schedule),
+            seed=seed,
+            timesteps=timesteps,
+            flip=flip,
+            augment=augment,
+            compile=compile,
+            latents=latents,
+        )
+        self.dropout = ConditionDropout(self.conditioning.dropout, self.conditioning.null, seed)
+        images = ImageProcessor(
+            image_key=image_key,
+            image_size=image_size,
+            value_range=value_range,
+            channels=channels,
+            resize=resize,
+            crop=crop,
+            background=background,
+        )
         self.splits = Splits(
             {"train": train, "val": val, "test": test, "predict": predict},
-            processor if latents is None else LatentProcessor.replacing(processor, latents),
-            condition,
+            images if latents is None else LatentProcessor.replacing(images, latents),
+            self.conditioning.key,
             key_from(seed),
             cache_dir,
-            self.loading,
+            self.loader_options,
         )
         self._order: Order | None = None
-        self._resume: StreamCheckpoint | None = None
+        self._checkpoint: StreamCheckpoint | None = None
         self._device = torch.device("cpu")
         if val is None and type(self).val_dataloader is DDPMDataModule.val_dataloader:
             # Else Lightning takes our method for a validation set, and warns of every model without validation_step.
@@ -133,55 +187,58 @@ class DDPMDataModule(L.LightningDataModule):
 
     @property
     def batch_size(self) -> int:
-        """Images a process and batch."""
-        return self.loading.batch_size
+        """Images per process and step."""
+        return self.loader_options.batch_size
 
     def prepare_data(self) -> None:
-        """Build what factories build, and the cache, on one process a node: what is downloaded or decoded is, once."""
+        """Call the factories and build the cache, on one process per node, so that each downloads and decodes once."""
         fn = self.trainer.state.fn.value if self.trainer and self.trainer.state.fn else None
         self.splits.prepare(_STAGES_OF[fn] if fn else STAGES)
 
     def setup(self, stage: str | None = None) -> None:
-        """Build the stage's datasets and refuse, now, what would fail in the middle of an epoch.
+        """Build the stage's datasets, and refuse now what would fail in the middle of an epoch.
+
+        Args:
+            stage: ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``; ``None`` is all of them.
 
         Raises:
             TypeError: An item holds no image.
             ValueError: There is no such stage; a set is missing, empty or too small; images cannot be converted or
-                share no shape; the model has an ``on_after_batch_transfer`` of its own.
+                differ in shape; the model has an ``on_after_batch_transfer`` of its own.
         """
         if stage not in (None, *_STAGES_OF):
             raise ValueError(f"setup({stage!r}): the stages are {', '.join(_STAGES_OF)}.")
         refuse_clashes(self.trainer)
+        world = get_trainer_world(self.trainer)
         for name in _STAGES_OF[stage] if stage else STAGES:
             if self.splits.has(name):
                 images = self.splits.open(name)
-                if isinstance(images, MapStyleImages):
-                    self.loading.check_length(name, len(images), world_of(self.trainer)[0])
-                    if name == "train" and self.dropout.probability:
-                        self.dropout.check(images.batch(images.first()).condition)
+                if images.length is not None:
+                    self.loader_options.check_length(name, images.length, world.size)
                 if name == "train":
-                    about = {"seed": self.transform.seed, "num_timesteps": self.transform.process.num_timesteps}
-                    self._order, self._resume = train_sampler(images, self.loading, about, self.trainer)
+                    if self.dropout.probability and (items := images.first_items(1, self.loader_options)) is not None:
+                        self.dropout.check(items.condition)
+                    self._begin_stream(images)
             elif stage and name == _STAGES_OF[stage][0]:
                 raise ValueError(
                     f"no {name} set was given. Give DDPMDataModule({name}=...), in the configs `dataset.{name}`."
                 )
 
     def train_dataloader(self) -> StreamLoader:
-        """Batches of this rank's part of the training stream, uint8."""
-        return self._loader("train")
+        """Return batches of this rank's part of the training stream, uint8."""
+        return self._make_loader("train")
 
     def val_dataloader(self) -> StreamLoader:
-        """Batches of this rank's part of the validation set, uint8."""
-        return self._loader("val")
+        """Return batches of this rank's part of the validation set, uint8."""
+        return self._make_loader("val")
 
     def test_dataloader(self) -> StreamLoader:
-        """Batches of this rank's part of the test set, uint8."""
-        return self._loader("test")
+        """Return batches of this rank's part of the test set, uint8."""
+        return self._make_loader("test")
 
     def predict_dataloader(self) -> StreamLoader:
-        """Batches of this rank's part of the prediction set, uint8."""
-        return self._loader("predict")
+        """Return batches of this rank's part of the prediction set, uint8."""
+        return self._make_loader("predict")
 
     def on_before_batch_transfer(self, batch: ImageBatch, dataloader_idx: int) -> ImageBatch:
         """Drop conditions that are strings, which stay on the host; a batch that is not ours is left alone."""
@@ -191,7 +248,7 @@ class DDPMDataModule(L.LightningDataModule):
         return batch._replace(meta=batch.meta._replace(condition=condition))
 
     def on_after_batch_transfer(self, batch: ImageBatch, dataloader_idx: int) -> Triple | ConditionedTriple:
-        """Make the triple, on the device the batch was moved to.
+        """Make the triple, on the device that the batch was moved to.
 
         Raises:
             TypeError: The batch does not come from this module's loaders, ``augment`` returned images of another dtype,
@@ -204,44 +261,66 @@ class DDPMDataModule(L.LightningDataModule):
                 "loaders' ImageBatch. Pass datasets to DDPMDataModule(train=..., val=...), not loaders to the Trainer."
             )
         images, (position, stage, condition) = batch
-        self._follow(images.device)
-        triple: Triple = self.transform(images, position, stage, batch_dtype(self.trainer))
-        if self.splits.condition is None:
+        self._move_tables(images.device)
+        triple: Triple = self.transform(images, position, stage, get_batch_dtype(self.trainer))
+        if self.conditioning.key is None:
             return triple
         return ConditionedTriple(*triple, self.dropout(condition, position) if stage == "train" else condition)
 
     def state_dict(self) -> dict[str, int]:
-        """The place in the training stream, for Lightning to put into a checkpoint: six whole numbers."""
-        return self._resume.save(self.trainer) if self._resume and self.trainer and self._is_fitting() else {}
+        """Return the offset in the training stream, for Lightning to put into a checkpoint: a few whole numbers."""
+        return self._checkpoint.save(self.trainer) if self._checkpoint and self.trainer and self._is_fitting() else {}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Take the training stream up where a checkpoint left it.
+        """Resume the training stream where a checkpoint left it.
 
         Raises:
             ValueError: The checkpoint is of another stream: its seed, training set or number of steps differs.
         """
-        if self._resume and self._is_fitting():
-            self._resume.load(state_dict)
+        if self._checkpoint and self._is_fitting():
+            self._checkpoint.load(state_dict)
 
     def _is_fitting(self) -> bool:
         return self.trainer is not None and self.trainer.state.fn == "fit"
 
-    def _loader(self, stage: Stage) -> StreamLoader:
-        images = self.splits.images(stage)
-        order = self._order if stage == "train" else eval_sampler(images, self.loading, self.trainer)
-        assert order is not None
-        pin_memory = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        world, seed = world_of(self.trainer), self.transform.seed
-        return self.loading.loader(images, stage, order, world, seed, pin_memory, self._log_bad)
+    def _begin_stream(self, images: StageImages) -> None:
+        """Make the training order, and what keeps its place in checkpoints."""
+        world, seed = get_trainer_world(self.trainer), self.transform.seed
+        order = images.train_order(self.loader_options, world, key_from(seed), self._current_epoch)
+        identity = {"seed": seed, "num_timesteps": self.transform.process.num_timesteps}
+        assert order.plans is not None
+        self._order = order
+        self._checkpoint = StreamCheckpoint(order.plans, identity | images.stream_identity(self.loader_options, world))
+        if self.trainer:
+            self._checkpoint.attach(self.trainer)
 
-    def _log_bad(self, stage: str, count: int) -> None:
-        """At an epoch's end, where there were any."""
+    def _current_epoch(self) -> int:
+        return self.trainer.current_epoch if self.trainer else 0
+
+    def _make_loader(self, stage: Stage) -> StreamLoader:
+        images, world = self.splits.images(stage), get_trainer_world(self.trainer)
+        order = self._order if stage == "train" else images.eval_order(self.loader_options, world)
+        assert order is not None
+        length = None if images.length is None else -(-images.length // world.size)
+        return make_loader(
+            images,
+            stage,
+            order,
+            self.loader_options,
+            world,
+            self.transform.seed,
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
+            counter=BadItemCounter(stage, self.loader_options.max_bad_fraction, length, self._log_bad_items),
+        )
+
+    def _log_bad_items(self, stage: str, count: int) -> None:
+        """Log the number of replaced items at an epoch's end, where there were any."""
         for logger in self.trainer.loggers if self.trainer else ():
             step = self.trainer.global_step  # type: ignore[union-attr]  # it has loggers, so it is there
             logger.log_metrics({f"{stage}_bad_items": count}, step)
 
-    def _follow(self, device: torch.device) -> None:
-        """Move the tables, once a device: a DataModule is no nn.Module, so Lightning does not."""
+    def _move_tables(self, device: torch.device) -> None:
+        """Move the tables, once per device: a DataModule is no nn.Module, so Lightning does not move them."""
         if device == self._device:
             return
         with torch.inference_mode(False):  # tables made in validate() would be inference tensors, of no use to fit()

@@ -1,93 +1,93 @@
-"""Continuing inside an epoch: the stream's place in a checkpoint, and Lightning's own counters made to agree with it.
+"""Resuming inside an epoch: the offset in the stream goes into checkpoints, and Lightning's counters follow it.
 
-Lightning restores its counters but no place in the data, and its counters count batches, which are something else once
-their size or the number of processes has changed. So the DataModule saves a place, and when a checkpoint is loaded the
-counters are rewritten to say how much of the epoch is done in today's batches. Their keys are Lightning's private ones:
-pyproject.toml admits the minor releases that tests/test_resume.py has passed on.
+Lightning restores its counters but no offset in the data. Its counters count batches, which mean something else once
+their size or the number of processes has changed. So the DataModule saves an offset, and when a checkpoint is loaded,
+:func:`rewrite_progress` sets the counters to how much of the epoch is done in batches of today's size.
 """
 
+from copy import deepcopy
+from importlib.metadata import version
 from typing import Any
 
 import lightning as L
 
 from ddpm_data.loading.samplers import ENDLESS, EpochPlans
 
+# The counters are private to Lightning. tests/datamodule/test_resume.py has passed on these minor releases.
+_LIGHTNING_RELEASES = ("2.5", "2.6")
+
 
 class StreamCheckpoint(L.Callback):
-    """Says where a run stands in the training stream, and takes another run up from there.
+    """Saves the offset in the training stream to checkpoints, and resumes a run from there.
 
-    A callback, since its ``on_load_checkpoint`` comes after the DataModule's ``load_state_dict`` and before Lightning
-    restores its loops, if it stands first in the list.
+    It is a callback because a callback's ``on_load_checkpoint`` runs after the DataModule's ``load_state_dict`` and
+    before Lightning restores its loops, if the callback is the first in the list.
 
     Args:
-        epochs: How the training sampler plan them, which is told where to begin.
-        stream: What makes it this stream and no other (seed, length, steps): a checkpoint must agree.
+        plans: The training order's, which are told where to begin.
+        identity: What makes it this stream and no other (seed, length, steps): a checkpoint must agree.
     """
 
-    def __init__(self, epochs: EpochPlans, stream: dict[str, int]) -> None:
-        self.epochs = epochs
-        self.stream = stream
+    def __init__(self, plans: EpochPlans, identity: dict[str, int]) -> None:
+        self.plans = plans
+        self.identity = identity
         self._loaded: dict[str, int] | None = None
-        self._done_before = (0, 0)  # an epoch, and how many of its batches, of today's size, were done before
-        self._mend_step = False
+        self._done_before = (0, 0)  # the resumed epoch, and how many of its batches, of today's size, were done before
+        self._restore_step = False
 
     def attach(self, trainer: L.Trainer) -> None:
-        """Stand first among the Trainer's callbacks, in place of what an earlier ``fit`` left there."""
+        """Become the first of the Trainer's callbacks, in place of the one of an earlier ``fit``."""
         callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector of the Trainer's
         callbacks[:] = [self, *(callback for callback in callbacks if not isinstance(callback, StreamCheckpoint))]
 
     def save(self, trainer: L.Trainer) -> dict[str, int]:
-        """The place after the last optimizer step, right in any hook, also in the middle of a step.
+        """Return the state after the last optimizer step; right in any hook, also in the middle of a step.
 
         Returns:
-            ``epoch``; ``place``, the first example of it that no finished step has seen; ``window``, batches delivered
-            since that step (in flight not counted), which a resumed run repeats; ``ended``, 1 if all of the epoch's
-            batches were; and the stream's own values.
+            ``epoch``. ``place``, the offset of the first example that no finished step has seen. ``window``, the
+            batches of an open accumulation window, which a resumed run repeats. ``ended``, 1 if all of the epoch's
+            batches were delivered. And the identity.
         """
         batches: Any = trainer.fit_loop.epoch_loop.batch_progress  # Lightning types its trackers as their base class
         epoch, done = trainer.current_epoch, batches.current.processed
         if trainer.fit_loop.epoch_progress.current.ready == epoch:  # between two epochs
-            return {"epoch": epoch, "place": 0, "window": 0, "ended": 0} | self.stream
+            return {"epoch": epoch, "place": 0, "window": 0, "ended": 0} | self.identity
         in_flight = batches.current.ready != done
-        last = not in_flight and (batches.is_last_batch or done == trainer.num_training_batches)
-        window = 0 if last else done % trainer.accumulate_grad_batches
+        ended = not in_flight and (batches.is_last_batch or done == trainer.num_training_batches)
+        window = 0 if ended else done % trainer.accumulate_grad_batches
         before = self._done_before[1] if epoch == self._done_before[0] else 0
-        place = self.epochs.plan_for(epoch).end(done - window - before - 1)
-        return {"epoch": epoch, "place": place, "window": window, "ended": int(last)} | self.stream
+        offset = self.plans.plan_for(epoch).end(done - window - before - 1)
+        return {"epoch": epoch, "place": offset, "window": window, "ended": int(ended)} | self.identity
 
-    def load(self, saved: dict[str, int]) -> None:
-        """Remember what :meth:`save` said, until Lightning's part of the checkpoint is at hand.
+    def load(self, state: dict[str, int]) -> None:
+        """Keep what :meth:`save` returned until Lightning's part of the checkpoint is at hand.
 
         Raises:
-            ValueError: It was said of another stream.
+            ValueError: It belongs to another stream.
         """
-        for key, now in self.stream.items():
-            if saved.get(key) != now:
+        for key, now in self.identity.items():
+            if state.get(key) != now:
                 raise ValueError(
-                    f"the checkpoint was written with {key}={saved.get(key)}, and this run has {key}={now}: it would "
+                    f"the checkpoint was written with {key}={state.get(key)}, and this run has {key}={now}: it would "
                     "not see the rest of the same stream. Restore that value, or begin anew without the checkpoint."
                 )
-        self._loaded = saved
+        self._loaded = state
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Point the sampler to the place, and rewrite the counters that Lightning will load."""
+        """Point the order to the offset, and rewrite the counters that Lightning will load."""
         if self._loaded is None or trainer.state.fn != "fit":
             return
-        epoch, place, window, ended = (self._loaded[key] for key in ("epoch", "place", "window", "ended"))
-        counters = checkpoint["loops"]["fit_loop"]
-        progress = counters["epoch_progress"]
-        begun = progress["current"]["ready"] != progress["current"]["processed"]
-        done, left = self._batches(trainer, place) if begun else (0, 1)
-        left = 0 if ended and self.epochs.plan.length == ENDLESS else left  # how long it was is not in the plan
-        self.epochs.resumed = (epoch, place)
+        epoch, offset, window, ended = (self._loaded[key] for key in ("epoch", "place", "window", "ended"))
+        progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
+        has_begun = progress["ready"] != progress["processed"]
+        done, left = self._count_batches(trainer, offset) if has_begun else (0, 1)
+        left = 0 if ended and self.plans.full.length == ENDLESS else left  # the plan does not know how long it was
+        self.plans.resume_at(epoch, offset)
         self._done_before = (epoch, done)
-        self._mend_step = True
-        if not begun:
-            for part in progress.values():
-                part |= dict.fromkeys(part, part["processed"])
-        elif window == 0:
-            _mark_validation_as_due(counters)
-        _count_batches(counters, done, window, last=not left)
+        self._restore_step = True
+        checkpoint["loops"]["fit_loop"] = rewrite_progress(
+            checkpoint["loops"]["fit_loop"], version("lightning"), done, window, is_last=not left
+        )
 
     def on_train_batch_start(
         self,
@@ -96,36 +96,53 @@ class StreamCheckpoint(L.Callback):
         batch: Any,  # noqa: ANN401  # Lightning's
         batch_idx: int,
     ) -> None:
-        """Keep the loggers' step at the optimizer's, in manual optimisation at the batch's, when restarting."""
+        """Keep the loggers' step at the optimizer's when restarting; in manual optimisation, at the batch's."""
         loop: Any = trainer.fit_loop.epoch_loop
-        if self._mend_step:
+        if self._restore_step:
             batches = loop.batch_progress.total.processed
             loop._batches_that_stepped = trainer.global_step if pl_module.automatic_optimization else batches
-        self._mend_step = False
+        self._restore_step = False
 
-    def _batches(self, trainer: L.Trainer, place: int) -> tuple[int, int]:
-        """How many of the epoch's batches, of today's size, are done at a place and how many are left."""
-        plan, limit = self.epochs.plan, trainer.limit_train_batches
-        whole = plan.count_batches()
-        count = min(whole, limit) if isinstance(limit, int) else int(whole * limit)
-        left = plan._replace(start=place).count_batches()
-        if count < whole:  # the epoch ends early, at a place of its own
-            left = min(left, max(0, -(-(plan.end(count - 1) - place) // plan.batch)))
+    def _count_batches(self, trainer: L.Trainer, offset: int) -> tuple[int, int]:
+        """Count the epoch's batches, of today's size, before and after an offset."""
+        plan, limit = self.plans.full, trainer.limit_train_batches
+        total = plan.count_batches()
+        count = min(total, limit) if isinstance(limit, int) else int(total * limit)
+        left = plan._replace(start=offset).count_batches()
+        if count < total:  # the epoch ends early, at an offset of its own
+            left = min(left, max(0, -(-(plan.end(count - 1) - offset) // plan.global_batch_size)))
         return count - left, left
 
 
-def _mark_validation_as_due(counters: dict[str, Any]) -> None:
-    """A checkpoint written when a batch ends comes before the validation of that batch: have it run if it is due."""
-    batches = counters["epoch_loop.batch_progress"]["total"]
-    if batches["completed"] < batches["processed"]:
+def rewrite_progress(fit_loop: dict[str, Any], release: str, done: int, window: int, is_last: bool) -> dict[str, Any]:
+    """Return Lightning's fit-loop counters with the running epoch counted in batches of today's size.
+
+    Args:
+        fit_loop: ``checkpoint["loops"]["fit_loop"]``; not changed.
+        release: Lightning's version.
+        done: Batches of the epoch that are done.
+        window: Batches of an open accumulation window, which are repeated and so not counted as done.
+        is_last: Whether none of the epoch's batches is left.
+
+    Raises:
+        RuntimeError: The counters of this release of Lightning are not known.
+    """
+    if ".".join(release.split(".")[:2]) not in _LIGHTNING_RELEASES:
+        raise RuntimeError(
+            f"lightning {release}: how its checkpoints count batches is not known, so a run cannot be resumed inside "
+            f"an epoch. Install a release of {' or '.join(_LIGHTNING_RELEASES)}: pip install 'lightning<2.7'."
+        )
+    counters = deepcopy(fit_loop)
+    epochs, batches = counters["epoch_progress"], counters["epoch_loop.batch_progress"]
+    if epochs["current"]["ready"] == epochs["current"]["processed"]:  # written between two epochs
+        for part in epochs.values():
+            part |= dict.fromkeys(part, part["processed"])
+    elif window == 0 and batches["total"]["completed"] < batches["total"]["processed"]:
+        # Written when a batch ended, which comes before the validation of that batch: have it run if it is due.
         for part in counters["epoch_loop.val_loop.batch_progress"].values():
             if isinstance(part, dict):
                 part |= {"ready": 1, "started": 1, "processed": 0, "completed": 0}
-
-
-def _count_batches(counters: dict[str, Any], done: int, window: int, last: bool) -> None:
-    batches = counters["epoch_loop.batch_progress"]
-    total = batches["total"]["processed"] - window
+    batches["total"] |= dict.fromkeys(batches["total"], batches["total"]["processed"] - window)
     batches["current"] |= dict.fromkeys(batches["current"], done)
-    batches["total"] |= dict.fromkeys(batches["total"], total)
-    batches["is_last_batch"] = last
+    batches["is_last_batch"] = is_last
+    return counters

@@ -1,4 +1,4 @@
-"""The sets a DataModule was given: datasets or factories, or a fraction of the training set, and what they need."""
+"""The train, val, test and predict sets: what the user gave, built on first use."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from numbers import Real
@@ -9,19 +9,20 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from ddpm_data._checks import check_float
 from ddpm_data._distributed import is_rank_zero
-from ddpm_data.cache.store import Cache, open_or_build
+from ddpm_data.cache.store import Cache, decoding_options, open_or_build
 from ddpm_data.images.processor import ItemProcessor
 from ddpm_data.loading.iterable import IterableImages
 from ddpm_data.loading.map_style import MapStyleImages
-from ddpm_data.loading.options import AnyImages, LoaderOptions
+from ddpm_data.loading.options import LoaderOptions
 from ddpm_data.loading.prebatched import PrebatchedImages
+from ddpm_data.loading.stage_images import StageImages
 from ddpm_data.rng.permutation import RandomSubset
 from ddpm_data.rng.philox import Key
 from ddpm_data.sources._arrays import MapDataset
 from ddpm_data.types import ItemKey, Stage
 
-SomeDataset = MapDataset | Iterable[object]
-Source = SomeDataset | Callable[[], SomeDataset]
+AnyDataset = MapDataset | Iterable[object]
+Source = AnyDataset | Callable[[], AnyDataset]
 CONTRACT = (  # the README's lines
     "A dataset has `__len__` and `__getitem__(index)`, and gives the same item for the same index, in every process;",
     "or it has `__iter__`, which begins anew each time and gives what this process and this worker are to read.",
@@ -30,15 +31,15 @@ CONTRACT = (  # the README's lines
 
 
 class Splits:
-    """Datasets by stage, each built once in this process.
+    """The sets of all stages. Each dataset is built once per process.
 
     Args:
         sources: A dataset or factory for each stage; for ``val`` also the fraction of ``train`` to hold out.
-        processor: How items become images.
+        processor: Makes an image of an item.
         condition: Where an item holds its condition; ``None`` takes none.
         key: The seed's, which picks the held-out images.
         cache_dir: Folder for decoded images; ``None`` keeps none.
-        loading: How images are decoded into it.
+        options: How images are decoded into it, and what becomes of bad items.
 
     Raises:
         TypeError: A source is neither a dataset nor a factory, or ``cache_dir`` no folder.
@@ -52,30 +53,31 @@ class Splits:
         condition: ItemKey | None,
         key: Key,
         cache_dir: str | Path | None,
-        loading: LoaderOptions,
+        options: LoaderOptions,
     ) -> None:
         if not isinstance(cache_dir, str | Path | None):
             raise TypeError(f"DDPMDataModule(cache_dir={cache_dir!r}): a folder is needed. Change `loader.cache_dir`.")
-        if isinstance(condition, bool) or not isinstance(condition, int | str | None):
-            raise TypeError(
-                f"DDPMDataModule(condition={condition!r}): a tuple's place, a dict's key or null. Change "
-                "`dataset.condition`."
-            )
         self.processor = processor
         self.condition = condition
         self.cache_dir = None if cache_dir is None else Path(cache_dir).expanduser()
-        self.loading = loading
-        self.fraction = _fraction(sources["val"])
+        self.options = options
+        self.fraction = _check_fraction(sources["val"])
         self._key = key
         if self.fraction and sources["train"] is None:
             raise ValueError(
                 f"DDPMDataModule(train=None, val={self.fraction}): a fraction is held out of train. Give "
                 "`dataset.train`, or a validation set."
             )
-        self._sources = {stage: _source(stage, given) for stage, given in sources.items() if _is_given(stage, given)}
-        self._built: dict[Stage, SomeDataset] = {}
+        self._sources = {
+            stage: _check_source(stage, given) for stage, given in sources.items() if _is_set(stage, given)
+        }
+        self._datasets: dict[Stage, AnyDataset] = {}
         self._caches: dict[Stage, Cache] = {}
-        self._images: dict[Stage, AnyImages] = {}
+        self._images: dict[Stage, StageImages] = {}
+
+    def has(self, stage: Stage) -> bool:
+        """Tell whether there is a set for this stage."""
+        return stage in self._sources or (stage == "val" and self.fraction is not None)
 
     def prepare(self, stages: Iterable[Stage]) -> None:
         """Call every factory, for what it downloads, and decode what some stages need into the cache.
@@ -87,117 +89,137 @@ class Splits:
         if self.cache_dir is not None:
             for stage in stages:
                 if self.has(stage):
-                    self._cache(self._whole(stage))
+                    self._cache(self._owner(stage))
 
-    def has(self, stage: Stage) -> bool:
-        """Whether there is a set for this stage."""
-        return stage in self._sources or (stage == "val" and self.fraction is not None)
-
-    def open(self, stage: Stage) -> AnyImages:
+    def open(self, stage: Stage) -> StageImages:
         """Build one stage's images and look at some of them, which an iterable source does not allow.
 
         Raises:
             TypeError: A factory returned no dataset, or an item holds no image.
-            ValueError: The set is empty, or images cannot be converted or share no shape.
+            ValueError: The set is empty, or images cannot be converted or differ in shape.
         """
-        cache, images = self._cache(self._whole(stage)), self.unchecked(stage)
-        if isinstance(images, MapStyleImages):
-            images.cache = cache
-            if cache is None:
-                images.inspect(warns=is_rank_zero() and stage == self._whole(stage))  # a held-out part says nothing new
+        cache = self._cache(self._owner(stage))
+        images = self.unchecked(stage, cache)
+        if cache is None:
+            warns = is_rank_zero() and stage == self._owner(stage)  # a held-out part says nothing new
+            images.inspect(self.options, warns)
         self._images[stage] = images
         return images
 
-    def unchecked(self, stage: Stage) -> AnyImages:
-        """One stage's images without a cache, and without a look at any of them.
+    def unchecked(self, stage: Stage, cache: Cache | None = None) -> StageImages:
+        """Build one stage's images without a look at any of them.
+
+        Args:
+            stage: The stage.
+            cache: Its dataset's images, if they have been decoded before.
 
         Raises:
             TypeError: A factory returned no dataset.
-            ValueError: The set leaves nothing to train or validate on.
+            ValueError: The set leaves nothing to train or validate on, or none can be held out of it.
         """
-        whole = self._whole(stage)
-        dataset = self._dataset(whole)
-        if not _is_map_style(dataset):
-            return self._iterable(stage, dataset)
-        # A part is named after the whole: an index in an error is one of the dataset that was given.
-        part = self._part(stage, len(dataset))
-        return MapStyleImages(dataset, self.processor, whole, part, self.condition, self.loading.replaces)
+        owner = self._owner(stage)  # an index in an error is one of the dataset that was given, so the name is too
+        dataset, subset = self._dataset(owner), None
+        if self._shares_train(stage):
+            if not _is_map_style(dataset):
+                raise ValueError(
+                    f"val={self.fraction}: a {type(dataset).__name__} gives its items in an order of its own, so none "
+                    "can be held out of train. Give a validation set, `dataset.val`."
+                )
+            subset = self._pick_subset(stage, len(dataset))
+        return build_split(dataset, owner, self.processor, self.condition, self.options.replaces, subset, cache)
 
-    def _cache(self, stage: Stage) -> Cache | None:
-        """What the cache has of a whole dataset; ``None`` where there is to be no cache, or no need of one."""
-        dataset = self._dataset(stage)
-        if self.cache_dir is None or stage in self._caches:
-            return self._caches.get(stage)
-        if not _is_map_style(dataset):
-            raise ValueError(
-                f"cache_dir={str(self.cache_dir)!r}: {stage} is a {type(dataset).__name__}, which gives its items in "
-                "an order of its own, so that none could be found in a cache. Leave `loader.cache_dir` null."
-            )
-        if getattr(self.processor, "crop", "center") == "random":
-            raise ValueError(
-                f"cache_dir={str(self.cache_dir)!r}: a cache holds one crop of each image, and crop='random' wants "
-                "another each epoch. Change `dataset.crop`, or leave `loader.cache_dir` null."
-            )
-        images = MapStyleImages(dataset, self.processor, stage, None, self.condition, self.loading.replaces)
-        images.inspect(warns=is_rank_zero())
-        if not images.is_stored:
-            self._caches[stage] = open_or_build(images, self.cache_dir, self.loading)
-        return self._caches.get(stage)
-
-    def images(self, stage: Stage) -> AnyImages:
-        """What :meth:`open` has built.
+    def images(self, stage: Stage) -> StageImages:
+        """Return what :meth:`open` has built.
 
         Raises:
-            RuntimeError: It has not.
+            RuntimeError: It has not been called.
         """
         if stage not in self._images:
             raise RuntimeError(f"the {stage} set is not open: call setup() before asking for its loader.")
         return self._images[stage]
 
-    def _dataset(self, stage: Stage) -> SomeDataset:
-        if stage not in self._built:
+    def _cache(self, stage: Stage) -> Cache | None:
+        """Return a dataset's cache, built if it is missing; ``None`` where there is no folder or no need for one."""
+        if self.cache_dir is None or stage in self._caches:
+            return self._caches.get(stage)
+        dataset = self._dataset(stage)
+        if not _is_map_style(dataset):
+            raise ValueError(
+                f"cache_dir={str(self.cache_dir)!r}: {stage} is a {type(dataset).__name__}, which gives its items in "
+                "an order of its own, so that none could be found in a cache. Leave `loader.cache_dir` null."
+            )
+        if self.processor.crop == "random":
+            raise ValueError(
+                f"cache_dir={str(self.cache_dir)!r}: a cache holds one crop of each image, and crop='random' wants "
+                "another each epoch. Change `dataset.crop`, or leave `loader.cache_dir` null."
+            )
+        images = MapStyleImages(dataset, self.processor, stage, None, self.condition, self.options.replaces)
+        options = decoding_options(self.options, len(images))
+        if not images.inspect(options, warns=is_rank_zero()).is_stored:
+            self._caches[stage] = open_or_build(images, self.cache_dir, options)
+        return self._caches.get(stage)
+
+    def _dataset(self, stage: Stage) -> AnyDataset:
+        if stage not in self._datasets:
             source = self._sources[stage]
-            self._built[stage] = _checked(stage, source() if _is_factory(source) else source)
-        return self._built[stage]
+            self._datasets[stage] = _check_dataset(stage, source() if _is_factory(source) else source)
+        return self._datasets[stage]
 
-    def _whole(self, stage: Stage) -> Stage:
-        """The stage whose dataset it is, or is a part of."""
-        return "train" if self._is_part(stage) else stage
+    def _owner(self, stage: Stage) -> Stage:
+        """Return the stage whose dataset this one reads: itself, or ``train`` where a fraction of that is held out."""
+        return "train" if self._shares_train(stage) else stage
 
-    def _is_part(self, stage: Stage) -> bool:
+    def _shares_train(self, stage: Stage) -> bool:
         return self.fraction is not None and stage in ("train", "val")
 
-    def _iterable(self, stage: Stage, dataset: SomeDataset) -> IterableImages | PrebatchedImages:
-        if self._is_part(stage):
+    def _pick_subset(self, stage: Stage, length: int) -> RandomSubset:
+        """Pick the items that are held out, or those that are not."""
+        count = round(length * (self.fraction or 0.0))
+        if length and not 0 < count < length:
             raise ValueError(
-                f"val={self.fraction}: a {type(dataset).__name__} gives its items in an order of its own, so none can "
-                "be held out of train. Give a validation set, `dataset.val`."
+                f"val={self.fraction} of {length} training images leaves {length - count} to train and {count} to "
+                "validate on. Change `dataset.val`, or give a validation set."
             )
-        if getattr(self.processor, "crop", "center") == "random":
-            raise ValueError(
-                f"crop='random': a {type(dataset).__name__} gives its items in an order of its own, and a crop is "
-                "picked by the place in the stream. Crop in the dataset, or change `dataset.crop`."
-            )
-        if isinstance(dataset, DataLoader):
-            return PrebatchedImages(dataset, self.processor, stage, self.condition)
-        return IterableImages(
-            cast(Iterable[object], dataset), self.processor, stage, self.condition, self.loading.replaces
-        )
-
-    def _part(self, stage: Stage, length: int) -> RandomSubset | None:
-        if not self._is_part(stage):
-            return None
-        held_out = round(length * (self.fraction or 0.0))
-        if length and not 0 < held_out < length:
-            raise ValueError(
-                f"val={self.fraction} of {length} training images leaves {length - held_out} to train and {held_out} "
-                "to validate on. Change `dataset.val`, or give a validation set."
-            )
-        start, stop = (held_out, length) if stage == "train" else (0, held_out)
+        start, stop = (count, length) if stage == "train" else (0, count)
         return RandomSubset(self._key, length, start, stop)
 
 
-def _fraction(val: object) -> float | None:
+def build_split(
+    dataset: AnyDataset,
+    name: str,
+    processor: ItemProcessor,
+    condition: ItemKey | None,
+    replaces: bool,
+    subset: RandomSubset | None = None,
+    cache: Cache | None = None,
+) -> StageImages:
+    """Build one stage's images from a dataset of any kind.
+
+    Args:
+        dataset: Map-style, iterable, or a DataLoader.
+        name: What errors call it.
+        processor: Makes an image of an item.
+        condition: Where an item holds its condition; ``None`` takes none.
+        replaces: Whether bad items are replaced.
+        subset: Which items of a map-style dataset belong to the stage; ``None`` is all.
+        cache: The images of a map-style dataset, if they have been decoded before.
+
+    Raises:
+        ValueError: Images are to be cropped by their position, which an iterable dataset does not allow.
+    """
+    if _is_map_style(dataset):
+        return MapStyleImages(dataset, processor, name, subset, condition, replaces, cache)
+    if processor.crop == "random":
+        raise ValueError(
+            f"crop='random': a {type(dataset).__name__} gives its items in an order of its own, and a crop is picked "
+            "by the position in the stream. Crop in the dataset, or change `dataset.crop`."
+        )
+    if isinstance(dataset, DataLoader):
+        return PrebatchedImages(dataset, processor, name, condition)
+    return IterableImages(cast(Iterable[object], dataset), processor, name, condition, replaces)
+
+
+def _check_fraction(val: object) -> float | None:
     if not isinstance(val, Real):
         return None
     fraction = check_float("DDPMDataModule", "dataset.val", val)
@@ -209,15 +231,15 @@ def _fraction(val: object) -> float | None:
     return fraction
 
 
-def _is_given(stage: Stage, source: object) -> bool:
+def _is_set(stage: Stage, source: object) -> bool:
     return source is not None and not (stage == "val" and isinstance(source, Real))
 
 
-def _source(name: str, source: object) -> Source:
-    return cast(Source, source) if _is_factory(source) else _checked(name, source)
+def _check_source(name: str, source: object) -> Source:
+    return cast(Source, source) if _is_factory(source) else _check_dataset(name, source)
 
 
-def _is_factory(source: object) -> TypeGuard[Callable[[], SomeDataset]]:
+def _is_factory(source: object) -> TypeGuard[Callable[[], AnyDataset]]:
     return callable(source) and (isinstance(source, type) or not hasattr(source, "__getitem__"))
 
 
@@ -226,7 +248,7 @@ def _is_map_style(dataset: object) -> TypeGuard[MapDataset]:
     return sized and not isinstance(dataset, IterableDataset)
 
 
-def _checked(name: str, dataset: object) -> SomeDataset:
+def _check_dataset(name: str, dataset: object) -> AnyDataset:
     kind = type(dataset).__name__
     if isinstance(dataset, str | Path):
         raise TypeError(
@@ -246,4 +268,4 @@ def _checked(name: str, dataset: object) -> SomeDataset:
             f"{name} is a {kind}, not a dataset. {' '.join(CONTRACT)} Give "
             f"such an object, or a function without arguments that returns one: `dataset.{name}`."
         )
-    return cast(SomeDataset, dataset)
+    return cast(AnyDataset, dataset)

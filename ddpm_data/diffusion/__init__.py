@@ -1,1 +1,1 @@
-"""Clean images and their positions become a training triple, on the device."""
+"""Turn clean images and their positions into a training triple, on the device."""

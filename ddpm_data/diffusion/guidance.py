@@ -1,4 +1,4 @@
-"""Conditions dropped for classifier-free guidance, by the example's place in the stream."""
+"""Dropout of conditions for classifier-free guidance, by the example's position in the stream."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,20 +12,20 @@ from ddpm_data.rng.philox import Purpose, key_from, words
 
 
 class ConditionDropout:
-    """Replace some training examples' conditions by a null one.
+    """A callable that replaces the conditions of some training examples by a null condition.
 
-    For classifier-free guidance (Ho & Salimans 2021, Algorithm 1). Which ones follows from the seed and their positions
-    alone.
+    A model trained this way can be sampled with classifier-free guidance (Ho & Salimans 2021, Algorithm 1). Only the
+    seed and an example's position decide whether it loses its condition.
 
     Args:
-        probability: Of losing its condition, in ``[0, 1]``.
-        null: What it is replaced by, in the condition's own form without the batch: a label that no example has (the
-            number of classes, say), an embedding or one number for all of it, a string, or a dict or list of these.
-        seed: In ``[0, 2**64)``.
+        probability: Probability that an example loses its condition, in ``[0, 1]``.
+        null: The null condition, in the form of one example's condition: a label that no example has (such as the
+            number of classes), an embedding or one number for all its values, a string, or a dict or list of these.
+        seed: The seed, in ``[0, 2**64)``.
 
     Raises:
-        TypeError: ``probability`` is no number.
-        ValueError: It is out of range, or ``null`` is missing.
+        TypeError: ``probability`` is not a number, or ``seed`` not a whole number.
+        ValueError: ``probability`` or ``seed`` is out of range, or ``null`` is missing.
     """
 
     def __init__(self, probability: float, null: object = None, seed: int = 0) -> None:
@@ -36,49 +36,62 @@ class ConditionDropout:
             )
         if self.probability and null is None:
             raise ValueError(
-                f"condition_dropout={probability}: there must be something that stands for no condition: a label that "
-                "no image has, an embedding, an empty string. Set `dataset.null_condition`."
+                f"condition_dropout={probability}: a dropped condition needs a replacement, such as a label that no "
+                "image has, an embedding or an empty string. Set `dataset.null_condition`."
             )
         self.null = null
         self._key = key_from(seed)
-        self._moved: dict[int, Tensor] = {}  # null embeddings on the device, by their object
+        self._device_nulls: dict[int, Tensor] = {}  # null conditions on the device, by the id of the user's object
 
     def check(self, condition: Any) -> None:  # noqa: ANN401  # any collatable kind
-        """Refuse a ``null`` that could not take the place of such conditions.
+        """Refuse a ``null`` that cannot take the place of the dataset's conditions.
+
+        Args:
+            condition: A batch of conditions; ``None`` if the dataset has none.
 
         Raises:
-            TypeError: It has another form.
-            ValueError: There are none.
+            TypeError: ``null`` has another form than the conditions.
+            ValueError: There are no conditions.
         """
         if condition is None:
             raise ValueError(
                 f"condition_dropout={self.probability:g}: there is no condition to drop. Set `dataset.condition`, or "
-                "leave `dataset.condition_dropout` 0."
+                "set `dataset.condition_dropout` to 0."
             )
         self(condition, torch.zeros(1, dtype=torch.int64))
 
     def drop_strings(self, condition: Any, position: Tensor) -> Any:  # noqa: ANN401  # any collatable kind
-        """The conditions with those strings replaced that are to be, before the batch leaves the host."""
+        """Replace the strings of dropped conditions by the null string, before the batch leaves the host.
+
+        Args:
+            condition: A batch of conditions; not changed. Tensors are returned as they are.
+            position: Positions in the training stream, int64, shape ``(batch,)``, on the CPU.
+
+        Raises:
+            TypeError: ``null`` has another form than the conditions.
+        """
         if not self.probability or not any(isinstance(leaf, str | list | tuple) for leaf in leaves(condition)):
             return condition
-        dropped = self.drop_mask(position).tolist()
+        mask = self.drop_mask(position).tolist()
 
         def replace_leaf(leaf: object, null: object) -> object:
             if isinstance(leaf, Tensor):
                 return leaf
             if not isinstance(null, str):
-                raise _unlike(null, "a string")
+                raise _make_null_error(null, "a string")
             assert isinstance(leaf, list | tuple)
-            return [null if drop else text for drop, text in zip(dropped, leaf, strict=True)]
+            return [null if drop else text for drop, text in zip(mask, leaf, strict=True)]
 
         return _replace_leaves(replace_leaf, condition, self.null)
 
     def __call__(self, condition: Any, position: Tensor) -> Any:  # noqa: ANN401  # any collatable kind
-        """The conditions with those tensors replaced that are to be, on whatever device they are.
+        """Replace dropped conditions by the null condition, on the device that they are on.
+
+        Strings are replaced only if ``position`` is on the CPU; otherwise :meth:`drop_strings` has done that before.
 
         Args:
-            condition: As batched, or a nest of tensors and lists of strings; not changed.
-            position: Places in the training stream, int64, shape ``(batch,)``.
+            condition: A batch of conditions: a tensor, a list of strings, or a dict or list of these; not changed.
+            position: Positions in the training stream, int64, shape ``(batch,)``.
 
         Raises:
             TypeError: ``null`` has another form than the conditions.
@@ -87,42 +100,50 @@ class ConditionDropout:
             return condition
         if position.device.type == "cpu":
             condition = self.drop_strings(condition, position)
-        dropped = self.drop_mask(position)
+        mask = self.drop_mask(position)
 
         def replace_leaf(leaf: object, null: object) -> object:
             if not isinstance(leaf, Tensor):
                 return leaf
-            return torch.where(dropped.view(-1, *[1] * (leaf.dim() - 1)), self._like(leaf, null), leaf)
+            return torch.where(mask.view(-1, *[1] * (leaf.dim() - 1)), self._convert_null(null, leaf), leaf)
 
         return _replace_leaves(replace_leaf, condition, self.null)
 
     def drop_mask(self, position: Tensor) -> Tensor:
-        """Which examples lose their condition: bool, shape ``(batch,)``."""
+        """Draw which examples lose their condition.
+
+        Args:
+            position: Positions in the training stream, int64, shape ``(batch,)``.
+
+        Returns:
+            bool, shape ``(batch,)``, on the device of ``position``.
+        """
         return words(self._key, Purpose.CONDITION, "train", position)[0][:, 0] < round(self.probability * 2**32)
 
-    def _like(self, leaf: Tensor, null: object) -> Tensor:
-        known = self._moved.get(id(null))
-        if known is None or known.device != leaf.device or known.dtype != leaf.dtype:
+    def _convert_null(self, null: object, leaf: Tensor) -> Tensor:
+        """Convert a null condition to a tensor of the dtype and device of ``leaf``, once for each."""
+        tensor = self._device_nulls.get(id(null))
+        if tensor is None or tensor.device != leaf.device or tensor.dtype != leaf.dtype:
             try:
                 values = torch.as_tensor(null)
                 values.expand(leaf.shape[1:])
             except (TypeError, ValueError, RuntimeError) as error:
-                raise _unlike(null, f"{leaf.dtype} of shape {tuple(leaf.shape[1:])}") from error
+                raise _make_null_error(null, f"{leaf.dtype} of shape {tuple(leaf.shape[1:])}") from error
             if values.is_floating_point() and not leaf.is_floating_point():
-                raise _unlike(null, f"{leaf.dtype}")
-            known = self._moved[id(null)] = values.to(leaf.device, leaf.dtype)
-        return known
+                raise _make_null_error(null, f"{leaf.dtype}")
+            tensor = self._device_nulls[id(null)] = values.to(leaf.device, leaf.dtype)
+        return tensor
 
 
 def _replace_leaves(replace: Callable[[object, object], object], condition: object, null: object) -> object:
     try:
         return map_leaves(replace, condition, null)
     except StructureError as error:
-        raise _unlike(error.given, error.wanted) from error
+        raise _make_null_error(error.value, error.expected) from error
 
 
-def _unlike(null: object, wanted: str) -> TypeError:
+def _make_null_error(null: object, expected: str) -> TypeError:
     return TypeError(
-        f"null_condition={null!r} stands for conditions that are {wanted}, and must be like one of them. Change "
+        f"null_condition={null!r} replaces conditions that are {expected}, so it must have the same form. Change "
         "`dataset.null_condition`."
     )

@@ -1,4 +1,4 @@
-"""Losses by ranges of t: which range a step is in, sums over examples, and the table they are kept in."""
+"""Losses by ranges of t: the ranges, sums of losses over examples, and the CSV table that stores them."""
 
 import csv
 import os
@@ -12,20 +12,20 @@ from torch import Tensor
 
 from ddpm_data.diffusion.process import ForwardProcess
 
-_LIMIT = 200.0  # decibels: where no signal is left, or no noise yet, the ratio is no finite number
+_MAX_DECIBELS = 200.0  # without signal or without noise the ratio is infinite
 
 
 class BinLoss(NamedTuple):
-    """One range of t in one validation: a line of ``timestep_loss.csv``.
+    """The loss of one range of t in one validation: a line of ``timestep_loss.csv``.
 
     Attributes:
-        epoch: Of the training, zero-based.
-        step: Optimizer steps until then.
+        epoch: Training epoch, zero-based.
+        step: Number of optimizer steps before the validation.
         first_t: First step of the range, zero-based.
-        last_t: Its last step, inclusive.
-        log_snr_db: Signal-to-noise ratio in the range's middle, decibels, in ``[-200, 200]``.
-        loss: Mean over the range's examples; ``None`` where there are none.
-        examples: How many fall into the range.
+        last_t: Last step of the range, inclusive.
+        log_snr_db: Signal-to-noise ratio at the range's middle step, decibels, in ``[-200, 200]``.
+        loss: Mean loss over the range's examples; ``None`` without examples.
+        examples: Number of examples in the range.
     """
 
     epoch: int
@@ -38,11 +38,11 @@ class BinLoss(NamedTuple):
 
 
 class TimestepBins:
-    """The steps ``0 .. num_timesteps - 1`` cut into ranges whose widths differ by one at most.
+    """The steps ``0 .. num_timesteps - 1``, cut into ranges whose widths differ by one at most.
 
     Args:
-        num_timesteps: T.
-        count: Ranges; where there are fewer steps, each has its own.
+        num_timesteps: T, number of steps.
+        count: Number of ranges; with fewer steps than that, each step has a range of its own.
     """
 
     def __init__(self, num_timesteps: int, count: int) -> None:
@@ -54,39 +54,59 @@ class TimestepBins:
 
     @property
     def names(self) -> list[str]:
-        """Such as ``0000-0099``, which sort as numbers do."""
+        """The ranges' names, such as ``0000-0099``; they sort by number."""
         digits = max(4, len(str(self.num_timesteps - 1)))
         return [f"{first:0{digits}d}-{last:0{digits}d}" for first, last in zip(self.first, self.last, strict=True)]
 
     def find_bin(self, t: Tensor) -> Tensor:
-        """The number of each step's range, int64, shape of ``t``."""
+        """Find the number of each step's range.
+
+        Args:
+            t: Steps, int64, any shape.
+
+        Returns:
+            int64 in ``[0, count)``, shape of ``t``.
+        """
         return t * self.count // self.num_timesteps
 
     def empty_sums(self, device: torch.device) -> Tensor:
-        """The sums over no examples; Apple's devices have no float64."""
-        precise = torch.float32 if device.type == "mps" else torch.float64
-        return torch.zeros(2, self.count, dtype=precise, device=device)
+        """Return the sums over no examples, to add to: zeros, shape ``(2, count)``.
+
+        Args:
+            device: Where to put them. They are float64, or float32 on Apple's devices, which have no float64.
+        """
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        return torch.zeros(2, self.count, dtype=dtype, device=device)
 
     def sum_losses(self, t: Tensor, losses: Tensor) -> Tensor:
-        """Sum of the losses, and number of the examples, in each range.
+        """Sum the losses, and count the examples, in each range.
 
         Args:
             t: Steps, int64, shape ``(batch,)``.
-            losses: Of each example, floating point, shape ``(batch,)``.
+            losses: Loss of each example, floating point, shape ``(batch,)``.
 
         Returns:
-            float64, shape ``(2, count)``.
+            Sums, then counts, shape ``(2, count)``, dtype of :meth:`empty_sums`.
         """
-        # By a table rather than by scattering, which on a CUDA device adds up in another order each time.
-        inside = self.find_bin(t)[:, None] == torch.arange(self.count, device=t.device)
-        nothing = self.empty_sums(t.device)
-        summed = torch.where(inside, losses.to(nothing.dtype)[:, None], 0).sum(0)
-        return nothing + torch.stack([summed, inside.sum(0)])
+        # A table of (example, range) pairs, since scattering adds up in another order each time on a CUDA device.
+        is_inside = self.find_bin(t)[:, None] == torch.arange(self.count, device=t.device)
+        zeros = self.empty_sums(t.device)
+        totals = torch.where(is_inside, losses.to(zeros.dtype)[:, None], 0).sum(0)
+        return zeros + torch.stack([totals, is_inside.sum(0)])
 
     def to_rows(self, sums: Tensor, process: ForwardProcess, epoch: int, step: int) -> list[BinLoss]:
-        """A validation's lines of the table, from :meth:`sum_losses` over all examples."""
+        """Turn a validation's sums into lines of the table.
+
+        Args:
+            sums: The sum of :meth:`sum_losses` over all batches, shape ``(2, count)``.
+            process: The forward process, for signal-to-noise ratios.
+            epoch: Training epoch, zero-based.
+            step: Number of optimizer steps before the validation.
+        """
         middles = [(first + last) // 2 for first, last in zip(self.first, self.last, strict=True)]
-        ratio = 10 * process.snr(torch.tensor(middles, device=process.betas.device)).log10().clamp(-_LIMIT, _LIMIT)
+        ratio = 10 * process.snr(torch.tensor(middles, device=process.betas.device)).log10().clamp(
+            -_MAX_DECIBELS, _MAX_DECIBELS
+        )
         columns = zip(self.first, self.last, ratio.tolist(), sums[0].tolist(), sums[1].tolist(), strict=True)
         return [
             BinLoss(epoch, step, first, last, round(decibels, 3), total / count if count else None, int(count))
@@ -95,17 +115,20 @@ class TimestepBins:
 
 
 def read_losses(path: Path) -> list[BinLoss]:
-    """What :func:`write_losses` has written.
+    """Read the table that :func:`write_losses` has written.
+
+    Args:
+        path: The CSV file.
 
     Raises:
-        ValueError: The file is another.
+        ValueError: The file is not such a table.
     """
     with path.open(encoding="utf-8", newline="") as file:
         lines = list(csv.reader(file))
     if not lines or lines[0] != list(BinLoss._fields):
         raise ValueError(
-            f"{path} is no table of losses by timestep: its first line is not {','.join(BinLoss._fields)}. Move "
-            "the file, or change `callbacks.timestep_loss.folder`."
+            f"{path} is not a table of losses by timestep, since its first line is not {','.join(BinLoss._fields)}. "
+            "Move the file, or change `callbacks.timestep_loss.folder`."
         )
     return [
         BinLoss(int(epoch), int(step), int(first), int(last), float(ratio), float(loss) if loss else None, int(count))
@@ -114,20 +137,25 @@ def read_losses(path: Path) -> list[BinLoss]:
 
 
 def write_losses(rows: Sequence[BinLoss], path: Path) -> None:
-    """Write the table, whole: a run that is killed meanwhile leaves the one before.
+    """Write the table in one piece: a run that is killed meanwhile leaves the previous table.
 
-    Windows replaces no file that a program has open. The table is then beside it, ``.csv.part``, until the next call.
+    Windows cannot replace a file that a program has open. Then the table stays beside it as ``.csv.part``, with a
+    warning, until the next call.
+
+    Args:
+        rows: All lines of the table.
+        path: The CSV file to write or replace.
     """
-    unfinished = path.with_suffix(".csv.part")
-    with unfinished.open("w", encoding="utf-8", newline="") as file:
+    part_file = path.with_suffix(".csv.part")
+    with part_file.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(BinLoss._fields)
         writer.writerows(rows)
     try:
-        os.replace(unfinished, path)
+        os.replace(part_file, path)
     except PermissionError as error:
         warnings.warn(
-            f"{path} cannot be replaced ({error.strerror}): is it open in another program? Close it there; until the "
-            f"next validation the table is in {unfinished}.",
+            f"{path} cannot be replaced ({error.strerror}). Is it open in another program? Then close it there. Until "
+            f"the next validation the table is in {part_file}.",
             stacklevel=2,
         )

@@ -1,4 +1,4 @@
-"""Which ``t`` each example gets: integer arithmetic on keyed bits, so the same on every device."""
+"""Draws of ``t`` for each example: integer arithmetic on keyed bits, so the same on every device."""
 
 from collections.abc import Callable
 
@@ -8,28 +8,32 @@ from torch import Tensor
 from ddpm_data.rng.philox import MASK, Key, Purpose, words
 from ddpm_data.types import Stage
 
-# The step of the Weyl sequence, as a fraction of 2**32. Chosen by benchmarks/weyl.py over the golden ratio, whose
-# multiples by 8, 24, 48 or 72 lie so close to whole numbers that every such rank's share would bunch up.
+# The step of the Weyl sequence, as a fraction of 2**32. Not the golden ratio: its multiples by 8, 24, 48 and 72 lie so
+# close to whole numbers that at such world sizes each rank's steps would bunch up. tests/diffusion/test_timesteps.py
+# tries those strides.
 WEYL_STEP = 0x9D22D7FD
 
 
 class UniformTimesteps:
-    """``t`` uniform over ``0 .. num_timesteps - 1`` (DDPM, Algorithm 1).
+    """A draw of ``t`` that is uniform over ``0 .. num_timesteps - 1`` (DDPM, Algorithm 1).
 
-    Validation, test and predict always take the low-discrepancy draw: an evaluation should cover the steps evenly.
+    Validation, test and predict always use the low-discrepancy draw, so that an evaluation covers the steps evenly.
 
     Args:
-        low_discrepancy: False draws each ``t`` independently. True walks a Weyl sequence with a keyed start along the
-            positions: each ``t`` is still uniform, and any run of consecutive positions, or every k-th of them, covers
-            the steps evenly, which lowers the variance of the loss (Kingma et al. 2021, "Variational diffusion
-            models", App. I.1, has the idea within a batch).
+        low_discrepancy: False draws each ``t`` independently. True follows a Weyl sequence along the positions, whose
+            start the key sets. Each ``t`` is still uniform. But any run of consecutive positions, or every k-th of
+            them, covers the steps evenly, which lowers the variance of the loss. (Kingma et al. 2021, "Variational
+            diffusion models", App. I.1, do this within a batch.)
+
+    Raises:
+        TypeError: ``low_discrepancy`` is not a bool.
     """
 
     def __init__(self, low_discrepancy: bool = False) -> None:
         if not isinstance(low_discrepancy, bool):
             raise TypeError(
-                f"UniformTimesteps(low_discrepancy={low_discrepancy!r}): true or false is needed. "
-                "Change `timesteps.low_discrepancy`."
+                f"UniformTimesteps(low_discrepancy={low_discrepancy!r}): expected true or false. Change "
+                "`timesteps.low_discrepancy`."
             )
         self.low_discrepancy = low_discrepancy
 
@@ -37,10 +41,10 @@ class UniformTimesteps:
         """Draw the steps.
 
         Args:
-            position: Places in the stage's stream, int64, shape ``(batch,)``.
+            position: Positions in the stage's stream, int64, shape ``(batch,)``.
             num_timesteps: T, at most ``2**31``.
-            key: The seed's key.
-            stage: The stream the positions belong to.
+            key: The seed's key, from :func:`~ddpm_data.rng.philox.key_from`.
+            stage: The stage whose stream the positions belong to.
 
         Returns:
             int64 in ``[0, num_timesteps)``, shape ``(batch,)``.
@@ -50,7 +54,7 @@ class UniformTimesteps:
             word = (start + (position & MASK) * WEYL_STEP) & MASK
         else:
             word = words(key, Purpose.TIMESTEP, stage, position)[0][:, 0]
-        # The high half of a product: exact, where floor(u * T) in float32 can round up to T.
+        # The high half of an integer product is exact. floor(u * T) in float32 can round up to T.
         return (word * num_timesteps) >> 32
 
 

@@ -1,1 +1,1 @@
-"""One dataset item becomes one uint8 image: upright, in the size and channels asked for."""
+"""Turn one dataset item into one uint8 image: upright, of the size and channels you ask for."""

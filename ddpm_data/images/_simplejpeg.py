@@ -1,6 +1,6 @@
-"""JPEG files by simplejpeg, the extra ``decode``: the values that PIL would give, bit for bit, in less time.
+"""JPEG decoding by simplejpeg (the extra ``decode``): PIL's values bit for bit, in less time.
 
-Both call libjpeg-turbo, with the same settings; simplejpeg does so without PIL's copies (``benchmarks/pipeline.md``).
+Both libraries call libjpeg-turbo with the same settings. simplejpeg saves PIL's copies (``benchmarks/pipeline.md``).
 """
 
 import warnings
@@ -13,16 +13,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-_LEAST = 8  # pixels a side: of smaller images several of libjpeg's scales come out at one size
+_MIN_SIDE = 8  # pixels; below, several of libjpeg's scales give the same size
 
 
 class DecodedJpeg(NamedTuple):
-    """A JPEG's values.
+    """A decoded JPEG image.
 
     Attributes:
         values: uint8, shape ``(channels, height, width)``, grey or RGB.
-        area: The width and height that the whole image then has, which its last pixels may exceed; ``None`` where it is
-            decoded at its full size.
+        area: Width and height of the image at the reduced scale, in pixels, not rounded: the last row and column of
+            ``values`` may reach beyond it. ``None`` for an image decoded at full size.
     """
 
     values: Tensor
@@ -30,43 +30,48 @@ class DecodedJpeg(NamedTuple):
 
 
 def decode_jpeg(image: Image.Image, target: tuple[int, int] | None) -> DecodedJpeg | None:
-    """A grey or RGB JPEG's values, if PIL has it in memory, opened but not decoded; the image stays as it is.
+    """Decode a grey or RGB JPEG that PIL has opened in memory but not decoded yet.
+
+    The PIL image does not change.
 
     Args:
-        image: Of any format.
-        target: Height and width wanted, of which at least twice is left; ``None`` is the full size.
+        image: A PIL image of any format.
+        target: Height and width that the image will be resized to. It is decoded at the smallest of libjpeg's scales
+            that leaves at least twice this size. ``None`` decodes at full size.
 
     Returns:
-        ``None`` where PIL is to decode it: simplejpeg is missing, or the file is of another kind, or damaged.
+        ``None`` if PIL has to decode the image: simplejpeg is missing, the image is no such JPEG, or it is damaged.
     """
-    decode = _simplejpeg()
+    decode = _find_decoder()
     file = getattr(image, "fp", None)
-    is_whole = len(getattr(image, "tile", ())) == 1 and not getattr(image, "decoderconfig", None)  # no draft was made
-    if decode is None or image.format != "JPEG" or not isinstance(file, BytesIO) or not is_whole:
+    is_undecoded = len(getattr(image, "tile", ())) == 1
+    has_draft = bool(getattr(image, "decoderconfig", None))
+    if decode is None or image.format != "JPEG" or not isinstance(file, BytesIO) or not is_undecoded or has_draft:
         return None
-    if image.mode not in ("L", "RGB") or min(image.size) < _LEAST:
+    if image.mode not in ("L", "RGB") or min(image.size) < _MIN_SIDE:
         return None
-    scale = 1 if target is None else min(image.width // (2 * target[1]), image.height // (2 * target[0]))
-    scale = next((step for step in (8, 4, 2) if step <= scale), 1)  # as PIL's draft chooses it
-    least = {"min_width": -(-image.width // scale), "min_height": -(-image.height // scale)}
+    ratio = 1 if target is None else min(image.width // (2 * target[1]), image.height // (2 * target[0]))
+    scale = next((divisor for divisor in (8, 4, 2) if divisor <= ratio), 1)  # the scale that PIL's draft would choose
+    min_size = {"min_width": -(-image.width // scale), "min_height": -(-image.height // scale)}
     try:
-        array = decode(file.getvalue(), "GRAY" if image.mode == "L" else "RGB", **least)
-    except ValueError:  # also of what PIL puts up with; or it says better what is wrong
+        array = decode(file.getvalue(), "GRAY" if image.mode == "L" else "RGB", **min_size)
+    except ValueError:  # PIL accepts some of these files, and names the damage better in the others
         return None
     area = None if scale == 1 else (image.width / scale, image.height / scale)
     return DecodedJpeg(torch.from_numpy(array).permute(2, 0, 1), area)
 
 
 @cache
-def _simplejpeg() -> Callable[..., Any] | None:
+def _find_decoder() -> Callable[..., Any] | None:
+    """Import simplejpeg's function; warn once if it is installed but broken."""
     try:
         from simplejpeg import decode_jpeg
     except ModuleNotFoundError:
         return None
-    except Exception as error:  # of any kind: its binary may not fit the NumPy that is there
+    except Exception as error:  # of any type: its binary may not fit the NumPy version
         warnings.warn(
-            f"simplejpeg is installed but cannot be imported ({error}), so PIL decodes JPEG files: the same values, "
-            "slower. Install it anew: pip install --force-reinstall simplejpeg",
+            f"simplejpeg is installed but cannot be imported ({error}), so PIL decodes JPEG files: to the same values, "
+            "but more slowly. Reinstall it: pip install --force-reinstall simplejpeg",
             stacklevel=2,
         )
         return None

@@ -1,4 +1,4 @@
-"""What a dataset's item holds: which part of it is the image, which the condition, and which axes are which."""
+"""Access to a dataset's items: which part is the image, which the condition, and which axis holds the channels."""
 
 from collections.abc import Mapping
 from typing import Any, TypeGuard
@@ -10,99 +10,123 @@ from torch import Tensor
 
 from ddpm_data.types import ItemKey
 
-_WANTED = ("a PIL image, a tensor or array of 2 or 3 dimensions", "a tensor or array of 4 dimensions")
+_EXPECTED = ("a PIL image, a tensor or array of 2 or 3 dimensions", "a tensor or array of 4 dimensions")
 Raw = Image.Image | Tensor | np.ndarray[Any, Any]
 
 
 def find_image(item: object, key: ItemKey | None, batched: bool = False) -> Raw:
-    """The image in a dataset's item: the item itself, or the value at ``key``, or the only image-like value.
+    """Find the image in a dataset's item: the item itself, or the value at ``key``, or the only image-like value.
 
     Args:
-        item: What the dataset gave.
-        key: Place in a tuple, or key in a dict.
-        batched: Whether it is a batch of items, and its image a batch of images.
+        item: What the dataset returned for an index.
+        key: Index into a tuple, or key of a dict; ``None`` takes the only image-like value.
+        batched: Whether ``item`` is a batch of items, so its image is a batch of images.
 
     Raises:
-        TypeError: There is none.
-        ValueError: There are several, or none at ``key``.
+        TypeError: The item holds no image.
+        ValueError: The item holds several images and no ``key`` is set, or there is no image at ``key``.
     """
     if _is_image(item, batched):
         return item
-    values = _parts(item)
+    values = _split_item(item)
     if values is None:
         raise TypeError(
-            f"an item is a {_describe(item)}; {_WANTED[batched]}, or a tuple or dict that holds one, is needed. Change "
-            "`dataset`, or wrap it so that it returns the image."
+            f"an item is a {_describe_value(item)}, but it must be {_EXPECTED[batched]}, or a tuple or dict that holds "
+            "one. Change `dataset`, or wrap it so that it returns the image."
         )
-    parts = _listed(values)
+    description = _describe_values(values)
     if key is not None:
         if key in values and _is_image(value := values[key], batched):
             return value
-        raise ValueError(f"there is no image at {key!r}; the item holds {parts}. Change `dataset.image_key`.")
-    found = [value for value in values.values() if _is_image(value, batched)]
-    if not found:
-        raise TypeError(f"the item holds no image, but {parts}. Change `dataset`, so that an item holds one.")
-    if len(found) > 1:
-        raise ValueError(f"the item holds several images ({parts}). Say which: `dataset.image_key`.")
-    return found[0]
+        raise ValueError(f"there is no image at {key!r}; the item holds {description}. Change `dataset.image_key`.")
+    images = [value for value in values.values() if _is_image(value, batched)]
+    if not images:
+        raise TypeError(f"the item holds no image, but {description}. Change `dataset` so that every item holds one.")
+    if len(images) > 1:
+        raise ValueError(f"the item holds several images ({description}). Say which: `dataset.image_key`.")
+    return images[0]
 
 
 def find_condition(item: object, key: ItemKey) -> object:
-    """What a dataset's item holds at ``key``, ready to be batched: PIL images, say, are not.
+    """Find the condition in a dataset's item: the value at ``key``.
+
+    The value must be one that ``torch.utils.data.default_collate`` can batch. PIL images are not.
+
+    Args:
+        item: What the dataset returned for an index.
+        key: Index into a tuple, or key of a dict.
 
     Raises:
-        ValueError: It holds nothing there, or ``None``.
+        ValueError: The item holds nothing, or ``None``, at ``key``.
     """
-    values = _parts(item)
+    values = _split_item(item)
     if values is None:
-        raise ValueError(f"an item is a {_describe(item)}, with nothing at {key!r}. Change `dataset.condition`.")
+        raise ValueError(
+            f"an item is a {_describe_value(item)}, not a tuple or dict, so there is nothing at {key!r}. Change "
+            "`dataset.condition`."
+        )
     if values.get(key) is None:
         raise ValueError(
-            f"there is no condition at {key!r}; the item holds {_listed(values)}. Change `dataset.condition`."
+            f"there is no condition at {key!r}; the item holds {_describe_values(values)}. Change `dataset.condition`."
         )
     return values[key]
 
 
 def to_chw(image: Tensor | np.ndarray[Any, Any]) -> Tensor:
-    """A tensor's or array's values in their own dtype, shape ``(channels, height, width)``.
+    """Return an array or tensor as a tensor with the channels first, in its own dtype.
 
-    Of three axes the channels are the first or the last, whichever is at most 4 long; else the shorter; if that leaves
-    a tie, NumPy's images are HWC and torch's CHW, as their libraries have it.
+    The channel axis is the first or the last of three: the one of length 4 or less, if only one of them is; else the
+    shorter one. In a tie, NumPy arrays are taken as HWC and tensors as CHW, as their libraries have it.
+
+    Args:
+        image: Any real dtype; shape ``(height, width)``, ``(channels, height, width)`` or ``(height, width,
+            channels)``.
+
+    Returns:
+        Shape ``(channels, height, width)``, with one channel for two axes.
 
     Raises:
-        TypeError: The dtype is one torch does not know.
-        ValueError: There are no pixels, or they are complex numbers.
+        TypeError: torch does not have the array's dtype.
+        ValueError: The image has no pixels, or complex ones.
     """
     is_array = isinstance(image, np.ndarray)
     if isinstance(image, np.ndarray):
-        # torch takes no read-only arrays, negative strides or foreign byte orders; np.require copies only those.
+        # torch refuses read-only arrays, negative strides and foreign byte orders. np.require copies only such arrays.
         image = torch.from_numpy(np.require(image, image.dtype.newbyteorder("="), ["W", "C"]))
     values = image.detach()
     if values.numel() == 0 or values.is_complex():
-        raise ValueError(f"an image has pixels, real numbers; this one is {tuple(values.shape)} of {values.dtype}.")
+        raise ValueError(
+            f"an image must have pixels that are real numbers, but this one has shape {tuple(values.shape)} and "
+            f"{values.dtype}. Change `dataset`."
+        )
     if values.dim() == 2:
         return values[None]
     return values.permute(2, 0, 1) if channels_come_last(values.shape, is_array) else values
 
 
 def channels_come_last(shape: torch.Size, is_array: bool) -> bool:
-    """Whether three axes are height, width, channels; see :func:`to_chw`."""
+    """Return whether the last of three axes is the channel axis, by the rule of :func:`to_chw`.
+
+    Args:
+        shape: Lengths of the three axes.
+        is_array: Whether it is a NumPy array's shape, not a tensor's.
+    """
     first, last = shape[0] <= 4, shape[-1] <= 4
     if first != last:
         return last
     if not first and shape[0] != shape[-1]:
         return shape[-1] < shape[0]
-    return is_array  # NumPy's images are HWC, torch's CHW
+    return is_array  # NumPy images are usually HWC, torch images CHW
 
 
-def _parts(item: object) -> Mapping[Any, object] | None:
+def _split_item(item: object) -> Mapping[Any, object] | None:
     if isinstance(item, Mapping):
         return item
     return dict(enumerate(item)) if isinstance(item, tuple | list) else None
 
 
-def _listed(values: Mapping[Any, object]) -> str:
-    return ", ".join(f"{name!r}: {_describe(value)}" for name, value in values.items())
+def _describe_values(values: Mapping[Any, object]) -> str:
+    return ", ".join(f"{name!r}: {_describe_value(value)}" for name, value in values.items())
 
 
 def _is_image(value: object, batched: bool) -> TypeGuard[Raw]:
@@ -111,7 +135,7 @@ def _is_image(value: object, batched: bool) -> TypeGuard[Raw]:
     return isinstance(value, Image.Image) and not batched
 
 
-def _describe(value: object) -> str:
+def _describe_value(value: object) -> str:
     kind = type(value).__name__
     if isinstance(value, Tensor | np.ndarray):
         return f"{kind} of {value.dtype} and shape {tuple(value.shape)}"

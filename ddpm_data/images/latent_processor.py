@@ -1,4 +1,4 @@
-"""How items become latents: as they are, channels first."""
+"""Turn dataset items into latents: the stored values, channels first."""
 
 from collections.abc import Sequence
 
@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ddpm_data.images.decode import Size
 from ddpm_data.images.items import find_image
 from ddpm_data.images.processor import ImageProcessor
 from ddpm_data.latents import Latents
@@ -14,14 +15,18 @@ from ddpm_data.types import ItemKey
 
 
 class LatentProcessor:
-    """How items become latents: as they are, channels first; see :class:`~ddpm_data.images.processor.ItemProcessor`.
+    """The :class:`~ddpm_data.images.processor.ItemProcessor` for latents: values stay as stored, channels first.
 
     Args:
-        latents: What will be made of them.
-        image_key: Place in a tuple, or key in a dict, where an item holds its latent, or the latent's mean.
+        latents: The settings of the latents; scale, shift and sampling are applied later, on the device.
+        image_key: Index into a tuple, or key of a dict, at which an item holds its latent, or the latent's mean.
+            ``None`` takes the only image-like value.
     """
 
     channels_first = True
+    image_size: Size | None = None  # as they are stored, in every respect
+    channels: int | None = None
+    crop: str = "center"
 
     def __init__(self, latents: Latents, image_key: ItemKey | None = None) -> None:
         self.std_key = latents.std_key
@@ -31,76 +36,92 @@ class LatentProcessor:
 
     @classmethod
     def replacing(cls, processor: ImageProcessor, latents: Latents) -> "LatentProcessor":
-        """The processor for latents, where nothing is asked for that only images have.
+        """Make the processor for latents that takes the place of one for images.
+
+        Args:
+            processor: The image processor, with every option but ``image_key`` at its default.
+            latents: The settings of the latents.
 
         Raises:
-            ValueError: Something is.
+            ValueError: Another option is set, which would have no effect on latents.
         """
-        given = {name: value for name, value in vars(processor).items() if value != getattr(ImageProcessor(), name)}
-        if wrong := sorted(given.keys() - {"image_key"}):
+        options = {name: value for name, value in vars(processor).items() if value != getattr(ImageProcessor(), name)}
+        if without_effect := sorted(options.keys() - {"image_key"}):
             raise ValueError(
-                f"latents are noised as they are, so {', '.join(wrong)} would change nothing. Leave out "
-                f"{', '.join(f'`dataset.{name}`' for name in wrong)}."
+                f"latents are noised as they are stored, so {', '.join(without_effect)} would change nothing. Leave "
+                f"out {', '.join(f'`dataset.{name}`' for name in without_effect)}."
             )
         return cls(latents, processor.image_key)
 
     def decode(self, item: object) -> Tensor:
-        """The item's values, shape ``(channels, height, width)``: the mean's, then the standard deviation's.
+        """Read an item's latent.
+
+        Returns:
+            Floats, shape ``(channels, height, width)``. If there is a standard deviation, the channels are the mean's,
+            then the standard deviation's.
 
         Raises:
-            TypeError: They are no floats.
-            ValueError: Some are NaN or infinite, a standard deviation is negative, or shapes do not go together.
+            TypeError: The values are not floats of three dimensions, or the item holds a PIL image.
+            ValueError: A standard deviation is negative, or shapes or channel counts do not match.
         """
-        values = _values(item, self.image_key)
+        values = _read_values(item, self.image_key)
         if self.std_key is not None:
-            std = _values(item, self.std_key)
+            std = _read_values(item, self.std_key)
             if std.shape != values.shape:
                 raise ValueError(
-                    f"the mean is {tuple(values.shape)} and the standard deviation {tuple(std.shape)}: they must share "
-                    "a shape. Change `dataset.latents.std_key`."
+                    f"the mean has shape {tuple(values.shape)} and the standard deviation {tuple(std.shape)}, but they "
+                    "must share a shape. Change `dataset.latents.std_key`."
                 )
             values = torch.cat([values, std])
         halves = 2 if self.stacked or self.std_key is not None else 1
         if len(values) % halves:
             raise ValueError(
-                f"{len(values)} channels are no mean and standard deviation of as many channels. Change "
-                "`dataset.latents.stacked`."
+                f"the latent has {len(values)} channels, which cannot be halved into mean and standard deviation. "
+                "Change `dataset.latents.stacked`."
             )
         for count in self.channels_of:
             if count * halves != len(values):
                 raise ValueError(
-                    f"the latent has {len(values) // halves} channels, and {count} numbers are given to scale or shift "
-                    "them. Change `dataset.latents`."
+                    f"the latent has {len(values) // halves} channels, and {count} numbers to scale or shift them: one "
+                    "per channel is needed. Change `dataset.latents`."
                 )
         if halves == 2 and values[len(values) // 2 :].min() < 0:
             raise ValueError(
-                "a standard deviation is negative (is it a logarithm? take exp(logvar / 2)). Change `dataset.latents`."
+                "a standard deviation is negative. Is it a logarithm? Then store exp(logvar / 2), or change "
+                "`dataset.latents`."
             )
         return values
 
     def convert(self, image: Tensor, crop_offsets: Tensor | None = None) -> Tensor:
-        """The same values; float64 becomes float32.
+        """Return the same values, with float64 as float32.
+
+        Args:
+            image: Floats, any shape.
+            crop_offsets: Ignored: latents are not cropped.
 
         Raises:
-            ValueError: Some are NaN or infinite.
+            ValueError: A value is NaN or infinite.
         """
         if not image.isfinite().all():
-            raise ValueError(f"{int((~image.isfinite()).sum())} of {image.numel()} values are NaN or infinite.")
+            raise ValueError(
+                f"{int((~image.isfinite()).sum())} of {image.numel()} values are NaN or infinite, and a single one "
+                "makes the loss NaN. Repair the latent, or change `dataset`."
+            )
         return image.float() if image.dtype == torch.float64 else image
 
     def check_items(self, name: str, raw: Sequence[Tensor]) -> None:
-        """Every item has been checked by :meth:`decode`."""
+        """Accept every dataset: :meth:`decode` checks each item."""
 
 
-def _values(item: object, key: ItemKey | None) -> Tensor:
+def _read_values(item: object, key: ItemKey | None) -> Tensor:
     value = find_image(item, key)
     if isinstance(value, Image.Image):
-        raise TypeError("the item holds a PIL image, and latents are arrays. Change `dataset.latents`.")
+        raise TypeError("the item holds a PIL image, but latents are arrays of floats. Change `dataset.latents`.")
     if isinstance(value, np.ndarray):
         value = torch.from_numpy(np.require(value, value.dtype.newbyteorder("="), ["W", "C"]))
     if not value.is_floating_point() or value.dim() != 3:
         raise TypeError(
-            f"a latent is floats of shape (channels, height, width), and this is {value.dtype} of shape "
-            f"{tuple(value.shape)}. Change `dataset.latents`, or `dataset.image_key`."
+            f"a latent must be floats of shape (channels, height, width), but this is {value.dtype} of shape "
+            f"{tuple(value.shape)}. Change `dataset.latents` or `dataset.image_key`."
         )
     return value.detach()

@@ -1,4 +1,4 @@
-"""How items become images: which values, channels and size."""
+"""Turn dataset items into uint8 images: value range, channels, resizing and cropping."""
 
 from collections.abc import Sequence
 from typing import Protocol, cast
@@ -14,51 +14,88 @@ from ddpm_data.images.decode import Colour, ResizeSpec, Size, decode_image
 from ddpm_data.images.items import find_image, to_chw
 from ddpm_data.types import ItemKey
 
-_DEEP = (0.0, 65535.0)  # the range of PIL's integer modes of more than 8 bits, which files of 16 bits come in
+_DEEP_RANGE = (0.0, 65535.0)  # of PIL's integer modes with more than 8 bits, which hold the pixels of 16-bit files
 
 
 class ItemProcessor(Protocol):
-    """How items become what is noised: images, or latents."""
+    """The interface that turns dataset items into what is noised: images or latents.
+
+    Attributes:
+        image_key: Index into a tuple, or key of a dict, at which an item holds its image.
+        channels_first: Whether an array's channels always come first. If not, its shape decides.
+        image_size: Height and width that every image gets; ``None`` keeps its own.
+        channels: That every image gets; ``None`` keeps its own.
+        crop: ``"center"``, or ``"random"`` by the example's position.
+    """
 
     image_key: ItemKey | None
-    channels_first: bool  # whether an array's channels come first; else its shape is looked at
+    channels_first: bool
+    image_size: Size | None
+    channels: int | None
+    crop: str
 
     def decode(self, item: object, /) -> Tensor:
-        """The item's values as they are, shape ``(channels, height, width)``."""
+        """Read an item's values as they are stored.
+
+        Args:
+            item: What the dataset returned for an index.
+
+        Returns:
+            Any dtype, shape ``(channels, height, width)``.
+        """
         ...
 
     def convert(self, image: Tensor, crop_offsets: Tensor | None = None, /) -> Tensor:
-        """Those values as they are wanted; or those of a batch."""
+        """Convert decoded values, of one item or of a batch, to the range, channels and size asked for.
+
+        Args:
+            image: From :meth:`decode`, shape ``(..., channels, height, width)``.
+            crop_offsets: Where to crop each image, int64 in ``[0, 2**32)``, shape ``(..., 2)``; ``None`` crops the
+                centre.
+        """
         ...
 
     def check_items(self, name: str, raw: Sequence[Tensor], /) -> None:
-        """Refuse a dataset by the values of some of its items."""
+        """Refuse a dataset because of the values of some of its items.
+
+        Args:
+            name: The split's name, for the message.
+            raw: Values of several items, from :meth:`decode`.
+        """
         ...
 
 
 class ImageProcessor:
-    """How items become uint8 CHW images.
+    """A callable that turns dataset items into uint8 images, shape ``(channels, height, width)``.
 
-    Files are taken as they are meant to look: turned by their EXIF tag, an animation's first frame, what is transparent
-    on a background, 16-bit grey by value (0 to 65535); ICC profiles are ignored.
+    Image files come out as their authors meant them to look:
+
+    - They are turned upright, as their EXIF tag says.
+    - The first frame of an animation is taken.
+    - Transparent pixels show the background.
+    - 16-bit grey values, 0 to 65535, are scaled to 8 bits.
+
+    ICC profiles are ignored.
 
     Args:
-        image_key: Place in a tuple, or key in a dict, where an item holds its image; ``None`` takes the only
-            image-like value there is.
-        image_size: Pixels, one number (a square) or ``(height, width)``; ``None`` leaves sizes alone.
-        value_range: ``(lowest, highest)`` possible value of float and wide-integer images, mapped to 0 and 255 and
-            rounded, which loses nothing where the source had 8 bits. uint8 images need none.
+        image_key: Index into a tuple, or key of a dict, at which an item holds its image; ``None`` takes the only
+            image-like value.
+        image_size: Size of the result in pixels, one number (a square) or ``(height, width)``; ``None`` keeps every
+            image's own size.
+        value_range: ``(lowest, highest)`` possible value of float and wide-integer images. They are mapped to 0 and 255
+            and rounded, which loses nothing if the source had 8 bits. uint8 images need no range.
         channels: 3 (grey is repeated), 1 (colour becomes luma, ITU-R 601), 4 (with transparency: 255 is opaque), or
-            ``None``: as they come, PIL's grey or RGB.
-        resize: ``"cover"``: until the image just covers ``image_size``, then it is cropped; ``"stretch"``: to
-            ``image_size`` whatever its proportions. Both bilinear, antialiased.
-        crop: ``"center"``, or ``"random"``: in training, where the example's place in the stream has it.
-        background: What transparent PIL images are shown on, a colour's name or ``(red, green, blue)`` in
-            ``[0, 255]``, so that the colours hidden under transparency never show.
+            ``None``, which keeps every image's own channels (PIL images become grey or RGB).
+        resize: ``"cover"`` keeps proportions: the image is resized until it just covers ``image_size``, then cropped.
+            ``"stretch"`` resizes to exactly ``image_size``. Both are bilinear and antialiased.
+        crop: ``"center"`` or ``"random"``. A random crop applies to training only, and follows from the example's
+            position in the stream.
+        background: The colour behind transparent pixels of PIL images, by name or as ``(red, green, blue)`` in
+            ``[0, 255]``. Colours hidden under transparency never show.
 
     Raises:
-        TypeError: An argument is of the wrong type.
-        ValueError: It has no possible value.
+        TypeError: An argument has the wrong type.
+        ValueError: An argument has an impossible value.
     """
 
     channels_first = False
@@ -74,58 +111,79 @@ class ImageProcessor:
         background: str | Sequence[int] = "white",
     ) -> None:
         self.image_key = image_key
-        self.image_size = _size(image_size)
-        self.value_range = _range(value_range)
+        self.image_size = _check_size(image_size)
+        self.value_range = _check_range(value_range)
         if channels not in (None, 1, 3, 4) or isinstance(channels, bool):
             raise ValueError(
-                f"channels={channels!r}: 1, 3, 4 or null (as they come) is needed. Change `dataset.channels`."
+                f"channels={channels!r}: it must be 1, 3, 4 or null (which keeps the images' own). Change "
+                "`dataset.channels`."
             )
         self.channels = channels
-        self.resize = _choice("resize", resize, ("cover", "stretch"))
-        self.crop = _choice("crop", crop, ("center", "random"))
+        self.resize = _check_choice("resize", resize, ("cover", "stretch"))
+        self.crop = _check_choice("crop", crop, ("center", "random"))
         if self.crop == "random" and (self.image_size is None or self.resize == "stretch"):
             raise ValueError(
-                "crop='random': nothing is left to crop without an image_size, or after stretching to it. Change "
+                "crop='random': there is nothing to crop without image_size, or after stretching to it. Change "
                 "`dataset.crop`, `dataset.image_size` or `dataset.resize`."
             )
-        self.background = _colour(background)
+        self.background = _check_colour(background)
 
     def __call__(self, item: object) -> Tensor:
-        """One item's image, uint8, shape ``(channels, height, width)``.
+        """Turn one item into its image, with a centre crop.
+
+        Args:
+            item: What the dataset returned for an index: an image, or a tuple or dict that holds one.
+
+        Returns:
+            uint8, shape ``(channels, height, width)``.
 
         Raises:
             OSError: A file cannot be decoded.
             TypeError: The item holds no image.
-            ValueError: It holds several, or one that the processor cannot convert.
+            ValueError: The item holds several images, or one that cannot be converted.
         """
         return self.convert(self.decode(item))
 
     def decode(self, item: object) -> Tensor:
-        """The item's image in its own dtype, shape ``(channels, height, width)``; a file may be resized already."""
+        """Read an item's image in its own dtype.
+
+        Returns:
+            Any dtype, shape ``(channels, height, width)``. A JPEG file may already have its final size before cropping.
+        """
         image = find_image(item, self.image_key)
         if not isinstance(image, Image.Image):
             return to_chw(image)
         values = decode_image(image, self._resize_spec(), self.background, self.channels == 4)
-        return _to_uint8(values, self.value_range or _DEEP) if values.dtype == torch.int32 else values
+        return _to_uint8(values, self.value_range or _DEEP_RANGE) if values.dtype == torch.int32 else values
 
     def convert(self, image: Tensor, crop_offsets: Tensor | None = None) -> Tensor:
-        """The image's values, channels and size as the processor wants them, uint8; or those of a batch of images.
+        """Convert an image, or a batch of images, to the value range, channels and size asked for.
 
         Args:
-            image: Of any dtype, shape ``(..., channels, height, width)``.
-            crop_offsets: Where to crop each, int64 in ``[0, 2**32)``, shape ``(..., 2)``: the offsets from the top
-                and from the left, as fractions of the free space times ``2**32``; ``None`` crops the centre.
+            image: Any dtype, shape ``(..., channels, height, width)``.
+            crop_offsets: Where to crop each image, int64 in ``[0, 2**32)``, shape ``(..., 2)``: the offsets from the
+                top and from the left, as fractions of the free space times ``2**32``. ``None`` crops the centre.
+
+        Returns:
+            uint8, shape ``(..., channels, height, width)`` with the new channels and size.
+
+        Raises:
+            ValueError: A value lies outside ``value_range``, a range is missing, or the channels cannot be converted.
         """
         return self._resize(self._convert_channels(_to_uint8(image, self.value_range)), crop_offsets)
 
     def check_items(self, name: str, raw: Sequence[Tensor]) -> None:
-        """Refuse images whose black and white cannot be known; :func:`unknown_range_message` of all of them together.
+        """Refuse a dataset whose black and white values cannot be known.
+
+        Args:
+            name: The split's name, for the message.
+            raw: Images of several items, from :meth:`decode`. The message gives the values that they span together.
 
         Raises:
-            ValueError: They are neither bytes nor booleans, and there is no ``value_range``.
+            ValueError: Most images are neither uint8 nor bool, and there is no ``value_range``.
         """
         wide = [image for image in raw if image.dtype not in (torch.uint8, torch.bool)]
-        if self.value_range is None and 2 * len(wide) > len(raw):  # a few among many are bad items
+        if self.value_range is None and 2 * len(wide) > len(raw):  # a few among many count as bad items
             low = min(float(image.double().min()) for image in wide)
             high = max(float(image.double().max()) for image in wide)
             raise ValueError(
@@ -149,7 +207,7 @@ class ImageProcessor:
                 colour if self.channels == 3 else torch.cat([colour, torch.full_like(colour[..., :1, :, :], 255)], -3)
             )
         raise ValueError(
-            f"an image of {count} channels cannot become one of {self.channels} without a guess. "
+            f"an image of {count} channels cannot become one of {self.channels} channels without a guess. "
             "Change `dataset.channels`."
         )
 
@@ -159,22 +217,28 @@ class ImageProcessor:
         height, width = self.image_size
         target = ResizeSpec(self.image_size, self.resize == "stretch").target(image.shape[-2], image.shape[-1])
         resized: Tensor = image
-        if image.shape[-2:] != target:  # a file may be decoded at this size
+        if image.shape[-2:] != target:  # a JPEG may have been decoded to this size
             resized = F.resize(image, list(target), interpolation=InterpolationMode.BILINEAR, antialias=True)
         if crop_offsets is None:
             top, left = round((target[0] - height) / 2), round((target[1] - width) / 2)  # as torchvision's center_crop
             return resized[..., top : top + height, left : left + width]
-        room = torch.tensor([target[0] - height + 1, target[1] - width + 1])
-        corners = (crop_offsets * room) >> 32
+        free_space = torch.tensor([target[0] - height + 1, target[1] - width + 1])
+        corners = (crop_offsets * free_space) >> 32
         if image.dim() == 3:
             top, left = corners.tolist()
             return resized[:, top : top + height, left : left + width]
-        crops = zip(resized, corners.tolist(), strict=True)
-        return torch.stack([one[:, top : top + height, left : left + width] for one, (top, left) in crops])
+        pairs = zip(resized, corners.tolist(), strict=True)
+        return torch.stack([picture[:, top : top + height, left : left + width] for picture, (top, left) in pairs])
 
 
 def unknown_range_message(seen: str, low: float, high: float) -> str:
-    """What to say of values whose range is not known."""
+    """Write the error message for values whose range is unknown, with a guess at the range.
+
+    Args:
+        seen: The images and a verb, to begin the message: ``"the image is torch.float32 and spans"``.
+        low: The lowest value.
+        high: The highest value.
+    """
     ranges = ((0, 1), (-1, 1), (0, 255), (0, 65535))
     likely = next((f", here most likely [{a}, {b}]" for a, b in ranges if a <= low and high <= b), "")
     return (
@@ -194,32 +258,32 @@ def _to_uint8(image: Tensor, value_range: tuple[float, float] | None) -> Tensor:
     if value_range is None:
         raise ValueError(unknown_range_message(f"the image is {image.dtype} and spans", low, high))
     bottom, top = value_range
-    slack = (top - bottom) / 510 if image.is_floating_point() else 0  # half a level, which rounding may have left
-    if not (low >= bottom - slack and high <= top + slack):  # so that NaN is refused too
-        lost = int((~values.isfinite()).sum())
+    slack = (top - bottom) / 510 if image.is_floating_point() else 0  # half of one of 256 levels, for rounding errors
+    if not (low >= bottom - slack and high <= top + slack):  # negated, so that NaN is refused too
+        count = int((~values.isfinite()).sum())
         raise ValueError(
-            f"values span {low:.6g} to {high:.6g}{f', {lost} of them NaN or infinite' * bool(lost)}, outside "
-            f"value_range=({bottom:g}, {top:g}); clipping would lose them. Change `dataset.value_range`, or mend the "
+            f"values span {low:.6g} to {high:.6g}{f', {count} of them NaN or infinite' * bool(count)}, outside "
+            f"value_range=({bottom:g}, {top:g}); clipping would lose them. Change `dataset.value_range`, or repair the "
             "image."
         )
     return ((values - bottom) * (255 / (top - bottom))).round_().clamp_(0, 255).to(torch.uint8)
 
 
-def _size(size: int | Sequence[int] | None) -> Size | None:
+def _check_size(size: int | Sequence[int] | None) -> Size | None:
     if size is None:
         return None
     sides = tuple(size) if isinstance(size, Sequence) and not isinstance(size, str) else (size, size)
     if len(sides) != 2:
-        raise ValueError(f"image_size={size!r}: one number or (height, width) is needed. Change `dataset.image_size`.")
+        raise ValueError(f"image_size={size!r}: expected one number or (height, width). Change `dataset.image_size`.")
     height, width = (check_int("DDPMDataModule", "dataset.image_size", side, 1) for side in sides)
     return height, width
 
 
-def _range(value_range: Sequence[float] | None) -> tuple[float, float] | None:
+def _check_range(value_range: Sequence[float] | None) -> tuple[float, float] | None:
     if value_range is None:
         return None
     if not isinstance(value_range, Sequence) or isinstance(value_range, str) or len(value_range) != 2:
-        raise TypeError(f"value_range={value_range!r}: (lowest, highest) is needed. Change `dataset.value_range`.")
+        raise TypeError(f"value_range={value_range!r}: expected (lowest, highest). Change `dataset.value_range`.")
     low, high = (check_float("DDPMDataModule", "dataset.value_range", value) for value in value_range)
     if low >= high:
         raise ValueError(
@@ -228,24 +292,27 @@ def _range(value_range: Sequence[float] | None) -> tuple[float, float] | None:
     return low, high
 
 
-def _choice(name: str, value: str, choices: tuple[str, str]) -> str:
+def _check_choice(name: str, value: str, choices: tuple[str, str]) -> str:
     if value not in choices:
-        raise ValueError(f"{name}={value!r}: {' or '.join(map(repr, choices))} is needed. Change `dataset.{name}`.")
+        raise ValueError(f"{name}={value!r}: expected {' or '.join(map(repr, choices))}. Change `dataset.{name}`.")
     return value
 
 
-def _colour(background: str | Sequence[int]) -> Colour:
-    wrong = f"background={background!r}: a colour's name or (red, green, blue), whole numbers in [0, 255], is needed. "
+def _check_colour(background: str | Sequence[int]) -> Colour:
+    message = (
+        f"background={background!r}: expected a colour's name or (red, green, blue), whole numbers in [0, 255]. Change "
+        "`dataset.background`."
+    )
     try:
         if isinstance(background, str):
-            levels: Sequence[int] = ImageColor.getrgb(background)  # four, where transparency of its own is named
+            levels: Sequence[int] = ImageColor.getrgb(background)  # four levels for a colour that is transparent itself
         else:
             levels = [check_int("DDPMDataModule", "dataset.background", level, 0) for level in background]
         red, green, blue = levels
     except (TypeError, ValueError) as error:
-        raise type(error)(f"{wrong}Change `dataset.background`.") from error
+        raise type(error)(message) from error
     if max(red, green, blue) > 255:
-        raise ValueError(f"{wrong}Change `dataset.background`.")
+        raise ValueError(message)
     return red, green, blue
 
 

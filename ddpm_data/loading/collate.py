@@ -7,10 +7,14 @@ from torch.utils.data import default_collate
 
 
 def collate_conditions(name: str, conditions: Sequence[object]) -> Any:  # noqa: ANN401  # any collatable kind
-    """ImageBatch' conditions as a batch.
+    """Make one batch of several examples' conditions, as ``torch.utils.data.default_collate`` does.
+
+    Args:
+        name: What errors call the dataset.
+        conditions: One per example.
 
     Raises:
-        TypeError: They are of a kind that makes no batch, or of several shapes.
+        TypeError: They are of a kind that makes no batch, or differ in shape.
     """
     try:
         return default_collate(list(conditions))

@@ -1,9 +1,9 @@
-"""Sources that give their items in an order of their own: images, places of their own, and taking them up again.
+"""Iterable sources, which decide themselves which image comes next.
 
-Such a source (an ``IterableDataset``, a streamed or sharded set) decides which image comes when; the stream decides the
-rest. It is split over processes and workers by itself or by :mod:`ddpm_data.sources.tar_shards`. An item's position is
-``epoch * POSITIONS_PER_EPOCH + (c * R + r) * W + w`` for item c of worker w of W on rank r of R. No two items share a
-position, but it depends on R and W.
+The stream decides the rest: each item gets a position of its own. Sources are split over processes and workers by
+themselves or by :mod:`ddpm_data.sources._sharding`. The position of item ``c`` of worker ``w`` of ``W`` on rank ``r``
+of ``R`` is ``epoch * POSITIONS_PER_EPOCH + (c * R + r) * W + w``. No two items share a position, but it depends on
+``R`` and ``W``.
 """
 
 import copy
@@ -17,28 +17,97 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, default_collate, get_worker_info
 from tqdm import tqdm
 
-from ddpm_data._distributed import EpochShard, is_rank_zero
+from ddpm_data._distributed import EpochShard, World, is_rank_zero
 from ddpm_data.images.items import find_condition
 from ddpm_data.images.processor import ItemProcessor
 from ddpm_data.loading.bad_items import BadItem, WorkerBatch, check_same_shape, with_item_context
 from ddpm_data.loading.collate import collate_conditions
-from ddpm_data.loading.samplers import ENDLESS, EpochPlan, EpochPlans
+from ddpm_data.loading.options import LoaderOptions
+from ddpm_data.loading.samplers import ENDLESS, EpochPlan, EpochPlans, Order
+from ddpm_data.loading.stage_images import StageBatches
+from ddpm_data.rng.philox import Key
 from ddpm_data.sources._sharding import split_by_rank
 from ddpm_data.types import BatchMeta, ImageBatch, ItemKey, Stage
 
-POSITIONS_PER_EPOCH = 2**40 + 15  # a prime: more places than any epoch has, and epochs that differ in low-discrepancy t
+POSITIONS_PER_EPOCH = (
+    2**40 + 15
+)  # more than any epoch has examples; a prime, so that low-discrepancy t differs by epoch
 
 
-class IterableImages:
-    """A source's items as their processor wants them, in the source's order.
+class IterableOrder:
+    """The order in which batches of an iterable source arrive: see :class:`~ddpm_data.loading.samplers.Order`.
+
+    After a checkpoint, the batches that were seen before are read again and left out.
 
     Args:
-        source: Gives items each time it is iterated over, in a worker its share of them.
-        processor: How an item becomes an image.
-        name: What to call it in errors.
+        epoch: Asked for the epoch, where nobody calls ``set_epoch``; ``None`` in evaluation, the same in every epoch.
+    """
+
+    sampler = None
+
+    def __init__(self, epoch: Callable[[], int] | None = None) -> None:
+        # Offsets count batches here, each of which is one "example" of the plan.
+        self.plans = EpochPlans(EpochPlan(0, ENDLESS, 1, 1, drop_last=False)) if epoch else None
+        self.current_epoch = epoch or (lambda: 0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch comes next, instead of being asked."""
+        self.current_epoch = lambda: epoch
+
+    def place_batches(self, batches: Iterator[ImageBatch], num_workers: int) -> Iterator[ImageBatch]:
+        """Move the epoch's batches to their positions; after a checkpoint, only those that it had not seen.
+
+        Raises:
+            ValueError: Two workers begin with the same images.
+        """
+        epoch = self.current_epoch()
+        skipped = self.plans.plan_for(epoch).start if self.plans else 0
+        batches = _refuse_identical_workers(batches, num_workers)
+        for _ in tqdm(range(skipped), "Reading up to the checkpoint", disable=not (skipped and is_rank_zero())):
+            next(batches, None)
+        for images, meta in batches:
+            yield ImageBatch(images, meta._replace(position=meta.position + epoch * POSITIONS_PER_EPOCH))
+
+
+class SelfOrderedImages:
+    """What iterable and prebatched data have in common: the source decides what comes next.
+
+    See :class:`~ddpm_data.loading.stage_images.StageImages`.
+    """
+
+    length = None
+
+    def inspect(self, options: LoaderOptions | None = None, warns: bool = True) -> None:
+        """Do nothing: reading items here could use up the source."""
+
+    def first_items(self, count: int, options: LoaderOptions | None = None) -> None:
+        """Return nothing: reading items here could use up the source."""
+
+    def train_order(self, options: LoaderOptions, world: World, key: Key, epoch: Callable[[], int]) -> Order:
+        """Return the source's own order."""
+        return IterableOrder(epoch)
+
+    def eval_order(self, options: LoaderOptions, world: World) -> Order:
+        """Return the source's own order."""
+        return IterableOrder()
+
+    def stream_identity(self, options: LoaderOptions, world: World) -> dict[str, int]:
+        """Return what positions depend on: how many processes and workers share the source, and how they batch it."""
+        return {"world_size": world.size, "batch_size": options.batch_size, "num_workers": options.num_workers}
+
+
+class IterableImages(SelfOrderedImages):
+    """The images of an iterable source, in the source's order.
+
+    Args:
+        source: Gives items each time it is iterated over; in a worker, that worker's share of them.
+        processor: Makes an image of an item.
+        name: What errors call the source.
         condition: Where an item holds its condition; ``None`` takes none.
         replaces: Whether the good item before takes the place of one that cannot be used, instead of an error.
     """
+
+    brings_workers = False
 
     def __init__(
         self,
@@ -55,64 +124,68 @@ class IterableImages:
         self.replaces = replaces
 
     def __iter__(self) -> Iterator[tuple[Tensor, Any, BadItem | None]]:
-        """Images with their conditions, and what was wrong with the item that one was to be."""
+        """Yield images with their conditions, and the item that was bad where one was replaced."""
         info = get_worker_info()
         where = f"{self.name}, worker {info.id}, item" if info else f"{self.name}, item"
         last: tuple[Tensor, Any] | None = None
-        early: list[BadItem] = []  # before the first good item, which takes their places too
-        for count, item in enumerate(self._named(where)):
+        leading: list[BadItem] = []  # bad items before the first good one, which takes their places too
+        for count, item in enumerate(self._iterate_source(where)):
             try:
-                last = self._entry(item)
-            except Exception as error:  # a dataset of the user's may raise anything
-                wrong = with_item_context(f"{where} {count}", error)
+                last = self._load_example(item)
+            except Exception as error:  # a user's dataset may raise anything
+                named_error = with_item_context(f"{where} {count}", error)
                 if not self.replaces or isinstance(error, MemoryError):
-                    raise wrong from error
-                fault = BadItem(count, str(wrong))
+                    raise named_error from error
+                bad_item = BadItem(count, str(named_error))
                 if last is None:
-                    early.append(fault)
+                    leading.append(bad_item)
                     continue
-                yield *last, fault
+                yield *last, bad_item
                 continue
-            for fault in early:
-                yield *last, fault
-            early = []
+            for bad_item in leading:
+                yield *last, bad_item
+            leading = []
             yield *last, None
-        if early:
-            raise ValueError(f"no item of {self.name} can be used; the first: {early[0].why}")
+        if leading:
+            raise ValueError(f"no item of {self.name} can be used; the first: {leading[0].reason}")
 
-    def _entry(self, item: object) -> tuple[Tensor, Any]:
+    def shard(self, shard: EpochShard) -> "IterableImages":
+        """Return what one process reads in one epoch."""
+        images = copy.copy(self)
+        images.source = split_by_rank(self.source, shard)
+        return images
+
+    def batches(self, stage: Stage, options: LoaderOptions, world: World, key: Key) -> "IterableBatches":
+        """Return this rank's batches."""
+        return IterableBatches(self, stage, options.batch_size, options.drop_last and stage == "train", *world)
+
+    def _load_example(self, item: object) -> tuple[Tensor, Any]:
         image = self.processor.convert(self.processor.decode(item))
         return image, None if self.condition is None else find_condition(item, self.condition)
 
-    def _named(self, where: str) -> Iterator[object]:
-        """The source's items; after an error of its own there are no more, so that nothing can be replaced."""
+    def _iterate_source(self, where: str) -> Iterator[object]:
+        """Yield the source's items; after an error of its own there are no more, so nothing can be replaced."""
         count, items = 0, iter(self.source)
         while True:
             try:
                 item = next(items)
             except StopIteration:
                 return
-            except Exception as error:  # a source of the user's may raise anything
+            except Exception as error:  # a user's source may raise anything
                 raise with_item_context(f"{where} {count}", error) from error
             yield item
             count += 1
 
-    def shard(self, share: EpochShard) -> "IterableImages":
-        """What one process reads in one epoch."""
-        images = copy.copy(self)
-        images.source = split_by_rank(self.source, share)
-        return images
 
-
-class IterableBatches(IterableDataset[WorkerBatch]):
-    """Batches of a source's images with their places, as one process or one of its workers sees them.
+class IterableBatches(StageBatches, IterableDataset[WorkerBatch]):
+    """Batches of a source's images with their positions, as one process or one of its workers makes them.
 
     Args:
         images: The source.
-        stage: The stream they are served to.
-        batch_size: Images a batch.
+        stage: The stream that they are served to.
+        batch_size: Images per batch.
         drop_last: Whether an incomplete batch, which each worker may end with, is dropped.
-        world_size: Processes.
+        world_size: Number of processes.
         rank: This one.
     """
 
@@ -126,68 +199,33 @@ class IterableBatches(IterableDataset[WorkerBatch]):
         self.world_size = world_size
         self.rank = rank
         self._epoch = torch.zeros((), dtype=torch.int64)
-        self._epoch.share_memory_()  # type: ignore[no-untyped-call]  # torch's; so that workers that stay hear of it
+        self._epoch.share_memory_()  # type: ignore[no-untyped-call]  # torch's; so that persistent workers see the change
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch is to come, before workers begin it."""
+        """Say which epoch comes next, before workers begin it."""
         self._epoch.fill_(epoch)
 
     def __iter__(self) -> Iterator[WorkerBatch]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         first, step = self.rank * workers + worker, self.world_size * workers
-        entries = iter(self.images.shard(EpochShard(int(self._epoch), self.world_size, self.rank)))
+        examples = iter(self.images.shard(EpochShard(int(self._epoch), self.world_size, self.rank)))
         for start in itertools.count(0, self.batch_size):
-            batch = list(itertools.islice(entries, self.batch_size))
+            batch = list(itertools.islice(examples, self.batch_size))
             if not batch or (self.drop_last and len(batch) < self.batch_size):
                 return
-            images, conditions, faults = zip(*batch, strict=True)
+            images, conditions, bad_items = zip(*batch, strict=True)
             counts = range(start, start + len(batch))
             check_same_shape(self.images.name, counts, images)
             condition = None if self.images.condition is None else collate_conditions(self.images.name, conditions)
-            about = BatchMeta(torch.tensor(counts) * step + first, self.stage, condition)
-            yield WorkerBatch(ImageBatch(default_collate(list(images)), about), tuple(filter(None, faults)))
+            meta = BatchMeta(torch.tensor(counts) * step + first, self.stage, condition)
+            yield WorkerBatch(ImageBatch(default_collate(list(images)), meta), tuple(filter(None, bad_items)))
 
 
-class IterableOrder:
-    """Batches of a source with an order of its own, as they arrive: moved to their epoch, those seen before left out.
-
-    Args:
-        epoch: Says which one it is.
-    """
-
-    def __init__(self, epoch: Callable[[], int]) -> None:
-        self.epochs = EpochPlans(
-            EpochPlan(0, ENDLESS, 1, 1, drop_last=False)
-        )  # counts batches: each is a place of its own
-        self.epoch = epoch
-
-    def set_epoch(self, epoch: int) -> None:
-        """Say which one it is, in place of whom was asked."""
-        self.epoch = lambda: epoch
-
-    def place_batches(self, batches: Iterator[ImageBatch], workers: int) -> Iterator[ImageBatch]:
-        """The epoch's batches, after a checkpoint those it had not seen: the source is read up to there.
-
-        Raises:
-            ValueError: Two workers begin with the same images.
-        """
-        epoch = self.epoch()
-        batches = _refuse_identical_workers(batches, workers)
-        for _ in tqdm(
-            range(seen := self.epochs.plan_for(epoch).start),
-            "Reading up to the checkpoint",
-            disable=not (seen and is_rank_zero()),
-        ):
-            next(batches, None)
-        for images, about in batches:
-            yield ImageBatch(images, about._replace(position=about.position + epoch * POSITIONS_PER_EPOCH))
-
-
-def _refuse_identical_workers(batches: Iterator[ImageBatch], workers: int) -> Iterator[ImageBatch]:
+def _refuse_identical_workers(batches: Iterator[ImageBatch], num_workers: int) -> Iterator[ImageBatch]:
     first: dict[bytes, int] = {}
     for number, batch in enumerate(batches):
-        if number < workers > 1 and batch.images.min() < batch.images.max():  # blank ones may well be alike
+        if number < num_workers > 1 and batch.images.min() < batch.images.max():  # blank ones may well be alike
             other = first.setdefault(blake2b(batch.images.numpy().tobytes()).digest(), number)
             if other != number:
                 raise ValueError(

@@ -1,127 +1,159 @@
-"""Batches as a worker or this process makes them of a sampler's requests, counted as they arrive."""
+"""The loader: batches of one stage, counted as they arrive."""
 
-import sys
-import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from typing import Any
 
 import torch
-from torch import distributed
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from ddpm_data._checks import check_int
+from ddpm_data._distributed import World
 from ddpm_data.loading.bad_items import BadItemCounter, WorkerBatch
-from ddpm_data.loading.iterable import IterableBatches, IterableOrder
-from ddpm_data.loading.map_style import MapStyleImages
-from ddpm_data.loading.prebatched import PrebatchedBatches
-from ddpm_data.loading.samplers import BatchRequest, StreamSampler
-from ddpm_data.rng.philox import Key, Purpose, words
-from ddpm_data.types import BatchMeta, ImageBatch, Stage
-
-# CPython before 3.11.10 (gh-112275): a process forked while another thread asks for the GIL may never wake up. gloo's
-# threads do so when they let go of a collective's tensors; a moment later they are done. benchmarks/forks.py counts.
-_MOMENT = 0.01 if sys.version_info < (3, 11, 10) else 0.0  # seconds
-SHARED = Path("/dev/shm")  # memory that workers hand batches over in, where Linux has it
-
-
-class MapStyleBatches(Dataset[WorkerBatch]):
-    """Batches of images with their positions: ``dataset[request]``.
-
-    Args:
-        images: The images.
-        stage: The stream they are served to.
-        key: The seed's, where images are cropped by their positions.
-    """
-
-    def __init__(self, images: MapStyleImages, stage: Stage, key: Key | None) -> None:
-        self.images = images
-        self.stage = stage
-        self.key = key
-
-    def __getitem__(self, request: BatchRequest) -> WorkerBatch:
-        position = torch.arange(request.positions.start, request.positions.stop)
-        crop_offsets = None
-        if self.key is not None:
-            crop_offsets = torch.cat(words(self.key, Purpose.CROP, self.stage, position)[:2], dim=1)
-        images, condition, faults = self.images.batch(request.indices, crop_offsets)
-        return WorkerBatch(ImageBatch(images, BatchMeta(position, self.stage, condition)), faults)
+from ddpm_data.loading.options import LoaderOptions
+from ddpm_data.loading.samplers import Order
+from ddpm_data.loading.stage_images import StageBatches, StageImages
+from ddpm_data.loading.worker import naming_lost_workers, wait_before_fork
+from ddpm_data.rng.philox import key_from
+from ddpm_data.types import ImageBatch, Stage
 
 
 class StreamLoader(DataLoader[WorkerBatch]):
     """A DataLoader that starts its workers at the first batch instead of at ``iter()``.
 
     Lightning calls ``iter()`` before ``set_epoch()``; a resumed run would get the positions of an earlier epoch.
+
+    Args:
+        dataset: Makes the batches.
+        order: In which order they come.
+        counter: Counts the items that were replaced.
+        options: Any other option of :class:`torch.utils.data.DataLoader`.
     """
 
-    dataset: MapStyleBatches | IterableBatches | PrebatchedBatches
-    arrivals: IterableOrder | None = None
-    counter: BadItemCounter
-    mark: Callable[[str], None] | None = None  # told when a batch is "asked" for, and when it has "arrived"
+    dataset: StageBatches
+
+    def __init__(
+        self,
+        dataset: StageBatches,
+        order: Order,
+        counter: BadItemCounter,
+        **options: Any,  # noqa: ANN401  # DataLoader's own, which Lightning also fills in when it makes a loader anew
+    ) -> None:
+        super().__init__(dataset, **options)
+        self.order = order
+        self.counter = counter
+        self._watcher: Callable[[str], None] | None = None
+
+    def watch(self, watcher: Callable[[str], None]) -> None:
+        """Have a function told when a batch is ``"asked"`` for, and when it has ``"arrived"``."""
+        self._watcher = watcher
 
     def __iter__(self) -> Iterator[ImageBatch]:  # type: ignore[override]  # any iterator will do for every caller
         self._tell("asked")
-        if self.num_workers and distributed.is_available() and distributed.is_initialized():
-            time.sleep(_MOMENT)
-        if self.arrivals and isinstance(self.dataset, IterableBatches | PrebatchedBatches):
-            self.dataset.set_epoch(self.arrivals.epoch())
-        batches = self._counted(super().__iter__())
-        for examples in self.arrivals.place_batches(batches, self.num_workers) if self.arrivals else batches:
+        if self.num_workers:
+            wait_before_fork()
+        self.dataset.set_epoch(self.order.current_epoch())
+        for batch in self.order.place_batches(self._count(super().__iter__()), self.num_workers):
             self._tell("arrived")
-            yield examples
+            yield batch
             self._tell("asked")
 
     def _tell(self, moment: str) -> None:
-        if self.mark is not None:
-            self.mark(moment)
+        if self._watcher is not None:
+            self._watcher(moment)
 
-    def _counted(self, batches: Iterator[WorkerBatch]) -> Iterator[ImageBatch]:
+    def _count(self, batches: Iterator[WorkerBatch]) -> Iterator[ImageBatch]:
         self.counter.begin()
         try:
-            for examples, faults in batches:
-                self.counter.add(faults, len(examples.images))
-                yield examples
-        except (RuntimeError, ConnectionError, EOFError) as error:
-            if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader"):
-                raise
-            memory = f"memory ({SHARED} too)" if SHARED.is_dir() else "memory"
-            raise RuntimeError(
-                f"a worker that loads {self.counter.name} images was killed, crashed, or gave no batch within "
-                f"{self.timeout:g} s ({type(error).__name__}: {error}). Look at the {memory} and at the "
-                "dataset; change `loader.num_workers`, `loader.prefetch_factor` or `loader.timeout`."
-            ) from error
+            while True:
+                with naming_lost_workers(self.counter.name, self.timeout):
+                    batch, bad_items = next(batches, (None, ()))
+                if batch is None:
+                    return
+                self.counter.add(bad_items, len(batch.images))
+                yield batch
         finally:
             self.counter.end()
 
-    def set_epoch(self, epoch: int, place: int = 0) -> None:
-        """Say, in a loop without a Trainer, which epoch of the training stream is to come: 0, then 1, and so on.
+    def set_epoch(self, epoch: int, offset: int = 0) -> None:
+        """Say which epoch of the training stream comes next, in a loop without a Trainer: 0, then 1, and so on.
 
-        Evaluation is the same every epoch.
+        Evaluation is the same in every epoch.
 
         Args:
             epoch: At least 0.
-            place: Where in it to begin: how many of its examples all processes together have seen before. Of a source
-                with an order of its own, how many of its batches this process has, which are read again and left out.
+            offset: Where to begin in the epoch: how many of its examples all processes together have seen before. For
+                an iterable source, how many of its batches this process has seen; they are read again and left out.
 
         Raises:
             TypeError: One of them is no whole number.
-            ValueError: There is no such place.
+            ValueError: The epoch has fewer examples.
         """
         epoch = check_int("StreamLoader.set_epoch", "epoch", epoch, 0)
-        place = check_int("StreamLoader.set_epoch", "place", place, 0)
-        order = self.arrivals or self.sampler
-        if not isinstance(order, StreamSampler | IterableOrder) or self.dataset.stage != "train":
+        offset = check_int("StreamLoader.set_epoch", "offset", offset, 0)
+        plans = self.order.plans
+        if plans is None:
             return
-        if place > order.epochs.plan.length:
+        if offset > plans.full.length:
             raise ValueError(
-                f"StreamLoader.set_epoch(epoch={epoch}, place={place}): an epoch has {order.epochs.plan.length} "
-                "examples. Count those of all processes, from the epoch's beginning: `place`."
+                f"StreamLoader.set_epoch(epoch={epoch}, offset={offset}): an epoch has {plans.full.length} examples. "
+                "Count those of all processes, from the epoch's beginning: `offset`."
             )
-        order.epochs.resumed = (epoch, place)
-        order.set_epoch(epoch)
+        plans.resume_at(epoch, offset)
+        self.order.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, int]:
-        """Nothing: the DataModule keeps the stream's place. Without this method Lightning warns of a lost place."""
+        """Return nothing: the DataModule keeps the position. Without this method Lightning warns that it is lost."""
         return {}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Nothing, as there is nothing to load."""
+        """Do nothing, as there is nothing to load."""
+
+
+def make_loader(
+    images: StageImages,
+    stage: Stage,
+    order: Order,
+    options: LoaderOptions,
+    world: World,
+    seed: int,
+    pin_memory: bool = False,
+    counter: BadItemCounter | None = None,
+) -> StreamLoader:
+    """Make the loader of one stage.
+
+    Args:
+        images: What to load.
+        stage: The stream that the batches are served to.
+        order: In which order.
+        options: How.
+        world: The processes, and which one this is.
+        seed: Decides random crops, and what a dataset draws from torch's generator in a worker.
+        pin_memory: Whether batches are copied to page-locked memory.
+        counter: Counts replaced items; by default one that only prints.
+
+    Raises:
+        ValueError: The batches that workers keep ready would not fit into shared memory, or there are other processes
+            than when the order was made.
+    """
+    planned = (getattr(order, "num_replicas", world.size), getattr(order, "rank", world.rank))
+    if planned != world:
+        raise ValueError(
+            f"setup() found {planned[0]} process(es), and now this is process {world.rank} of {world.size}. Connect "
+            "the processes (torch.distributed.init_process_group, Fabric's launch) before setup()."
+        )
+    num_workers = 0 if images.brings_workers else options.num_workers
+    length = None if images.length is None else -(-images.length // world.size)
+    return StreamLoader(
+        images.batches(stage, options, world, key_from(seed)),
+        order,
+        counter or BadItemCounter(stage, options.max_bad_fraction, length),
+        batch_size=None,  # the sampler, or the dataset, makes whole batches
+        sampler=order.sampler,
+        num_workers=num_workers,
+        prefetch_factor=options.prefetch_factor if num_workers else None,
+        persistent_workers=options.persistent_workers and num_workers > 0,
+        multiprocessing_context=options.start_method if num_workers else None,
+        generator=torch.Generator().manual_seed((seed + world.rank) % 2**63),  # else drawn from the global one
+        pin_memory=pin_memory,
+        timeout=options.timeout if num_workers else 0,
+    )

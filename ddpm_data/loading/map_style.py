@@ -1,7 +1,8 @@
-"""Any map-style dataset as its processor wants it: item by item, or whole batches from the array it is cut from."""
+"""Map-style datasets, which have ``__getitem__`` and ``__len__``: item by item, or whole batches from an array."""
 
+import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
@@ -10,192 +11,282 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from ddpm_data._distributed import World
 from ddpm_data.images.items import find_condition
 from ddpm_data.images.processor import ItemProcessor
-from ddpm_data.loading.bad_items import ITEM_ERRORS, BadItem, check_same_shape, small_images_message, with_item_context
+from ddpm_data.loading.bad_items import (
+    ITEM_ERRORS,
+    BadItem,
+    WorkerBatch,
+    check_same_shape,
+    small_images_message,
+    with_item_context,
+)
 from ddpm_data.loading.collate import collate_conditions
+from ddpm_data.loading.options import LoaderOptions
+from ddpm_data.loading.samplers import BatchRequest, EvalSampler, Order, StreamSampler
+from ddpm_data.loading.stage_images import ItemBatch, StageBatches
+from ddpm_data.loading.worker import SHARED_MEMORY, call_in_worker
 from ddpm_data.rng.permutation import RandomSubset, permute
-from ddpm_data.rng.philox import Key, Purpose
+from ddpm_data.rng.philox import Key, Purpose, words
 from ddpm_data.sources._arrays import BackingArrays, MapDataset, all_equal, find_backing_arrays
 from ddpm_data.sources._paths import path_of
-from ddpm_data.types import ItemKey
+from ddpm_data.types import BatchMeta, ImageBatch, ItemKey, Stage
 
 _NEIGHBOURS = 64  # tried in place of a bad item
 
 
-class ItemBatch(NamedTuple):
-    """Some of a dataset's items.
+class RawItem(NamedTuple):
+    """An item before the processor converts its image.
 
     Attributes:
-        images: uint8, shape ``(batch, channels, height, width)``, contiguous; latents are floats.
-        condition: Their conditions, batched; ``None`` where none is asked for.
-        faults: Of the items asked for, those that were replaced.
+        item: Its index in the dataset.
+        image: As decoded, shape ``(channels, height, width)``.
+        condition: ``None`` where none is asked for.
     """
 
-    images: Tensor
-    condition: Any = None
-    faults: tuple[BadItem, ...] = ()
-
-
-class RawItem(NamedTuple):
-    """An item as it is, before the processor fits it."""
-
     item: int
-    raw: Tensor
+    image: Tensor
     condition: Any
 
 
+class Inspection(NamedTuple):
+    """What a look at some items tells.
+
+    Attributes:
+        serves_arrays: Whether the dataset's items are just what is in its arrays.
+        is_stored: Whether an array in memory holds the images just as they are wanted, so that a cache would be idle.
+        bytes_per_image: In a batch.
+        small_images: What to warn of images that have to be enlarged; ``None`` where there are none.
+    """
+
+    serves_arrays: bool
+    is_stored: bool
+    bytes_per_image: int
+    small_images: str | None
+
+
 class DecodedStore(Protocol):
-    """Where batches of items are kept that have been decoded before."""
+    """Where items are kept that have been decoded before."""
+
+    @property
+    def bytes_per_image(self) -> int:
+        """In a batch."""
+        ...
 
     def batch(self, indices: Tensor, /) -> ItemBatch:
-        """Some of the items."""
+        """Return some of the items."""
         ...
 
 
 class MapStyleImages(Dataset[Tensor]):
-    """A map-style dataset, or some of it, as its processor wants it.
+    """The images of a map-style dataset, or of a subset of it.
+
+    The methods are those of :class:`~ddpm_data.loading.stage_images.StageImages`, and some for map-style data alone.
 
     Args:
         dataset: Anything with ``__getitem__`` and ``__len__``; its ``__getitems__``, if any, fetches whole batches.
-        processor: How an item becomes an image.
-        name: What to call it in errors.
-        part: Which items belong to the set; ``None`` is all. Indices are the dataset's all the same.
+        processor: Makes an image of an item.
+        name: What errors call the dataset.
+        subset: Which items belong to the set; ``None`` is all. Indices stay those of the dataset.
         condition: Where an item holds its condition; ``None`` takes none.
         replaces: Whether a neighbour takes the place of an item that cannot be used, instead of an error.
-        cache: The dataset's images and conditions, if they have been decoded before.
+        store: The dataset's images and conditions, if they have been decoded before.
     """
+
+    brings_workers = False
 
     def __init__(
         self,
         dataset: MapDataset,
         processor: ItemProcessor,
         name: str,
-        part: RandomSubset | None = None,
+        subset: RandomSubset | None = None,
         condition: ItemKey | None = None,
         replaces: bool = False,
-        cache: DecodedStore | None = None,
+        store: DecodedStore | None = None,
     ) -> None:
         self.dataset = dataset
         self.processor = processor
         self.name = name
-        self.part = part
+        self.subset = subset
         self.condition = condition
         self.replaces = replaces
-        self.cache = cache
-        self.is_stored = False  # whether an array holds the images as they are wanted; known once they are checked
-        self.bytes_per_image = 0  # in a batch; known once they are checked
+        self.store = store
+        self._inspection: Inspection | None = None
         self._arrays = self._find_arrays()
 
     def __len__(self) -> int:
-        return len(self.dataset) if self.part is None else len(self.part)
+        return len(self.dataset) if self.subset is None else len(self.subset)
+
+    @property
+    def length(self) -> int:
+        """Examples per epoch."""
+        return len(self)
 
     def __getitem__(self, index: int) -> Tensor:
-        """An item's image, as a batch has it."""
+        """Return one item's image, as a batch has it."""
         return self.batch([index]).images[0]
 
-    def first(self) -> list[int]:
-        """The first item's index, as a list of one."""
-        return [0 if self.part is None else int(self.part.indices(torch.tensor([0])))]
+    def first_items(self, count: int, options: LoaderOptions | None = None) -> ItemBatch:
+        """Return the set's first items."""
+        batch: ItemBatch = call_in_worker(
+            options, self.name, self.batch, self._indices(torch.arange(min(count, len(self))))
+        )
+        return batch
 
-    def batch(self, indices: Sequence[int] | np.ndarray[Any, Any], crop_offsets: Tensor | None = None) -> ItemBatch:
-        """Several items as one batch.
+    def batch(
+        self, indices: Sequence[int] | np.ndarray[Any, Any] | Tensor, crop_offsets: Tensor | None = None
+    ) -> ItemBatch:
+        """Return several items as one batch.
 
         Args:
             indices: The dataset's.
             crop_offsets: Where to crop each, see :meth:`~ddpm_data.images.processor.ImageProcessor.convert`.
 
         Raises:
-            OSError, RuntimeError: An item cannot be had.
+            OSError, RuntimeError: An item cannot be read.
             TypeError: It holds no image, or conditions do not make a batch.
             ValueError: An image cannot be converted, or images differ in shape.
         """
-        wanted = torch.as_tensor(indices)
-        if self.cache is not None:
-            return self.cache.batch(wanted)
+        indices = torch.as_tensor(indices)
+        if self.store is not None:
+            return self.store.batch(indices)
         if self._arrays is not None:
             images, conditions = self._arrays
-            with suppress(ValueError):  # one by one, below, it comes with the item's index
-                fitted = self.processor.convert(images.gather(wanted), crop_offsets).contiguous()
-                return ItemBatch(fitted, conditions.gather(wanted) if conditions else None)
-        return self._collated(wanted.tolist(), crop_offsets)
-
-    def _collated(self, places: list[int], crop_offsets: Tensor | None) -> ItemBatch:
-        items, faults = self._fetched(places), []
-        images, conditions = [], []
-        for number, index in enumerate(places):
-            crop_offset = None if crop_offsets is None else crop_offsets[number]
-            try:
-                image, condition = self._entry(index, crop_offset, items[number : number + 1])
-            except ITEM_ERRORS as error:
-                image, condition = self._neighbour(index, crop_offset, error)
-                faults.append(BadItem(index, str(error)))
-            images.append(image)
-            conditions.append(condition)
-        check_same_shape(self.name, places, images)
-        condition = None if self.condition is None else collate_conditions(self.name, conditions)
-        return ItemBatch(default_collate(images), condition, tuple(faults))  # in a worker straight into shared memory
+            with suppress(ValueError):  # loaded one by one, below, the error comes with the item's index
+                converted = self.processor.convert(images.gather(indices), crop_offsets).contiguous()
+                return ItemBatch(converted, conditions.gather(indices) if conditions else None)
+        return self._load_batch(indices.tolist(), crop_offsets)
 
     def load_raw(self, indices: Sequence[int]) -> list[RawItem]:
-        """Several items as they are; bad ones are left out where they will be replaced, unless they all are.
+        """Load several items, without converting them; bad ones that will be replaced are left out.
 
         Raises:
-            OSError, RuntimeError, TypeError, ValueError: As :meth:`batch`, of one item.
+            OSError, RuntimeError, TypeError, ValueError: An item is bad and not replaced, or all are bad.
         """
-        found: list[RawItem] = []
-        bad: list[Exception] = []
-        items = self._fetched(indices)
+        good: list[RawItem] = []
+        errors: list[Exception] = []
+        items = self._fetch(indices)
         for number, index in enumerate(indices):
             try:
-                found.append(RawItem(index, *self._raw(index, items[number : number + 1])))
+                good.append(RawItem(index, *self._load_item(index, items[number : number + 1])))
             except ITEM_ERRORS as error:
-                bad.append(error)
+                errors.append(error)
                 if not self.replaces:
                     raise
-        if not found:
-            raise bad[0]
-        return found
+        if not good:
+            raise errors[0]
+        return good
 
-    def inspect(self, warns: bool = True) -> None:
-        """Look at up to 128 items (all, if no more), raise now what a batch would, and ``warns`` of small images.
+    def inspect(self, options: LoaderOptions | None = None, warns: bool = True) -> Inspection:
+        """Look at up to 128 items (all, if there are no more) and raise now what a batch would raise later.
+
+        Args:
+            options: If they have workers, one looks in place of this process.
+            warns: Whether to warn of images that have to be enlarged.
 
         Raises:
-            OSError, RuntimeError: An item cannot be had.
+            OSError, RuntimeError: An item cannot be read.
             TypeError: An item holds no image, or conditions do not make a batch.
-            ValueError: Nothing there, an image the processor cannot convert, or images of several shapes.
+            ValueError: The set is empty, an image cannot be converted, or images differ in shape.
         """
         if len(self) == 0:
             raise ValueError(
                 f"{self.name} is empty: there is nothing to draw a batch from. Check `dataset.{self.name}`."
             )
-        # Where size and channels are both asked for, shapes cannot differ, and fewer looks tell type and range.
-        size = getattr(self.processor, "image_size", None)
-        count = min(len(self), 32 if size and getattr(self.processor, "channels", None) else 128)
+        inspection: Inspection = call_in_worker(options, self.name, self._inspect)
+        self._inspection = inspection
+        if not inspection.serves_arrays:
+            self._arrays = None
+        if warns and inspection.small_images:
+            warnings.warn(inspection.small_images, stacklevel=2)
+        return inspection
+
+    def _inspect(self) -> Inspection:
+        # Where size and channels are both asked for, shapes cannot differ, and fewer items tell type and range.
+        size = self.processor.image_size
+        count = min(len(self), 32 if size and self.processor.channels else 128)
         shuffled = permute(torch.arange(count), len(self), Key(0, 0), Purpose.CHECK)  # even steps would meet patterns
         places = torch.tensor(sorted({0, len(self) - 1, *shuffled.tolist()}))
-        looked = self.load_raw((places if self.part is None else self.part.indices(places)).tolist())
-        raw = [one.raw for one in looked]
-        self.processor.check_items(self.name, raw)
-        indices = [one.item for one in looked]
-        conditions = (
-            None if self.condition is None else collate_conditions(self.name, [one.condition for one in looked])
-        )
-        if self._arrays is not None and not self._arrays.contain(torch.tensor(indices), raw, conditions):
-            self._arrays = None  # the dataset makes something else of its arrays
-        fitted = [(one, image) for one in looked if (image := self._fitted(one)) is not None]
-        if not fitted:
-            self._named(indices[0], self.processor.convert, raw[0])
-        images = [image for _, image in fitted]
-        check_same_shape(self.name, [one.item for one, _ in fitted], images)
-        self.is_stored = self._arrays is not None and len(fitted) == len(raw) and all_equal(images, raw)
-        self.bytes_per_image = images[0].nbytes
-        if size and warns and (warning := small_images_message(self.name, raw, size)):
-            warnings.warn(warning, stacklevel=2)
+        raw = self.load_raw(self._indices(places).tolist())
+        images = [item.image for item in raw]
+        self.processor.check_items(self.name, images)
+        conditions = None
+        if self.condition is not None:
+            conditions = collate_conditions(self.name, [item.condition for item in raw])
+        indices = torch.tensor([item.item for item in raw])
+        serves_arrays = self._arrays is not None and self._arrays.contain(indices, images, conditions)
+        converted = {item.item: image for item in raw if (image := self._convert_or_skip(item)) is not None}
+        if not converted:
+            self._call(raw[0].item, self.processor.convert, raw[0].image)  # which raises
+        check_same_shape(self.name, list(converted), list(converted.values()))
+        is_complete = len(converted) == len(images)
+        is_stored = serves_arrays and is_complete and all_equal(list(converted.values()), images)
+        small_images = small_images_message(self.name, images, size) if size else None
+        return Inspection(serves_arrays, is_stored, next(iter(converted.values())).nbytes, small_images)
 
-    def _fitted(self, looked: RawItem) -> Tensor | None:
-        """The image as the processor wants it; nothing if it is bad and will be replaced."""
+    def train_order(self, options: LoaderOptions, world: World, key: Key, epoch: Callable[[], int]) -> Order:
+        """Return the order of the training stream on one rank: shuffled by the key."""
+        return StreamSampler(len(self), options.batch_size, *world, key, options.drop_last, self.subset)
+
+    def eval_order(self, options: LoaderOptions, world: World) -> Order:
+        """Return the set's own order."""
+        return EvalSampler(len(self), options.batch_size, *world, self.subset)
+
+    def stream_identity(self, options: LoaderOptions, world: World) -> dict[str, int]:
+        """Return the length: batch size and ranks only cut the stream."""
+        return {"length": len(self)}
+
+    def batches(self, stage: Stage, options: LoaderOptions, world: World, key: Key) -> "MapStyleBatches":
+        """Return the batches of any rank, made on request.
+
+        Raises:
+            ValueError: The batches that workers keep ready would not fit into shared memory.
+        """
+        self._check_shared_memory(options)
+        crops = stage == "train" and self.processor.crop == "random"
+        return MapStyleBatches(self, stage, key if crops else None)
+
+    def _check_shared_memory(self, options: LoaderOptions) -> None:
+        """Refuse what would fill the shared memory: a worker that writes beyond it dies of a bus error."""
+        if not options.num_workers or not SHARED_MEMORY.is_dir():
+            return
+        measured = self.store or self._inspection
+        needed = options.shm_bytes(measured.bytes_per_image) if measured else 0
+        free = shutil.disk_usage(SHARED_MEMORY).free
+        if needed > free:
+            raise ValueError(
+                f"{options.num_workers} workers with {options.prefetch_factor or 2} batches of {options.batch_size} "
+                f"images each need {needed / 1e6:.3g} MB of shared memory, and {SHARED_MEMORY} has {free / 1e6:.3g} MB "
+                "free (in a container: docker run --shm-size). Lower `loader.num_workers`, `loader.prefetch_factor` or "
+                "`loader.batch_size`."
+            )
+
+    def _indices(self, places: Tensor) -> Tensor:
+        """Return the dataset's indices of some places in the set."""
+        return places if self.subset is None else self.subset.indices(places)
+
+    def _load_batch(self, indices: list[int], crop_offsets: Tensor | None) -> ItemBatch:
+        items, bad_items = self._fetch(indices), []
+        images, conditions = [], []
+        for number, index in enumerate(indices):
+            crop_offset = None if crop_offsets is None else crop_offsets[number]
+            try:
+                image, condition = self._load_example(index, crop_offset, items[number : number + 1])
+            except ITEM_ERRORS as error:
+                image, condition = self._load_neighbour(index, crop_offset, error)
+                bad_items.append(BadItem(index, str(error)))
+            images.append(image)
+            conditions.append(condition)
+        check_same_shape(self.name, indices, images)
+        condition = None if self.condition is None else collate_conditions(self.name, conditions)
+        return ItemBatch(default_collate(images), condition, tuple(bad_items))  # in a worker straight to shared memory
+
+    def _convert_or_skip(self, item: RawItem) -> Tensor | None:
+        """Convert an item's image; return nothing if it is bad and will be replaced."""
         try:
-            image: Tensor = self._named(looked.item, self.processor.convert, looked.raw)
+            image: Tensor = self._call(item.item, self.processor.convert, item.image)
         except ITEM_ERRORS:
             if not self.replaces:
                 raise
@@ -203,7 +294,7 @@ class MapStyleImages(Dataset[Tensor]):
         return image
 
     def __getstate__(self) -> dict[str, object]:
-        """A worker finds the arrays anew in its own copy of the dataset."""
+        """Leave out the arrays: a worker finds them anew in its own copy of the dataset."""
         return self.__dict__ | {"_arrays": self._arrays is not None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -215,8 +306,8 @@ class MapStyleImages(Dataset[Tensor]):
             self.dataset, self.processor.image_key, self.condition, self.processor.channels_first
         )
 
-    def _fetched(self, indices: Sequence[int]) -> list[Any]:
-        """Items that the dataset gives all at once; nothing where it does not, or where one of them is bad."""
+    def _fetch(self, indices: Sequence[int]) -> list[Any]:
+        """Ask for items all at once; return none where the dataset cannot do so, or where one of them is bad."""
         fetch = getattr(self.dataset, "__getitems__", None)
         if callable(fetch):
             with suppress(Exception):  # asked for one by one, below, the bad one says which it is
@@ -224,32 +315,55 @@ class MapStyleImages(Dataset[Tensor]):
                 return items if len(items) == len(indices) else []
         return []
 
-    def _entry(self, index: int, crop_offset: Tensor | None, fetched: Sequence[Any] = ()) -> tuple[Tensor, Any]:
-        raw, condition = self._raw(index, fetched)
-        return self._named(index, self.processor.convert, raw, crop_offset), condition
+    def _load_example(self, index: int, crop_offset: Tensor | None, fetched: Sequence[Any] = ()) -> tuple[Tensor, Any]:
+        raw, condition = self._load_item(index, fetched)
+        return self._call(index, self.processor.convert, raw, crop_offset), condition
 
-    def _raw(self, index: int, fetched: Sequence[Any]) -> tuple[Tensor, Any]:
-        item = fetched[0] if fetched else self._named(index, self.dataset.__getitem__, index)
-        raw = self._named(index, self.processor.decode, item)
-        return raw, None if self.condition is None else self._named(index, find_condition, item, self.condition)
+    def _load_item(self, index: int, fetched: Sequence[Any]) -> tuple[Tensor, Any]:
+        item = fetched[0] if fetched else self._call(index, self.dataset.__getitem__, index)
+        raw = self._call(index, self.processor.decode, item)
+        return raw, None if self.condition is None else self._call(index, find_condition, item, self.condition)
 
-    def _named(self, index: int, call: Any, *arguments: Any) -> Any:  # noqa: ANN401  # any call about one item
+    def _call(self, index: int, function: Any, *arguments: Any) -> Any:  # noqa: ANN401  # any call about one item
+        """Call a function, and have its error name the item."""
         try:
-            return call(*arguments)
-        except Exception as error:  # a dataset of the user's may raise anything
+            return function(*arguments)
+        except Exception as error:  # a user's dataset may raise anything
             raise with_item_context(f"{self.name}[{index}]", error, path_of(self.dataset, index)) from error
 
-    def _neighbour(self, index: int, crop_offset: Tensor | None, error: Exception) -> tuple[Tensor, Any]:
-        """What takes a bad item's place: the next good one of the set, the same whenever it is asked for."""
+    def _load_neighbour(self, index: int, crop_offset: Tensor | None, error: Exception) -> tuple[Tensor, Any]:
+        """Load what takes a bad item's place: the next good one of the set, the same in every run."""
         for neighbour in self._neighbours(index) if self.replaces else ():
             with suppress(*ITEM_ERRORS):
-                return self._entry(neighbour, crop_offset)
+                return self._load_example(neighbour, crop_offset)
         raise error
 
     def _neighbours(self, index: int) -> Iterator[int]:
         for step in range(1, min(_NEIGHBOURS, len(self)) + 1):
-            place = (index + step) % len(self)
-            yield place if self.part is None else int(self.part.indices(torch.tensor([place])))
+            yield int(self._indices(torch.tensor([(index + step) % len(self)])))
+
+
+class MapStyleBatches(StageBatches):
+    """Batches of images with their positions: ``batches[request]``.
+
+    Args:
+        images: The images.
+        stage: The stream that they are served to.
+        key: The seed's, where images are cropped by their positions; else ``None``.
+    """
+
+    def __init__(self, images: MapStyleImages, stage: Stage, key: Key | None) -> None:
+        self.images = images
+        self.stage = stage
+        self.key = key
+
+    def __getitem__(self, request: BatchRequest) -> WorkerBatch:
+        position = torch.arange(request.positions.start, request.positions.stop)
+        crop_offsets = None
+        if self.key is not None:
+            crop_offsets = torch.cat(words(self.key, Purpose.CROP, self.stage, position)[:2], dim=1)
+        images, condition, bad_items = self.images.batch(request.indices, crop_offsets)
+        return WorkerBatch(ImageBatch(images, BatchMeta(position, self.stage, condition)), bad_items)
 
 
 Images = MapStyleImages  # its name before 0.1, kept for 0.1

@@ -1,30 +1,35 @@
-"""Which examples this process loads, in which order, and where in the stream each one stands.
+"""Samplers: which examples this rank reads next, and at which position of the stream.
 
-A training example's position is ``n = epoch * len(dataset) + place``; an evaluation example's is its place. Positions
-decide everything random about an example, so that ranks, batches and workers are only ways to cut one stream up.
+The position of a training example is ``n = epoch * len(dataset) + offset``, where ``offset`` examples of the epoch come
+before it. The position of an evaluation example is its offset in the set. Everything random about an example follows
+from its position, so ranks, batches and workers only cut one stream into pieces.
 """
 
 from collections.abc import Callable, Iterator
 from itertools import accumulate, islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DistributedSampler
+from torch.utils.data import DistributedSampler, Sampler
 
 from ddpm_data.rng.permutation import RandomSubset, permute
 from ddpm_data.rng.philox import Key, Purpose
+from ddpm_data.types import ImageBatch
 
-ENDLESS = 2**62  # the length of an epoch whose end is not known before it is met
-# Places shuffled at once: enough to spread the cost of the calls, little enough for a prompt first batch.
+ENDLESS = 2**62  # the length of an epoch whose end is not known before it is reached
+# Offsets shuffled at once: enough to spread the cost of the calls, few enough for a prompt first batch.
 _BLOCK = 16384
 
 
 class BatchRequest(NamedTuple):
-    """One batch, as a sampler asks for it: where in the stream, and which items (int64).
+    """One batch, as a sampler asks for it.
 
-    An array, since a tensor on its way to a worker would take a file of shared memory.
+    Attributes:
+        positions: Of the examples in the stream.
+        indices: Of the items in the dataset, int64. An array, because a tensor on its way to a worker would take a file
+            of shared memory.
     """
 
     positions: range
@@ -32,65 +37,130 @@ class BatchRequest(NamedTuple):
 
 
 class EpochPlan(NamedTuple):
-    """Where an epoch, or what is left of one, is cut into global batches.
+    """Where an epoch, or the rest of one, is cut into global batches.
 
-    A rest that makes no whole batch is dropped under ``drop_last``; else it is a batch of its own, unless it has fewer
-    examples than there are ranks: then it joins the batch before, so that no rank goes without. Where there is no batch
-    before (a resumed epoch with a handful left), those few are dropped.
+    Examples that are left over at the end and fill no batch are dropped under ``drop_last``. Otherwise they are a batch
+    of their own. If they are fewer than the ranks, they join the batch before, so that every rank gets some. If there
+    is no batch before (a resumed epoch with a handful of examples left), they are dropped.
 
     Attributes:
-        start: First place, in ``[0, length]``.
-        length: Of the epoch, examples.
-        batch: ImageBatch a global batch.
-        world_size: Ranks.
+        start: First offset, in ``[0, length]``.
+        length: Examples per epoch.
+        global_batch_size: Examples per step, over all ranks.
+        world_size: Number of ranks.
         drop_last: Whether an incomplete batch is dropped.
     """
 
     start: int
     length: int
-    batch: int
+    global_batch_size: int
     world_size: int
     drop_last: bool
 
     def count_batches(self) -> int:
-        """How many batches there are."""
-        whole, rest = divmod(self.length - self.start, self.batch)
-        return whole + (rest >= self.world_size and not self.drop_last)
+        """Count the batches from ``start`` to the end."""
+        full, rest = divmod(self.length - self.start, self.global_batch_size)
+        return full + (rest >= self.world_size and not self.drop_last)
 
     def end(self, batch: int) -> int:
-        """The place after a batch; of batch -1, the start."""
-        whole, rest = divmod(self.length - self.start, self.batch)
+        """Return the offset after a batch; for batch -1, the start."""
+        full, rest = divmod(self.length - self.start, self.global_batch_size)
         if batch < 0:
             return self.start
-        if batch < whole - (0 < rest < self.world_size):
-            return self.start + (batch + 1) * self.batch
-        return self.start + whole * self.batch if self.drop_last else self.length
+        if batch < full - (0 < rest < self.world_size):
+            return self.start + (batch + 1) * self.global_batch_size
+        return self.start + full * self.global_batch_size if self.drop_last else self.length
 
 
 class EpochPlans:
-    """How each epoch is cut: all alike, but for one that is resumed from inside it.
+    """How each epoch is cut: all alike, except one that is resumed from inside.
 
     Args:
-        plan: Of a whole epoch.
+        full: The plan of a full epoch.
     """
 
-    def __init__(self, plan: EpochPlan) -> None:
-        self.plan = plan
-        self.resumed = (0, 0)  # an epoch, and the place in it where a checkpoint left off
+    def __init__(self, full: EpochPlan) -> None:
+        self.full = full
+        self._resumed = (0, 0)  # an epoch, and the offset at which a checkpoint was written
+
+    def resume_at(self, epoch: int, offset: int) -> None:
+        """Begin one epoch at an offset instead of at 0."""
+        self._resumed = (epoch, offset)
 
     def plan_for(self, epoch: int) -> EpochPlan:
-        """How one epoch is cut."""
-        return self.plan._replace(start=self.resumed[1]) if epoch == self.resumed[0] else self.plan
+        """Return the plan of one epoch."""
+        return self.full._replace(start=self._resumed[1]) if epoch == self._resumed[0] else self.full
 
 
-class StreamSampler(DistributedSampler[BatchRequest]):
-    """This rank's share of each epoch, shuffled, a whole batch at a time; its memory does not grow with the dataset.
+class Order(Protocol):
+    """In which order a stage's examples reach this rank."""
 
-    Global batches are consecutive runs of ``batch_size * world_size`` positions; each rank takes a consecutive part, so
+    @property
+    def plans(self) -> EpochPlans | None:
+        """How epochs are cut and where a resumed one begins; ``None`` in evaluation, where all epochs are the same."""
+        ...
+
+    @property
+    def sampler(self) -> Sampler[BatchRequest] | None:
+        """What requests batches from a map-style dataset; ``None`` where the source decides what comes next."""
+        ...
+
+    def set_epoch(self, epoch: int, /) -> None:
+        """Say which epoch comes next."""
+        ...
+
+    def current_epoch(self) -> int:
+        """Return the epoch that comes next."""
+        ...
+
+    def place_batches(self, batches: Iterator[ImageBatch], num_workers: int, /) -> Iterator[ImageBatch]:
+        """Move arriving batches to their positions in the stream."""
+        ...
+
+
+class _RequestSampler(DistributedSampler[BatchRequest]):
+    """A sampler of whole batches, which Lightning uses as it is and calls ``set_epoch`` on.
+
+    Lightning replaces every sampler that is not a :class:`DistributedSampler`. The base class's ``__init__`` would ask
+    for a dataset, and is not called.
+    """
+
+    plans: EpochPlans | None = None
+    epoch = 0
+
+    @property
+    def sampler(self) -> Sampler[BatchRequest]:
+        """Itself: see :class:`Order`."""
+        return self
+
+    def current_epoch(self) -> int:
+        """Return the epoch that comes next."""
+        return self.epoch
+
+    def place_batches(self, batches: Iterator[ImageBatch], num_workers: int) -> Iterator[ImageBatch]:
+        """Return the batches: the requests have placed them already."""
+        return batches
+
+
+class StreamSampler(_RequestSampler):
+    """This rank's share of each training epoch, shuffled, batch by batch.
+
+    Its memory does not grow with the dataset.
+
+    Global batches are consecutive runs of ``batch_size * world_size`` positions. Each rank takes a consecutive part, so
     that a low-discrepancy draw of ``t`` is even on every rank too.
 
-    A :class:`DistributedSampler` in name, so that Lightning uses it as it is and calls ``set_epoch``.
+    Args:
+        length: Examples per epoch.
+        batch_size: Images per process and step.
+        world_size: Number of ranks.
+        rank: This one.
+        key: The seed's.
+        drop_last: Whether an incomplete global batch is dropped.
+        subset: Which of the dataset's items belong to the set; ``None`` is all.
     """
+
+    plans: EpochPlans
 
     def __init__(
         self,
@@ -100,45 +170,51 @@ class StreamSampler(DistributedSampler[BatchRequest]):
         rank: int,
         key: Key,
         drop_last: bool,
-        part: RandomSubset | None = None,
+        subset: RandomSubset | None = None,
     ) -> None:
-        self.epochs = EpochPlans(EpochPlan(0, length, batch_size * world_size, world_size, drop_last))
+        self.plans = EpochPlans(EpochPlan(0, length, batch_size * world_size, world_size, drop_last))
         self.num_replicas = world_size
         self.rank = rank
         self.key = key
-        self.part = part
-        self.epoch = 0
+        self.subset = subset
 
     def __len__(self) -> int:
-        """Batches of a whole epoch, also in one that is resumed: Lightning counts those done before as done."""
-        return self.epochs.plan.count_batches()
+        """Batches of a full epoch, also in one that is resumed: Lightning counts the earlier ones as done."""
+        return self.plans.full.count_batches()
 
     def __iter__(self) -> Iterator[BatchRequest]:
         epoch = self.epoch
-        plan = self.epochs.plan_for(epoch)
+        plan = self.plans.plan_for(epoch)
 
-        def shuffled(places: Tensor) -> Tensor:
-            indices = permute(places, plan.length, self.key, Purpose.SHUFFLE, epoch)
-            return indices if self.part is None else self.part.indices(indices)
+        def shuffle(offsets: Tensor) -> Tensor:
+            indices = permute(offsets, plan.length, self.key, Purpose.SHUFFLE, epoch)
+            return indices if self.subset is None else self.subset.indices(indices)
 
         ends = ((plan.end(i - 1), plan.end(i)) for i in range(plan.count_batches()))
-        shares = (_share(*end, self.rank, self.num_replicas) for end in ends)
-        return _requests(shares, epoch * plan.length, shuffled)
+        shares = (_take_share(*end, self.rank, self.num_replicas) for end in ends)
+        return _make_requests(shares, epoch * plan.length, shuffle)
 
 
-class EvalSampler(DistributedSampler[BatchRequest]):
+class EvalSampler(_RequestSampler):
     """This rank's share of a validation, test or prediction set: every item once, in order, none padded.
 
-    The set is cut into ``k * world_size`` consecutive parts that differ by one in length at most, with the smallest
-    ``k`` that keeps them within ``batch_size``, as far as no part is empty then: every rank has ``k`` batches.
-    Batch ``b`` of rank ``r`` is part ``b * world_size + r``, so that the ranks' batches, in turn, are in order.
+    The set is cut into ``k * world_size`` consecutive parts whose lengths differ by one at most. ``k`` is the smallest
+    number that keeps the parts within ``batch_size``, as long as no part is empty. Every rank has ``k`` batches: batch
+    ``b`` of rank ``r`` is part ``b * world_size + r``, so that the ranks' batches, taken in turn, are in order.
+
+    Args:
+        length: Items of the set.
+        batch_size: Images per process and step, at most.
+        world_size: Number of ranks.
+        rank: This one.
+        subset: Which of the dataset's items belong to the set; ``None`` is all.
     """
 
     def __init__(
-        self, length: int, batch_size: int, world_size: int, rank: int, part: RandomSubset | None = None
+        self, length: int, batch_size: int, world_size: int, rank: int, subset: RandomSubset | None = None
     ) -> None:
         self.length = length
-        self.part = part
+        self.subset = subset
         self.num_replicas = world_size
         self.rank = rank
         self.batches = min(-(-length // (batch_size * world_size)), length // world_size)
@@ -148,23 +224,25 @@ class EvalSampler(DistributedSampler[BatchRequest]):
 
     def __iter__(self) -> Iterator[BatchRequest]:
         parts = range(self.rank, self.batches * self.num_replicas, self.num_replicas)
-        shares = (_share(0, self.length, part, self.batches * self.num_replicas) for part in parts)
-        return _requests(shares, 0, self.part.indices if self.part is not None else lambda places: places)
+        shares = (_take_share(0, self.length, part, self.batches * self.num_replicas) for part in parts)
+        return _make_requests(shares, 0, self.subset.indices if self.subset is not None else lambda offsets: offsets)
 
     def set_epoch(self, epoch: int) -> None:
-        """Evaluation is the same every epoch."""
+        """Do nothing: evaluation is the same in every epoch."""
 
 
-def _share(start: int, stop: int, part: int, parts: int) -> range:
+def _take_share(start: int, stop: int, part: int, parts: int) -> range:
     length = stop - start
     return range(start + part * length // parts, start + (part + 1) * length // parts)
 
 
-def _requests(shares: Iterator[range], offset: int, indices_of: Callable[[Tensor], Tensor]) -> Iterator[BatchRequest]:
-    """Requests for ranges of places; the indices of many are computed at once."""
-    for first in shares:
-        block = [first, *islice(shares, _BLOCK // len(first))]
-        places = torch.cat([torch.arange(share.start, share.stop) for share in block])
-        ends = list(accumulate(len(share) for share in block))[:-1]
-        for share, indices in zip(block, np.split(indices_of(places).numpy(), ends), strict=True):
-            yield BatchRequest(range(offset + share.start, offset + share.stop), indices)
+def _make_requests(
+    shares: Iterator[range], first_position: int, find_indices: Callable[[Tensor], Tensor]
+) -> Iterator[BatchRequest]:
+    """Request batches for ranges of offsets; the indices of many are computed at once."""
+    for share in shares:
+        block = [share, *islice(shares, _BLOCK // len(share))]
+        offsets = torch.cat([torch.arange(part.start, part.stop) for part in block])
+        ends = list(accumulate(len(part) for part in block))[:-1]
+        for part, indices in zip(block, np.split(find_indices(offsets).numpy(), ends), strict=True):
+            yield BatchRequest(range(first_position + part.start, first_position + part.stop), indices)

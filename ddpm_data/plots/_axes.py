@@ -1,4 +1,4 @@
-"""What the pictures have in common: colours, axes, images in rows."""
+"""Parts that several pictures share: colours, axes, and images in rows."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,27 +18,39 @@ try:
 except ImportError as error:
     raise ImportError("pictures need matplotlib: pip install 'ddpm-data[plots]'") from error
 
-# Okabe & Ito's palette, told apart by every kind of colour vision, without its yellow, which white paper swallows.
+# The palette of Okabe & Ito, which people with any kind of colour vision can tell apart. Its yellow is left out,
+# because it is hard to see on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _DASHES = ("-", "--", ":", "-.")
 DPI = 150
 
 
-def style(number: int) -> dict[str, Any]:
-    """How the curve of a number is drawn: the first 28 differ, and also without colour the first 4 do."""
+def curve_style(number: int) -> dict[str, Any]:
+    """Return the colour, dashes and width of the curve with this number.
+
+    The first 28 numbers give different styles. The first 4 also differ without colour.
+    """
     return {"color": COLOURS[number % len(COLOURS)], "linestyle": _DASHES[number % len(_DASHES)], "linewidth": 2}
 
 
-def panel(axes: Axes, title: str, x_label: str) -> None:
-    """Title, the x axis's name, a faint grid, and no box."""
+def format_axes(axes: Axes, title: str, x_label: str) -> None:
+    """Add a title, a name for the x axis and a faint grid, and remove the box."""
     axes.set_title(title, loc="left", fontsize=11)
     axes.set_xlabel(x_label)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def log_axis(axes: Axes, low: float, high: float) -> None:
-    """Make the y axis logarithmic; over few decades its labels are plain numbers, and more of them."""
+def set_log_scale(axes: Axes, low: float, high: float) -> None:
+    """Make the y axis logarithmic.
+
+    If the values span less than two decades, the axis gets more labels, as plain numbers.
+
+    Args:
+        axes: The axes to change.
+        low: The lowest value drawn, above 0.
+        high: The highest value drawn.
+    """
     axes.set_yscale("log")
     if high < 100 * low:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -47,15 +59,17 @@ def log_axis(axes: Axes, low: float, high: float) -> None:
 
 
 def noise_images(process: ForwardProcess, images: Tensor, steps: Sequence[int]) -> Tensor:
-    """Images at some steps of the forward process, each with one noise throughout, which is the same every time.
+    """Noise images to several steps of the forward process.
+
+    Each image keeps one noise at all steps, and gets the same noise in every call.
 
     Args:
         process: The forward process.
-        images: uint8, shape ``(rows, channels, height, width)``.
-        steps: Zero-based.
+        images: Images in ``[0, 255]``, uint8, shape ``(rows, channels, height, width)``.
+        steps: Zero-based steps.
 
     Returns:
-        On the CPU, float32, shape ``(rows, len(steps), channels, height, width)``.
+        Noised images on the CPU, float32, shape ``(rows, len(steps), channels, height, width)``.
     """
     rows, device = len(images), process.betas.device
     x_0 = scale_images(images.to(device))
@@ -66,12 +80,12 @@ def noise_images(process: ForwardProcess, images: Tensor, steps: Sequence[int]) 
 
 
 def show_rows(axes: Axes, images: Tensor, titles: Sequence[str]) -> None:
-    """Fill axes with rows of images, a title over each column.
+    """Fill axes with rows of images, and write a title over each column.
 
     Args:
-        axes: Where; one for all images, since axes are slow to lay out.
-        images: In ``[-1, 1]``, float, shape ``(rows, columns, channels, height, width)``.
-        titles: Of the columns.
+        axes: The axes to fill. All images share them, because matplotlib lays out many axes slowly.
+        images: Images in ``[-1, 1]``, float, shape ``(rows, columns, channels, height, width)``.
+        titles: One title per column.
     """
     (rows, columns), (height, width) = images.shape[:2], images.shape[-2:]
     gap = 0.05
@@ -87,12 +101,25 @@ def show_rows(axes: Axes, images: Tensor, titles: Sequence[str]) -> None:
 
 
 def to_plot_array(image: Tensor) -> Any:  # noqa: ANN401  # an array of whatever matplotlib takes
-    """An image in ``[-1, 1]`` as matplotlib wants it: channels last, or none; in ``[0, 1]``."""
+    """Convert an image to the array that matplotlib draws.
+
+    Args:
+        image: Values in ``[-1, 1]``, float, shape ``(channels, height, width)``.
+
+    Returns:
+        Values in ``[0, 1]``, shape ``(height, width, channels)``, or ``(height, width)`` if there is one channel.
+    """
     values = ((image + 1) / 2).clamp(0, 1).permute(1, 2, 0).numpy()
     return values[..., 0] if values.shape[-1] == 1 else values
 
 
-def legend(figure: Any, styles: Mapping[str, Mapping[str, Any]], columns: int) -> None:  # noqa: ANN401  # or a part of one
-    """Name the curves, in a figure or part of one that holds nothing else."""
-    lines = [Line2D([], [], **how) for how in styles.values()]
+def draw_legend(figure: Any, styles: Mapping[str, Mapping[str, Any]], columns: int) -> None:  # noqa: ANN401  # or a part of one
+    """Draw a legend in a figure, or in a part of one, that holds nothing else.
+
+    Args:
+        figure: The figure, or the part of it.
+        styles: By the name of each curve, how it is drawn.
+        columns: Names per row.
+    """
+    lines = [Line2D([], [], **style) for style in styles.values()]
     figure.legend(lines, list(styles), loc="center", ncols=columns, frameon=False, handlelength=3)

@@ -1,4 +1,4 @@
-"""Pictures of curves: a schedule, several over each other, the runs of a sweep, losses by timestep."""
+"""Pictures of curves: schedules, the runs of a sweep, and losses by timestep."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from math import isfinite
@@ -11,29 +11,46 @@ from torch import Tensor
 from ddpm_data.diffusion.process import ForwardProcess
 from ddpm_data.diffusion.timestep_bins import BinLoss, TimestepBins
 from ddpm_data.diffusion.timesteps import Timesteps, UniformTimesteps
-from ddpm_data.plots._axes import COLOURS, DPI, Axes, Figure, legend, log_axis, noise_images, panel, show_rows, style
+from ddpm_data.plots._axes import (
+    COLOURS,
+    DPI,
+    Axes,
+    Figure,
+    curve_style,
+    draw_legend,
+    format_axes,
+    noise_images,
+    set_log_scale,
+    show_rows,
+)
 from ddpm_data.rng.philox import key_from
 
-_DRAWS = 2**20  # of t for its density
-_BARS = 40  # in which they are counted: independent uniform draws come within 2% in each (3 sigma)
+_DRAWS = 2**20  # draws of t from which its density is counted
+_BARS = 40  # parts that the draws are counted in: uniform draws come within 2% of the mean in each (3 sigma)
 _COLOURED = 2 * len(COLOURS)  # curves that can still be told apart
 _OTHERS = {"color": "#BBBBBB", "linewidth": 1, "zorder": 1}
+_EARLIER = 20  # earlier validations drawn beside the last one, spread over the training
 
 
 class Curve(NamedTuple):
-    """Values against t / T, so that chains of different lengths can be compared; one-dimensional, on any device."""
+    """One curve over t / T, so that schedules of different lengths can be compared.
+
+    Attributes:
+        fraction: t / T, one-dimensional, on any device.
+        values: The value at each ``fraction``, of the same shape.
+    """
 
     fraction: Tensor
     values: Tensor
 
 
 class Panel(NamedTuple):
-    """Curves of one quantity.
+    """The curves of one quantity.
 
     Attributes:
-        title: What it is, and in which unit.
-        curves: By name; what is not finite is left out.
-        is_log: Whether its axis is logarithmic; what is not above 0 is then left out too.
+        title: The quantity and its unit.
+        curves: The curves by name. Values that are not finite are left out.
+        is_log: Whether the y axis is logarithmic. Values that are not above 0 are then left out too.
     """
 
     title: str
@@ -48,80 +65,92 @@ def schedule_sheet(
     images: Tensor | None = None,
     columns: int = 10,
 ) -> None:
-    """Draw all that follows from a schedule, of one or of several over each other, and images on their way into noise.
+    """Draw what follows from one schedule, or from several over each other, and images noised by each.
 
     Args:
-        processes: By name, at least one; their numbers of steps may differ.
-        path: The PNG file.
-        timesteps: How t is drawn, for all or for each; default: uniformly. Its density is counted in a million draws.
-        images: To be noised by each, one a row: uint8, shape ``(rows, channels, height, width)``.
-        columns: Steps of the strips, spread evenly from the first to the last.
+        processes: Forward processes by name, at least one. Their numbers of steps may differ.
+        path: The PNG file to write.
+        timesteps: How t is drawn, for all processes or by name. ``None`` draws uniformly. The density is counted from
+            a million draws.
+        images: Images to noise, one per row: uint8, shape ``(rows, channels, height, width)``. ``None`` shows none.
+        columns: Steps per row of images, spread evenly from the first to the last.
     """
     if not isinstance(timesteps, Mapping):
         timesteps = dict.fromkeys(processes, timesteps or UniformTimesteps())
     lengths = {process.num_timesteps for process in processes.values()}
     num_timesteps = lengths.pop() if len(lengths) == 1 else None
-    strips = {} if images is None else {name: _strip(process, images, columns) for name, process in processes.items()}
-    tall = 0 if images is None else 12.5 / columns * len(images) * images.shape[2] / images.shape[3] + 0.6
-    heights = [0.3 + 0.25 * -(-len(processes) // 4), 6.6] + [tall] * len(strips)
+    strips = (
+        {} if images is None else {name: _noise_strip(process, images, columns) for name, process in processes.items()}
+    )
+    strip_height = 0 if images is None else 12.5 / columns * len(images) * images.shape[2] / images.shape[3] + 0.6
+    heights = [0.3 + 0.25 * -(-len(processes) // 4), 6.6] + [strip_height] * len(strips)
     figure = Figure(figsize=(13, sum(heights)), layout="constrained")
-    parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
-    legend(parts[0], {name: style(number) for number, name in enumerate(processes)}, columns=4)
-    for axes, one in zip(parts[1].subplots(2, 3).flat, _panels(processes, timesteps), strict=True):
-        _draw(axes, one, list(processes), num_timesteps)
-    for number, (part, name) in enumerate(zip(parts[2:], strips, strict=True)):
-        part.suptitle(name, x=0.01, ha="left", color=style(number)["color"], weight="bold", fontsize=11)
-        show_rows(part.subplots(), *strips[name])
+    areas = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    legend_area, curve_area, *strip_areas = areas
+    draw_legend(legend_area, {name: curve_style(number) for number, name in enumerate(processes)}, columns=4)
+    for axes, panel in zip(curve_area.subplots(2, 3).flat, _schedule_panels(processes, timesteps), strict=True):
+        _draw_panel(axes, panel, list(processes), num_timesteps)
+    for number, (area, name) in enumerate(zip(strip_areas, strips, strict=True)):
+        area.suptitle(name, x=0.01, ha="left", color=curve_style(number)["color"], weight="bold", fontsize=11)
+        show_rows(area.subplots(), *strips[name])
     figure.savefig(path, dpi=DPI)
 
 
 def compare_curves(panels: Sequence[Panel], path: Path) -> None:
-    """Draw panels side by side that share their names and colours, such as a sweep's schedules and their losses.
+    """Draw panels side by side, with one colour per name, such as a sweep's schedules and their losses.
 
     Args:
-        panels: At least one. The first 14 names of the first panel are coloured, so give the best first; what is beyond
-            could not be told apart, and is grey, and only counted in the legend.
-        path: The PNG file.
+        panels: At least one. The first 14 names of the first panel are coloured, so give the best first. More could
+            not be told apart: the others are grey, and the legend only counts them.
+        path: The PNG file to write.
     """
-    names = list(dict.fromkeys(name for one in panels for name in one.curves))
-    styles = {name: style(number) for number, name in enumerate(names[:_COLOURED])}
+    names = list(dict.fromkeys(name for panel in panels for name in panel.curves))
+    styles = {name: curve_style(number) for number, name in enumerate(names[:_COLOURED])}
     if len(names) > _COLOURED:
         styles[f"{len(names) - _COLOURED} others"] = _OTHERS
     width = 6.2 * len(panels)
     columns = max(1, min(len(styles), int(width / (0.7 + 0.085 * max(map(len, styles))))))
     heights = [4.2, 0.2 + 0.22 * -(-len(styles) // columns)]
     figure = Figure(figsize=(width, sum(heights)), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=heights, squeeze=False)[:, 0]
-    for axes, one in zip(above.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        _draw(axes, one, names)
-    legend(below, styles, columns)
+    curve_area, legend_area = figure.subfigures(2, 1, height_ratios=heights, squeeze=False)[:, 0]
+    for axes, panel in zip(curve_area.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        _draw_panel(axes, panel, names)
+    draw_legend(legend_area, styles, columns)
     figure.savefig(path, dpi=DPI)
 
 
 def density(timesteps: Timesteps, num_timesteps: int) -> Curve:
-    """How often each part of the chain is trained on, where 1 is as often as by uniform steps: counted, in 40 parts."""
+    """Count how often each part of the forward process is trained on, in 40 parts.
+
+    Args:
+        timesteps: How t is drawn.
+        num_timesteps: Steps of the forward process.
+
+    Returns:
+        The frequency of each part, where 1 is that of uniform draws.
+    """
     t = timesteps(torch.arange(_DRAWS), num_timesteps, key_from(0), "train")
-    parts = TimestepBins(num_timesteps, _BARS)
-    width = torch.tensor(parts.last) + 1 - torch.tensor(parts.first)
-    share = torch.bincount(parts.find_bin(t), minlength=parts.count) / len(t)
-    middle = (torch.tensor(parts.first) + torch.tensor(parts.last)) / 2
+    bins = TimestepBins(num_timesteps, _BARS)
+    width = torch.tensor(bins.last) + 1 - torch.tensor(bins.first)
+    share = torch.bincount(bins.find_bin(t), minlength=bins.count) / len(t)
+    middle = (torch.tensor(bins.first) + torch.tensor(bins.last)) / 2
     return Curve(middle / num_timesteps, share * num_timesteps / width)
 
 
-def _panels(processes: Mapping[str, ForwardProcess], timesteps: Mapping[str, Timesteps]) -> Iterator[Panel]:
-    def each(quantity: str) -> dict[str, Curve]:
-        return {name: _curve(process, quantity) for name, process in processes.items()}
+def _schedule_panels(processes: Mapping[str, ForwardProcess], timesteps: Mapping[str, Timesteps]) -> Iterator[Panel]:
+    def curves_of(quantity: str) -> dict[str, Curve]:
+        return {name: _schedule_curve(process, quantity) for name, process in processes.items()}
 
-    yield Panel("beta, variance added a step", each("beta"), is_log=True)
-    yield Panel("alphas_cumprod, signal variance left", each("signal"))
-    yield Panel("signal-to-noise ratio, dB", each("decibels"))
-    drawn = {name: density(timesteps[name], process.num_timesteps) for name, process in processes.items()}
-    yield Panel("density of t in training, uniform = 1", drawn)
-    yield Panel("noise error's weight, min-SNR-5 (Hang 2023)", each("min_snr"))
-    yield Panel("noise error's weight, VLB (DDPM, Eq. 12)", each("vlb"), is_log=True)
+    yield Panel("beta, variance added per step", curves_of("beta"), is_log=True)
+    yield Panel("alphas_cumprod, signal variance left", curves_of("signal"))
+    yield Panel("signal-to-noise ratio, dB", curves_of("decibels"))
+    densities = {name: density(timesteps[name], process.num_timesteps) for name, process in processes.items()}
+    yield Panel("density of t in training, uniform = 1", densities)
+    yield Panel("noise error's weight, min-SNR-5 (Hang 2023)", curves_of("min_snr"))
+    yield Panel("noise error's weight, VLB (DDPM, Eq. 12)", curves_of("vlb"), is_log=True)
 
 
-def _curve(process: ForwardProcess, quantity: str) -> Curve:
+def _schedule_curve(process: ForwardProcess, quantity: str) -> Curve:
     steps = torch.arange(process.num_timesteps, device=process.betas.device)
     snr, beta, noise = process.snr(steps), process.betas, process.sqrt_one_minus_alphas_cumprod.square()
     values = {
@@ -134,66 +163,69 @@ def _curve(process: ForwardProcess, quantity: str) -> Curve:
     return Curve(steps / process.num_timesteps, values)
 
 
-def _strip(process: ForwardProcess, images: Tensor, columns: int) -> tuple[Tensor, list[str]]:
+def _noise_strip(process: ForwardProcess, images: Tensor, columns: int) -> tuple[Tensor, list[str]]:
+    """Noise images to evenly spread steps; returns them with a title per step."""
     last = process.num_timesteps - 1
     steps = sorted({round(column * last / max(columns - 1, 1)) for column in range(columns)})
     return noise_images(process, images, steps), [f"t = {step}" for step in steps]
 
 
-def _draw(axes: Axes, one: Panel, names: Sequence[str], num_timesteps: int | None = None) -> None:
-    falls, ends = False, [torch.inf, -torch.inf]
-    for name, (fraction, values) in one.curves.items():
+def _draw_panel(axes: Axes, panel: Panel, names: Sequence[str], num_timesteps: int | None = None) -> None:
+    """Draw a panel's curves over t, or over t / T where ``num_timesteps`` is not given.
+
+    A triangle marks where a curve falls to minus infinity.
+    """
+    loses_signal, low, high = False, torch.inf, -torch.inf
+    for name, (fraction, values) in panel.curves.items():
         number = names.index(name)
-        how = dict(style(number) if number < _COLOURED else _OTHERS)
+        style = dict(curve_style(number) if number < _COLOURED else _OTHERS)
         x, y = (fraction * (num_timesteps or 1)).cpu(), values.detach().cpu()
-        drawn = y.isfinite() & (y > 0) if one.is_log else y.isfinite()
-        if not drawn.any():
+        is_drawn = y.isfinite() & (y > 0) if panel.is_log else y.isfinite()
+        if not is_drawn.any():
             continue
-        marker = "o" if int(drawn.sum()) == 1 else None  # a line of one point would not be seen
-        axes.plot(x[drawn].numpy(), y[drawn].numpy(), marker=marker, **how)
-        ends = [min(ends[0], float(y[drawn].min())), max(ends[1], float(y[drawn].max()))]
-        if not one.is_log and y[-1] == -torch.inf:
-            falls = True
-            axes.plot(x[drawn][-1:].numpy(), y[drawn][-1:].numpy(), marker="v", markersize=9, color=how["color"])
-    if one.is_log and ends[0] < torch.inf:
-        log_axis(axes, *ends)
-    elif 0 <= ends[0] < torch.inf:
-        axes.set_ylim(0, 1.08 * ends[1] or 1)
+        marker = "o" if int(is_drawn.sum()) == 1 else None  # a line of one point would be invisible
+        axes.plot(x[is_drawn].numpy(), y[is_drawn].numpy(), marker=marker, **style)
+        low, high = min(low, float(y[is_drawn].min())), max(high, float(y[is_drawn].max()))
+        if not panel.is_log and y[-1] == -torch.inf:
+            loses_signal = True
+            end = x[is_drawn][-1:].numpy(), y[is_drawn][-1:].numpy()
+            axes.plot(*end, marker="v", markersize=9, color=style["color"])
+    if panel.is_log and low < torch.inf:
+        set_log_scale(axes, low, high)
+    elif 0 <= low < torch.inf:
+        axes.set_ylim(0, 1.08 * high or 1)
     axes.set_xlim(-0.02 * (num_timesteps or 1), 1.02 * (num_timesteps or 1))
-    title = f"{one.title} (▼ no signal left)" if falls else one.title
-    panel(axes, title, "t / T" if num_timesteps is None else "t, step")
-
-
-_EARLIER = 20  # validations beside the last, spread over the training
+    title = f"{panel.title} (▼ no signal left)" if loses_signal else panel.title
+    format_axes(axes, title, "t / T" if num_timesteps is None else "t, step")
 
 
 def schedule_curves(process: ForwardProcess, path: Path) -> None:
     """Draw beta, alphas_cumprod and the signal-to-noise ratio in decibels against t.
 
     Args:
-        process: Whose schedule to show.
-        path: The PNG file.
+        process: The forward process whose schedule is drawn.
+        path: The PNG file to write.
     """
     t = torch.arange(process.num_timesteps, device=process.betas.device)
     curves = {
-        "beta, variance added a step": process.betas,
+        "beta, variance added per step": process.betas,
         "alphas_cumprod, signal variance left": process.alphas_cumprod,
         "signal-to-noise ratio, dB": 10 * process.snr(t).log10(),
     }
     figure = Figure(figsize=(12, 3.6), layout="constrained")
-    for axes, (name, values) in zip(figure.subplots(1, 3), curves.items(), strict=True):
+    for axes, (title, values) in zip(figure.subplots(1, 3), curves.items(), strict=True):
         finite = values.isfinite()  # zero terminal SNR is minus infinity decibels
         axes.plot(t[finite].cpu().numpy(), values[finite].cpu().numpy(), color=COLOURS[0], linewidth=2)
-        panel(axes, name, "t, step")
+        format_axes(axes, title, "t, step")
     figure.savefig(path, dpi=DPI)
 
 
 def timestep_losses(rows: Sequence[BinLoss], path: Path) -> None:
-    """Draw the last validation's loss against t, and the earlier ones faintly.
+    """Draw the last validation's loss against t, and earlier validations faintly behind it.
 
     Args:
-        rows: Of :class:`~ddpm_data.callbacks.TimestepLoss`'s table, at least one with a loss.
-        path: The PNG file.
+        rows: Rows of the table that :class:`~ddpm_data.callbacks.TimestepLoss` writes, at least one with a loss.
+        path: The PNG file to write.
     """
     validations: dict[int, list[BinLoss]] = {}
     for row in rows:
@@ -202,24 +234,24 @@ def timestep_losses(rows: Sequence[BinLoss], path: Path) -> None:
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     steps = sorted(validations)
-    shown = sorted({steps[number * (len(steps) - 1) // _EARLIER] for number in range(_EARLIER)} - {steps[-1]})
-    for place, step in enumerate(shown):
-        _loss_curve(axes, validations[step], color="#999999", alpha=0.3 + 0.7 * place / len(shown), linewidth=1)
+    earlier = sorted({steps[number * (len(steps) - 1) // _EARLIER] for number in range(_EARLIER)} - {steps[-1]})
+    for number, step in enumerate(earlier):
+        _draw_losses(axes, validations[step], color="#999999", alpha=0.3 + 0.7 * number / len(earlier), linewidth=1)
     last = validations[steps[-1]]
     label = f"epoch {last[0].epoch}, step {last[0].step:,}"
-    _loss_curve(axes, last, color=COLOURS[0], linewidth=2, marker="o", markersize=4, label=label)
-    if shown:
-        label = f"{len(shown)} earlier, darker later" if len(shown) > 1 else f"earlier, step {shown[0]:,}"
+    _draw_losses(axes, last, color=COLOURS[0], linewidth=2, marker="o", markersize=4, label=label)
+    if earlier:
+        label = f"{len(earlier)} earlier, darker later" if len(earlier) > 1 else f"earlier, step {earlier[0]:,}"
         axes.plot([], [], color="#999999", linewidth=1, label=label)
     values = [row.loss for row in rows if row.loss is not None and isfinite(row.loss)]
     if values and min(values) > 0 and max(values) > 10 * min(values):
-        log_axis(axes, min(values), max(values))
+        set_log_scale(axes, min(values), max(values))
     axes.set_xlim(0, 1 + max(row.last_t for row in rows))
-    panel(axes, "validation loss of an example, mean over a range of t", "t, step")
+    format_axes(axes, "validation loss per example, mean over a range of t", "t, step")
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     figure.savefig(path, dpi=DPI)
 
 
-def _loss_curve(axes: Axes, rows: Sequence[BinLoss], **how: Any) -> None:  # noqa: ANN401  # matplotlib's
+def _draw_losses(axes: Axes, rows: Sequence[BinLoss], **line: Any) -> None:  # noqa: ANN401  # matplotlib's
     points = [((row.first_t + row.last_t) / 2, row.loss) for row in rows if row.loss is not None]
-    axes.plot(*zip(*points, strict=True), **how)
+    axes.plot(*zip(*points, strict=True), **line)

@@ -1,4 +1,4 @@
-"""A keyed shuffle without an array: where any place of an epoch leads, from the key alone, in constant memory."""
+"""A keyed shuffle without an array: the index at any place of an epoch, computed from the key alone."""
 
 import math
 from collections.abc import Callable
@@ -12,60 +12,63 @@ from torch import Tensor
 from ddpm_data.rng.philox import MASK, Key, Purpose, philox_4x32
 
 _ROUNDS = 6
-_ROUNDS_OF_SMALL = 12  # in sets of a few items fewer rounds show: of 6, some of the 720 orders came up too often
-_SMALL = 4096
+_SMALL_SET_ROUNDS = 12  # after 6 rounds, some of the 720 orders of 6 items came too often
+_SMALL_SET = 4096  # items
 
 Integers = np.ndarray[Any, np.dtype[np.int64]]
-Words = Callable[[Integers, Integers], Integers]
-Function = Callable[[Integers], Integers]
+WordFunction = Callable[[Integers, Integers], Integers]
+RoundFunction = Callable[[Integers], Integers]
 
 
 def permute(places: Tensor, length: int, key: Key, purpose: Purpose, epoch: int = 0) -> Tensor:
-    """Send places to indices by a bijection of ``range(length)`` that the key, the purpose and the epoch pick.
+    """Shuffle: map each place to an index by a bijection of ``range(length)``, in constant memory.
 
-    A Feistel network over pairs ``(left, right)``, where ``left * width + right`` just covers ``length`` (Black &
-    Rogaway 2002, "Ciphers with arbitrary finite domains"), its round function a Philox word; the few results that fall
-    outside are sent through again until they fall inside ("cycle walking").
+    The key, the purpose and the epoch select the bijection. It is a Feistel network over pairs ``(left, right)`` whose
+    numbers ``left * width + right`` just cover ``length`` (Black & Rogaway 2002, "Ciphers with arbitrary finite
+    domains"). Its round function is a Philox word. The few results outside ``range(length)`` go through the network
+    again until they fall inside ("cycle walking").
 
     Args:
-        places: In ``[0, length)``, int64, any shape.
-        length: N, at most ``2**62``.
-        key: From :func:`~ddpm_data.rng.philox.key_from`.
-        purpose: What is shuffled.
-        epoch: Picks another bijection, at least 0.
+        places: Places in the shuffled order, in ``[0, length)``, int64, any shape.
+        length: N, number of items, at most ``2**62``.
+        key: The seed's key, from :func:`~ddpm_data.rng.philox.key_from`.
+        purpose: The use of the order; each purpose has its own orders.
+        epoch: At least 0; each epoch has its own order.
 
     Returns:
-        Indices in ``[0, length)``, int64, shape of ``places``; all different where the places are.
+        Indices in ``[0, length)``, int64, shape of ``places``; distinct for distinct places.
     """
     height = max(math.isqrt(length - 1), 0) + 1
     width = -(-length // height)
-    words = partial(_words, key=key, purpose=purpose, epoch=epoch)
-    numbers = np.arange(_ROUNDS_OF_SMALL if height * width < _SMALL else _ROUNDS)
-    # With as many places as a side has values, a table of what each value draws in each round is the shorter way.
-    functions = _tables if height <= places.numel() else _functions
-    of_right, of_left = functions(words, width, height, numbers[::2]), functions(words, height, width, numbers[1::2])
+    words = partial(_draw_words, key=key, purpose=purpose, epoch=epoch)
+    rounds = np.arange(_SMALL_SET_ROUNDS if height * width < _SMALL_SET else _ROUNDS)
+    # With at least as many places as a side has values, it is faster to tabulate each round's function once.
+    build = _build_tables if height <= places.numel() else _build_functions
+    left_shifts, right_shifts = build(words, width, height, rounds[::2]), build(words, height, width, rounds[1::2])
 
     def shuffle(values: Integers) -> Integers:
         left, right = np.divmod(values, width)
-        for draw_left, draw_right in zip(of_right, of_left, strict=True):
-            left = (left + draw_left(right)) % height
-            right = (right + draw_right(left)) % width
+        for shift_left, shift_right in zip(left_shifts, right_shifts, strict=True):
+            left = (left + shift_left(right)) % height
+            right = (right + shift_right(left)) % width
         return left * width + right
 
-    result = shuffle(places.flatten().numpy())  # in NumPy, which does such small work in a third of torch's time
-    while len(outside := np.flatnonzero(result >= length)):
-        result[outside] = shuffle(result[outside])
-    return torch.from_numpy(result).view(places.shape)
+    indices = shuffle(places.flatten().numpy())  # NumPy takes a third of torch's time for arrays this small
+    while len(outside := np.flatnonzero(indices >= length)):
+        indices[outside] = shuffle(indices[outside])
+    return torch.from_numpy(indices).view(places.shape)
 
 
 class RandomSubset:
-    """A random part of a set, picked by the key: what places ``start`` to ``stop`` of a keyed order lead to.
+    """A random subset of a dataset: the items at places ``start`` to ``stop`` of an order that the key selects.
+
+    Subsets with one key and length do not overlap if their places do not. So a dataset is cut into random splits.
 
     Args:
-        key: From :func:`~ddpm_data.rng.philox.key_from`.
-        length: Of the set.
+        key: The seed's key, from :func:`~ddpm_data.rng.philox.key_from`.
+        length: Length of the whole dataset.
         start: First place, in ``[0, length]``.
-        stop: The place after the last.
+        stop: One past the last place, in ``[start, length]``.
     """
 
     def __init__(self, key: Key, length: int, start: int, stop: int) -> None:
@@ -78,25 +81,32 @@ class RandomSubset:
         return self.stop - self.start
 
     def indices(self, numbers: Tensor) -> Tensor:
-        """The set's indices of some of the part's items: int64 in ``[0, length)``, shape of ``numbers``."""
+        """Return the dataset's indices of the subset's items ``numbers``.
+
+        Args:
+            numbers: Numbers of items within the subset, in ``[0, len(self))``, int64, any shape.
+
+        Returns:
+            Indices in ``[0, length)``, int64, shape of ``numbers``.
+        """
         return permute(numbers + self.start, self.length, self.key, Purpose.SPLIT)
 
 
-def _functions(words: Words, domain: int, below: int, numbers: Integers) -> list[Function]:
-    """A function of the numbers in ``range(domain)`` to those in ``range(below)`` for each round."""
+def _build_functions(words: WordFunction, domain: int, below: int, rounds: Integers) -> list[RoundFunction]:
+    """Return for each round a random function from ``range(domain)`` to ``range(below)``."""
 
-    def draw(value: Integers, number: Integers) -> Integers:
-        return (words(value, number) * below) >> 32  # the high half of the product
+    def draw(value: Integers, round_number: Integers) -> Integers:
+        return (words(value, round_number) * below) >> 32  # the high half of the product
 
-    return [partial(draw, number=number) for number in numbers[:, None]]
-
-
-def _tables(words: Words, domain: int, below: int, numbers: Integers) -> list[Function]:
-    """As :func:`_functions`, looked up."""
-    return [table.take for table in (words(np.arange(domain), numbers[:, None]) * below) >> 32]
+    return [partial(draw, round_number=round_number) for round_number in rounds[:, None]]
 
 
-def _words(value: Integers, number: Integers, key: Key, purpose: Purpose, epoch: int) -> Integers:
-    """A Philox word for each value and round, of the shape that these broadcast to."""
+def _build_tables(words: WordFunction, domain: int, below: int, rounds: Integers) -> list[RoundFunction]:
+    """Return the functions of :func:`_build_functions` as lookups in tables."""
+    return [table.take for table in (words(np.arange(domain), rounds[:, None]) * below) >> 32]
+
+
+def _draw_words(value: Integers, round_number: Integers, key: Key, purpose: Purpose, epoch: int) -> Integers:
+    """Draw a Philox word for each value and round; the two arguments broadcast."""
     low, high = np.array([epoch & MASK]), np.array([epoch >> 32])
-    return philox_4x32((value, purpose + 65536 * (number + 1), low, high), key)[0]
+    return philox_4x32((value, purpose + 65536 * (round_number + 1), low, high), key)[0]

@@ -1,12 +1,12 @@
 """Keyed randomness: the same bits from the same (seed, stage, purpose, position) anywhere, with no generator state.
 
 Philox4x32 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") scrambles a 128-bit counter under a
-64-bit key: in ten rounds, in seven for noise. Here the key is the seed, and the counter holds the block of four words
-within an example, what the words are for, and the example's position: ``(block, purpose + 256 * stage, position low,
-position high)``.
+64-bit key. It takes ten rounds here, and seven for noise. The key is the seed. The counter holds the number of a block
+of four words within an example, the purpose of the words and the example's position: ``(block, purpose + 256 * stage,
+position low, position high)``.
 
-The words are int64 tensors with values in ``[0, 2**32)``: torch has few uint32 operations, and int64 products wrap
-modulo 2**64, which leaves both halves of a 32 x 32 bit product right.
+Words are int64 tensors with values in ``[0, 2**32)``, since torch has few uint32 operations. int64 products wrap modulo
+2**64, which leaves both halves of a 32 x 32 bit product correct.
 """
 
 from collections.abc import Sequence
@@ -22,10 +22,10 @@ from ddpm_data.types import Stage
 
 MASK = 0xFFFFFFFF  # the low 32 bits
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
-_WEYL = (0x9E3779B9, 0xBB67AE85)  # golden ratio and sqrt(3) - 1, which the key is raised by each round
+_WEYL = (0x9E3779B9, 0xBB67AE85)  # added to the key each round: golden ratio and sqrt(3) - 1
 _ROUNDS = 10
-_ROUNDS_OF_NORMALS = 7  # of which there are many: the fewest that pass BigCrush (Salmon et al. 2011, Table 2)
-# -sin(2 pi r) / r and cos(2 pi r) as polynomials of r^2 for |r| <= 1/4, fitted at Chebyshev's points: within 7e-9.
+_NORMAL_ROUNDS = 7  # noise needs most words, so it takes the fewest rounds that pass BigCrush (Salmon et al., Table 2)
+# -sin(2 pi r) / r and cos(2 pi r) as polynomials of r^2 for |r| <= 1/4, fitted at Chebyshev points; error below 7e-9.
 _MINUS_SINE = (-6.2831854820251465, 41.34168243408203, -81.60247802734375, 76.58128356933594, -39.76072311401367)
 _COSINE = (1.0, -19.739208221435547, 64.93934631347656, -85.45356750488281, 60.143951416015625, -24.981836318969727)
 STAGES: dict[Stage, int] = {"train": 0, "val": 1, "test": 2, "predict": 3}  # part of the stream: never renumber
@@ -35,7 +35,7 @@ Word = TypeVar("Word", Tensor, np.ndarray[Any, np.dtype[np.int64]])
 
 
 class Purpose(IntEnum):
-    """What words are drawn for. The numbers are part of the stream: never renumber, only add."""
+    """The uses of random words. The numbers are part of the stream: never renumber, only add."""
 
     TIMESTEP = 0
     FLIP = 1
@@ -50,37 +50,43 @@ class Purpose(IntEnum):
 
 
 class Key(NamedTuple):
-    """A seed as Philox's two key words; as tensors without dimensions where one compiled graph is to serve any seed."""
+    """The two words of Philox's key, which hold a seed.
+
+    Attributes:
+        low: The seed's low 32 bits; a tensor without dimensions if one compiled graph has to serve any seed.
+        high: Its high 32 bits, likewise.
+    """
 
     low: int | Tensor
     high: int | Tensor
 
 
 def key_from(seed: int) -> Key:
-    """The key of a seed.
+    """Turn a seed into a key.
 
     Args:
-        seed: In ``[0, 2**64)``.
+        seed: The seed, in ``[0, 2**64)``.
 
     Raises:
-        TypeError: ``seed`` is no whole number.
-        ValueError: It is out of range.
+        TypeError: ``seed`` is not a whole number.
+        ValueError: ``seed`` is out of range.
     """
     seed = check_int("ForwardDiffusion", "seed", seed, 0)
     if seed >= 2**64:
-        raise ValueError(f"seed={seed}: Philox's key has 64 bits, so the seed lies in [0, 2**64). Change `seed`.")
+        raise ValueError(f"seed={seed}: the random key has 64 bits, so the seed must lie in [0, 2**64). Change `seed`.")
     return Key(seed & MASK, seed >> 32)
 
 
 def philox_4x32(
     counter: tuple[Word, Word, Word, Word], key: Key, rounds: int = _ROUNDS
 ) -> tuple[Word, Word, Word, Word]:
-    """Philox4x32.
+    """Compute Philox4x32: scramble a counter into four random words (Salmon et al. 2011).
 
     Args:
-        counter: Four words, int64 in ``[0, 2**32)``, of shapes that broadcast: tensors, or arrays that have dimensions.
-        key: Two words.
-        rounds: How often the words are mixed.
+        counter: Four words, int64 in ``[0, 2**32)``, with shapes that broadcast: tensors, or arrays of at least one
+            dimension.
+        key: The key's two words.
+        rounds: Number of rounds that mix the words.
 
     Returns:
         Four random words, int64 in ``[0, 2**32)``, of the broadcast shape.
@@ -88,7 +94,7 @@ def philox_4x32(
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(rounds):
-        # c1 and c3 keep the high halves of the products until they are mixed in: one mask then cuts all of them off.
+        # c1 and c3 keep the products' high halves until they are mixed in. One mask then cuts all high halves off.
         p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
         c0, c1, c2, c3 = ((p1 >> 32) ^ c1 ^ k0) & MASK, p1, ((p0 >> 32) ^ c3 ^ k1) & MASK, p0
         k0, k1 = k0 + _WEYL[0], k1 + _WEYL[1]
@@ -96,36 +102,36 @@ def philox_4x32(
 
 
 def words(key: Key, purpose: Purpose, stage: Stage, position: Tensor, blocks: int = 1, rounds: int = _ROUNDS) -> Words:
-    """Random words for each example.
+    """Draw random words for each example.
 
     Args:
-        key: From :func:`key_from`.
-        purpose: What they are for.
-        stage: The stream the positions belong to.
-        position: Places in that stream, int64, shape ``(batch,)``.
-        blocks: How many blocks of four words an example needs, at most ``2**32``.
-        rounds: How often the words are mixed.
+        key: The seed's key, from :func:`key_from`.
+        purpose: The use of the words.
+        stage: The stage whose stream the positions belong to.
+        position: Positions in the stage's stream, int64, shape ``(batch,)``.
+        blocks: Number of blocks of four words per example, at most ``2**32``.
+        rounds: Number of rounds that mix the words.
 
     Returns:
         Four tensors, int64 in ``[0, 2**32)``, shape ``(batch, blocks)``.
     """
     block = torch.arange(blocks, device=position.device)[None, :]
     n = position[:, None]
-    what = torch.full_like(n, purpose + 256 * STAGES[stage])
-    return philox_4x32((block, what, n & MASK, (n >> 32) & MASK), key, rounds)
+    use = torch.full_like(n, purpose + 256 * STAGES[stage])
+    return philox_4x32((block, use, n & MASK, (n >> 32) & MASK), key, rounds)
 
 
 def normals(key: Key, purpose: Purpose, stage: Stage, position: Tensor, numel: int) -> Tensor:
-    """Standard normal numbers for each example, by Box & Muller (1958) in float32.
+    """Draw standard normal numbers for each example, by the transform of Box & Muller (1958) in float32.
 
-    Uncompiled, they are the same bit for bit in any batch on one device.
+    On one device, uncompiled, an example gets the same numbers bit for bit in any batch.
 
     Args:
-        key: From :func:`key_from`.
-        purpose: What they are for.
-        stage: The stream the positions belong to.
-        position: Places in that stream, int64, shape ``(batch,)``.
-        numel: How many numbers an example needs.
+        key: The seed's key, from :func:`key_from`.
+        purpose: The use of the numbers.
+        stage: The stage whose stream the positions belong to.
+        position: Positions in the stage's stream, int64, shape ``(batch,)``.
+        numel: Numbers per example.
 
     Returns:
         float32, contiguous, shape ``(batch, numel)``; at most 6.8 in magnitude.
@@ -135,32 +141,47 @@ def normals(key: Key, purpose: Purpose, stage: Stage, position: Tensor, numel: i
 
 
 def normal_quarters(key: Key, purpose: Purpose, stage: Stage, position: Tensor, quarter: int) -> list[Tensor]:
-    """:func:`normals` as the four quarters of each row, ``(batch, quarter)``: a block of words has one in each."""
-    a, b, c, d = words(key, purpose, stage, position, quarter, _ROUNDS_OF_NORMALS)
+    """Draw the numbers of :func:`normals` as the four quarters of each row.
+
+    A block of four words gives one number to each quarter.
+
+    Args:
+        key: The seed's key, from :func:`key_from`.
+        purpose: The use of the numbers.
+        stage: The stage whose stream the positions belong to.
+        position: Positions in the stage's stream, int64, shape ``(batch,)``.
+        quarter: Numbers per example and quarter.
+
+    Returns:
+        Four tensors, float32, shape ``(batch, quarter)``.
+    """
+    a, b, c, d = words(key, purpose, stage, position, quarter, _NORMAL_ROUNDS)
     return [*_box_muller(a, b), *_box_muller(c, d)]
 
 
 def _box_muller(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn two words into two standard normal numbers (Box & Muller 1958)."""
     radius = torch.sqrt(-2 * torch.log((u.float() + 0.5) * 2.0**-32))
-    cosine, sine = _circle(v)
+    cosine, sine = _compute_cos_sin(v)
     return radius * cosine, radius * sine
 
 
-def _circle(v: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of ``2 pi v / 2**32``, within 2e-7 for words ``v``; those of a rounded angle are off by 6e-7.
+def _compute_cos_sin(v: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute cosine and sine of ``2 pi v / 2**32`` for words ``v``, to within 2e-7.
 
-    The first bit of ``v`` is a half turn, which only changes signs; the rest is a part of a turn of -1/4 to 1/4, and a
-    quarter turn more, which swaps the two.
+    To round the angle to float32 first would give errors of 6e-7. The first bit of ``v`` is half a turn, which only
+    changes signs. The other bits are an angle between -1/4 and 1/4 of a turn, plus a quarter turn that swaps the two.
     """
-    part = ((v & 0x7FFFFFFF) - 2**30).float() * 2.0**-32
-    square = part * part
+    angle = ((v & 0x7FFFFFFF) - 2**30).float() * 2.0**-32  # in turns
+    square = angle * angle
     sign = 1 - 2 * (v >> 31).float()
-    return sign * part * _polynomial(_MINUS_SINE, square), sign * _polynomial(_COSINE, square)
+    return sign * angle * _evaluate(_MINUS_SINE, square), sign * _evaluate(_COSINE, square)
 
 
-def _polynomial(coefficients: Sequence[float], x: Tensor) -> Tensor:
-    *rest, value = coefficients
-    result = value * x + rest.pop()
-    for coefficient in reversed(rest):
-        result = result * x + coefficient
-    return result
+def _evaluate(coefficients: Sequence[float], x: Tensor) -> Tensor:
+    """Evaluate a polynomial by Horner's rule; ``coefficients`` ascend from the constant."""
+    *lower, highest = coefficients
+    value = highest * x + lower.pop()
+    for coefficient in reversed(lower):
+        value = value * x + coefficient
+    return value

@@ -1,4 +1,4 @@
-"""Datasets that we ship, and what we know of other people's datasets."""
+"""Datasets that we ship, and helpers that read other libraries' datasets faster or split them by rank."""
 
 from ddpm_data.sources.array_files import ArrayFile, TensorFile
 from ddpm_data.sources.digits import digits
@@ -7,6 +7,6 @@ from ddpm_data.sources.tar_shards import TarShards
 
 __all__ = ["ArrayFile", "ImageFiles", "TarShards", "TensorFile", "digits"]
 
-# The cache's fingerprint holds a dataset's module: with another one here, every cache would be decoded again.
-for _public in (ArrayFile, ImageFiles, TarShards, TensorFile):
-    _public.__module__ = __name__
+# A cache's fingerprint contains the dataset's module. With any other module here, every cache would be decoded again.
+for _dataset_class in (ArrayFile, ImageFiles, TarShards, TensorFile):
+    _dataset_class.__module__ = __name__

@@ -1,4 +1,4 @@
-"""The array behind a dataset, where there is one: whole batches are gathered from it at once, with no call an item."""
+"""The array behind a dataset, if there is one: a batch is gathered from it at once, without one call per item."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -16,24 +16,24 @@ _DTYPES = (torch.uint8, torch.bool, torch.int16, torch.int32, torch.int64, torch
 
 
 class MapDataset(Protocol):
-    """What every map-style dataset has."""
+    """The interface of every map-style dataset."""
 
     def __len__(self) -> int:
-        """How many items."""
+        """Return the number of items."""
         ...
 
     def __getitem__(self, index: int, /) -> Any:  # noqa: ANN401  # any item is the point
-        """One item."""
+        """Return one item."""
         ...
 
 
 class BackingArray:
-    """What a dataset's items are cut from: an array with a row for each.
+    """The array that holds all items of a dataset, one row per item.
 
     Args:
-        array: ``(count, channels, height, width)``, in memory or mapped into it, whatever its strides; of conditions
-            ``(count, ...)``.
-        rows: Which of its rows a dataset's items are, int64; ``None`` is all of them in order.
+        array: Images, shape ``(count, channels, height, width)``, or conditions, shape ``(count, ...)``; in memory or
+            memory-mapped, with any strides.
+        rows: The array's row for each item, int64, shape ``(len(dataset),)``; ``None`` takes all rows in order.
     """
 
     def __init__(self, array: Tensor, rows: Tensor | None = None) -> None:
@@ -41,33 +41,57 @@ class BackingArray:
         self.rows = rows
 
     def gather(self, indices: Tensor) -> Tensor:
-        """What some items have, in the array's dtype, shape ``(batch, ...)``."""
+        """Gather the rows of several items.
+
+        Args:
+            indices: Indices into the dataset, int64, shape ``(batch,)``.
+
+        Returns:
+            The array's dtype, shape ``(batch, ...)``.
+        """
         rows = indices if self.rows is None else self.rows[indices]
         if self.array.is_contiguous() or self.array.dim() != 4:
             return self.array.index_select(0, rows)
-        # A row is one run of bytes in this order too, where the channels come last.
+        # With the channels last a row is one run of bytes too, if the axes are put in that order first.
         return self.array.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
 
     def subset(self, indices: Sequence[int]) -> "BackingArray":
-        """The same array in another order, or some of it."""
+        """Return the same array behind a subset of the dataset, without a copy.
+
+        Args:
+            indices: The subset's indices into the dataset, in its order.
+        """
         rows = torch.as_tensor(indices, dtype=torch.int64)
         return BackingArray(self.array, rows if self.rows is None else self.rows[rows])
 
 
 class BackingArrays(NamedTuple):
-    """The arrays of a dataset's images and, where they are wanted, of its conditions."""
+    """The arrays behind a dataset's images and conditions.
+
+    Attributes:
+        images: The images' array.
+        conditions: The conditions' array; ``None`` without conditions.
+    """
 
     images: BackingArray
     conditions: BackingArray | None
 
     def contain(self, indices: Tensor, images: Sequence[Tensor], conditions: object) -> bool:
-        """Whether they have what some items gave, which tells that the dataset makes nothing else of them."""
+        """Return whether the arrays hold what the dataset itself returned for some items.
+
+        If not, the dataset changes its items on the way, and the arrays cannot stand in for it.
+
+        Args:
+            indices: Indices into the dataset, int64, shape ``(batch,)``.
+            images: The dataset's images at these indices.
+            conditions: Its conditions there, batched; ignored without an array of conditions.
+        """
         if self.conditions is None:
             return all_equal(self.images.gather(indices), images)
-        kept = self.conditions.gather(indices)
+        rows = self.conditions.gather(indices)
         return (
             isinstance(conditions, Tensor)
-            and all_equal(kept, conditions)
+            and all_equal(rows, conditions)
             and all_equal(self.images.gather(indices), images)
         )
 
@@ -75,7 +99,14 @@ class BackingArrays(NamedTuple):
 def find_backing_arrays(
     dataset: object, image_key: ItemKey | None, condition: ItemKey | None, channels_first: bool
 ) -> BackingArrays | None:
-    """The arrays that a dataset's items are cut from, if all that is wanted of them is in one."""
+    """Find the arrays behind a dataset, if there is one for everything that is read from its items.
+
+    Args:
+        dataset: Any map-style dataset.
+        image_key: Index into a tuple, or key of a dict, at which an item holds its image.
+        condition: The same for the condition; ``None`` reads no conditions.
+        channels_first: Whether the channels always come first in an array. If not, its shape decides.
+    """
     images = find_backing_array(dataset, image_key, channels_first)
     conditions = None if condition is None else find_backing_conditions(dataset, condition)
     return (
@@ -83,71 +114,86 @@ def find_backing_arrays(
     )
 
 
-def all_equal(some: Tensor | Sequence[Tensor], others: Tensor | Sequence[Tensor]) -> bool:
-    """Whether rows agree in every value and in dtype."""
-    return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(some, others, strict=True))
+def all_equal(rows: Tensor | Sequence[Tensor], other_rows: Tensor | Sequence[Tensor]) -> bool:
+    """Return whether two batches agree in every value and in dtype, row by row."""
+    return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(rows, other_rows, strict=True))
 
 
 def find_backing_array(dataset: object, image_key: ItemKey | None, channels_first: bool = False) -> BackingArray | None:
-    """The array that a dataset's images are cut from, if it is one of the kinds known to do nothing else to them.
+    """Find the array behind a dataset's images, if the dataset is of a kind that returns its rows unchanged.
 
-    These are tensors and NumPy arrays themselves, ``TensorDataset``, torchvision's datasets that keep their images in
-    ``data`` and were given no ``transform``, subsets of all these, and datasets that have a :class:`BackingArray` as
-    ``backing_array``, or a dict of tensors as ``columns``.
+    These kinds are:
+
+    - tensors and NumPy arrays themselves, and ``TensorDataset``
+    - torchvision's datasets that keep their images in ``data`` and have no ``transform``
+    - datasets with a :class:`BackingArray` as ``backing_array``, or with a dict of tensors as ``columns``
+    - subsets of all these
+
+    Args:
+        dataset: Any map-style dataset.
+        image_key: Index into a tuple, or key of a dict, at which an item holds its image; ``None`` takes the only
+            image-like value.
+        channels_first: Whether the channels always come first in an array. If not, its shape decides.
     """
-    own = getattr(dataset, "backing_array", None)
-    if isinstance(own, BackingArray):
-        return own
-    if inner := _inner(dataset):
-        array = find_backing_array(inner.dataset, image_key, channels_first)
-        return array.subset(inner.indices) if array else None
+    backing_array = getattr(dataset, "backing_array", None)
+    if isinstance(backing_array, BackingArray):
+        return backing_array
+    if subset := _as_plain_subset(dataset):
+        array = find_backing_array(subset.dataset, image_key, channels_first)
+        return array.subset(subset.indices) if array else None
     if isinstance(dataset, Tensor | np.ndarray):
         return _wrap_array(dataset, channels_first)
-    if columns := _columns(dataset):
-        found = [column for key, column in columns.items() if image_key in (key, None) and column.dim() in (3, 4)]
-        return _wrap_array(found[0], channels_first) if len(found) == 1 else None
-    if _is_torchvisions(dataset) and image_key in (None, 0) and getattr(dataset, "transform", None) is None:
+    if columns := _get_columns(dataset):
+        images = [column for key, column in columns.items() if image_key in (key, None) and column.dim() in (3, 4)]
+        return _wrap_array(images[0], channels_first) if len(images) == 1 else None
+    if _is_from_torchvision(dataset) and image_key in (None, 0) and getattr(dataset, "transform", None) is None:
         return _wrap_array(getattr(dataset, "data", None), channels_first)
     return None
 
 
 def find_backing_conditions(dataset: object, key: ItemKey) -> BackingArray | None:
-    """The array that a dataset's conditions are taken from, as :func:`find_backing_array` for images."""
-    if inner := _inner(dataset):
-        array = find_backing_conditions(inner.dataset, key)
-        return array.subset(inner.indices) if array else None
-    if key in (columns := _columns(dataset)):
+    """Find the array behind a dataset's conditions, as :func:`find_backing_array` does for images.
+
+    Args:
+        dataset: Any map-style dataset.
+        key: Index into a tuple, or key of a dict, at which an item holds its condition.
+    """
+    if subset := _as_plain_subset(dataset):
+        array = find_backing_conditions(subset.dataset, key)
+        return array.subset(subset.indices) if array else None
+    if key in (columns := _get_columns(dataset)):
         return BackingArray(columns[key].detach())
-    if _is_torchvisions(dataset) and key == 1 and getattr(dataset, "target_transform", None) is None:
+    if _is_from_torchvision(dataset) and key == 1 and getattr(dataset, "target_transform", None) is None:
         targets = getattr(dataset, "targets", None)
         return BackingArray(torch.as_tensor(targets)) if isinstance(targets, list | Tensor) and len(targets) else None
     return None
 
 
-def _inner(dataset: object) -> Subset[object] | None:
+def _as_plain_subset(dataset: object) -> Subset[object] | None:
+    """Return the dataset if it is a ``Subset`` whose ``__getitem__`` is torch's own."""
     is_plain = type(dataset).__getitem__ is Subset.__getitem__ if isinstance(dataset, Subset) else False
     return dataset if isinstance(dataset, Subset) and is_plain else None
 
 
-def _columns(dataset: object) -> Mapping[ItemKey, Tensor]:
+def _get_columns(dataset: object) -> Mapping[ItemKey, Tensor]:
     if isinstance(dataset, TensorDataset) and type(dataset).__getitem__ is TensorDataset.__getitem__:
         return dict(enumerate(dataset.tensors))
-    own = getattr(dataset, "columns", None)
-    is_column = isinstance(own, dict) and all(isinstance(column, Tensor) for column in own.values())
-    return cast(Mapping[ItemKey, Tensor], own) if is_column else {}
+    columns = getattr(dataset, "columns", None)
+    are_tensors = isinstance(columns, dict) and all(isinstance(column, Tensor) for column in columns.values())
+    return cast(Mapping[ItemKey, Tensor], columns) if are_tensors else {}
 
 
-def _is_torchvisions(dataset: object) -> bool:
+def _is_from_torchvision(dataset: object) -> bool:
     method = getattr(type(dataset), "__getitem__", None)
     return getattr(method, "__module__", "").startswith("torchvision.datasets.")
 
 
 def _wrap_array(array: object, channels_first: bool) -> BackingArray | None:
     if isinstance(array, np.ndarray) and array.dtype.isnative and min(array.strides, default=-1) >= 0:
-        with warnings.catch_warnings(action="ignore"):  # of arrays that must not be written to: nothing here writes
+        with warnings.catch_warnings(action="ignore"):  # torch warns of read-only arrays, but nothing here writes
             try:
                 values = torch.from_numpy(array)
-            except TypeError:  # a dtype torch does not have
+            except TypeError:  # torch does not have the dtype
                 return None
     elif isinstance(array, Tensor):
         values = array.detach()

@@ -8,7 +8,15 @@ from ddpm_data.sources.image_files import ImageFiles
 
 
 def path_of(dataset: object, index: int) -> str | None:
-    """The file that an item of :class:`ImageFiles` or torchvision's folders is read from, also by way of subsets."""
+    """Return the file that an item is read from, or ``None`` if it is unknown.
+
+    The files of :class:`ImageFiles` and of torchvision's folder datasets are known, also inside ``Subset`` and
+    ``ConcatDataset``.
+
+    Args:
+        dataset: Any map-style dataset.
+        index: The item's index in it.
+    """
     if isinstance(dataset, Subset):
         return path_of(dataset.dataset, dataset.indices[index])
     if isinstance(dataset, ConcatDataset):

@@ -1,4 +1,4 @@
-"""What each process reads of a source of a streaming library, in which epoch."""
+"""The share of a streamed source that each process reads in an epoch."""
 
 from collections.abc import Iterable
 
@@ -7,14 +7,20 @@ from ddpm_data.sources.tar_shards import TarShards
 
 
 def split_by_rank(source: Iterable[object], share: EpochShard) -> Iterable[object]:
-    """A source as one process reads it in one epoch; over its workers, the source splits that itself.
+    """Return the part of an iterable source that one process reads in one epoch.
 
-    Streamed sets of Hugging Face's ``datasets`` and :class:`TarShards` are split over processes here. LitData finds its
-    process itself, when it is made, and is asked what it found. All others are taken to split themselves. Whatever has
-    a ``set_epoch`` is told the epoch.
+    - Streamed datasets of Hugging Face's ``datasets`` and :class:`TarShards` are split over processes here.
+    - LitData finds its rank itself at construction; here it is checked.
+    - Any other source has to split itself over processes.
+
+    A source with a ``set_epoch`` method is told the epoch. Every source splits its part over its workers itself.
+
+    Args:
+        source: Any iterable dataset.
+        share: The epoch, world size and rank.
 
     Raises:
-        ValueError: The source is split already, or takes itself for another process's.
+        ValueError: The source is already split over processes, or was built for another rank or world size.
     """
     if isinstance(source, TarShards):
         return source.samples(share)
@@ -24,17 +30,17 @@ def split_by_rank(source: Iterable[object], share: EpochShard) -> Iterable[objec
 
         if getattr(source, "_distributed", None) is not None:
             raise ValueError(
-                f"the {kind} has been split over processes already, and would be a second time: most of it would "
-                "never be seen. Give it whole, without split_dataset_by_node: `dataset`."
+                f"the {kind} has been split over processes already. A second split would leave most examples unread. "
+                "Set `dataset` to the full dataset, without split_dataset_by_node."
             )
         source = split_dataset_by_node(source, rank=share.rank, world_size=share.world_size)
-    found = getattr(source, "distributed_env", None)  # LitData's
-    if found is not None and (found.world_size, found.global_rank) != (share.world_size, share.rank):
+    env = getattr(source, "distributed_env", None)  # LitData's
+    if env is not None and (env.world_size, env.global_rank) != (share.world_size, share.rank):
         raise ValueError(
-            f"the {kind} takes itself for process {found.global_rank} of {found.world_size}, and this is process "
-            f"{share.rank} of {share.world_size}: it was made before the processes were, and some images "
-            "would come twice. Give a function that makes it, which is called when they are there; in the configs "
-            "`_partial_: true`."
+            f"the {kind} was built for process {env.global_rank} of {env.world_size}, and this is process "
+            f"{share.rank} of {share.world_size}: it was built before the processes started, so some images would be "
+            "read twice. Set `dataset` to a function that builds it, which is called once they run (in the configs: "
+            "`_partial_: true`)."
         )
     set_epoch = getattr(source, "set_epoch", None)
     if callable(set_epoch):
@@ -43,6 +49,6 @@ def split_by_rank(source: Iterable[object], share: EpochShard) -> Iterable[objec
 
 
 def _is_hugging_face(source: object) -> bool:
-    """Of their streamed kind; looked up by name, so that nobody without such a set imports the package."""
+    """Return whether a source is a streamed Hugging Face dataset; by name, so that the package is not imported."""
     name = ("datasets.iterable_dataset", "IterableDataset")
     return any((kind.__module__, kind.__name__) == name for kind in type(source).__mro__)

@@ -1,4 +1,4 @@
-"""Datasets in one file of arrays: NumPy's formats and safetensors."""
+"""Datasets stored as arrays in one file: NumPy's formats and safetensors."""
 
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,17 @@ Array = np.ndarray[Any, Any]
 
 
 class TensorFile(Dataset[dict[str, Tensor]]):
-    """Rows of the tensors in a ``.safetensors`` file, mapped into memory: latents with their labels, say.
+    """A dataset of the rows of a ``.safetensors`` file, such as latents with their labels.
 
-    Items are dicts with a row of each tensor.
+    An item is a dict with one row of each tensor. The file is memory-mapped.
 
     Args:
-        path: The file; all its tensors are of one length.
+        path: The file; all its tensors have the same length.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: The file does not exist.
         ImportError: The package safetensors is missing.
-        ValueError: It is no such file, or its tensors differ in length.
+        ValueError: The file is no safetensors file, or its tensors differ in length.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -45,7 +45,7 @@ class TensorFile(Dataset[dict[str, Tensor]]):
         shapes = {name: tuple(column.shape) for name, column in self.columns.items()}
         if len({shape[:1] for shape in shapes.values()} | {()}) != 2:
             raise ValueError(
-                f"TensorFile: the tensors of {self.path} are {shapes}; each needs a row for every item. Change "
+                f"TensorFile: the tensors of {self.path} have shapes {shapes}, but each needs one row per item. Change "
                 "`dataset.path`."
             )
 
@@ -56,39 +56,40 @@ class TensorFile(Dataset[dict[str, Tensor]]):
         return {name: column[index] for name, column in self.columns.items()}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A worker maps the file itself instead of being sent its content."""
+        """Pickle the path only, so that a worker maps the file instead of receiving its content."""
         return TensorFile, (self.path,)
 
 
 class ArrayFile(Dataset[Array]):
-    """Images of one shape in a NumPy file: ``.npy``, mapped into memory, or an array of an ``.npz``, read into it.
+    """A dataset of images of one shape in a NumPy file.
 
-    Of an item's three axes the channels are the first or the last, as :func:`~ddpm_data.images.items.to_chw` has it.
-    Pickled objects in such a file are never loaded: loading them would run their code.
+    A ``.npy`` file is memory-mapped; an array of an ``.npz`` file is read into memory. Channels may come first or last:
+    :func:`~ddpm_data.images.items.to_chw` tells them apart. Pickled objects in a file are never loaded, since that
+    would run their code.
 
     Args:
         path: The file; its array has shape ``(count, height, width)``, or four axes with the channels first or last.
-        key: Which array of an ``.npz`` file; ``None`` takes the only one there is.
+        key: Name of the array in an ``.npz`` file; ``None`` takes the only array.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is no NumPy file, holds pickled objects or no images, or ``key`` names none of its arrays.
+        FileNotFoundError: The file does not exist.
+        ValueError: The file is no NumPy file, holds pickled objects or no images, or has no array called ``key``.
     """
 
     def __init__(self, path: str | Path, key: str | None = None) -> None:
         self.path = Path(path).expanduser()
         self.key = key
-        self.array = _loaded(self.path, key)
+        self.array = _load_array(self.path, key)
         if self.array.ndim not in (3, 4):
             raise ValueError(
-                f"ArrayFile: {self.path} holds {self.array.dtype} of shape {self.array.shape}; images in one array "
-                "have shape (count, height, width), or four axes with the channels first or last. Change "
+                f"ArrayFile: {self.path} holds {self.array.dtype} of shape {self.array.shape}, but an array of images "
+                "has shape (count, height, width), or four axes with the channels first or last. Change "
                 "`dataset.path` or `dataset.key`."
             )
 
     @property
     def backing_array(self) -> BackingArray | None:
-        """The array, to gather whole batches from; ``None`` where torch does not have its dtype."""
+        """The array that batches are gathered from; ``None`` if torch does not have its dtype."""
         return find_backing_array(self.array, None)
 
     def __len__(self) -> int:
@@ -99,27 +100,26 @@ class ArrayFile(Dataset[Array]):
         return image
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A worker opens the file itself instead of being sent its content."""
+        """Pickle the path and key only, so that a worker opens the file instead of receiving its content."""
         return ArrayFile, (self.path, self.key)
 
 
-def _loaded(path: Path, key: str | None) -> Array:
+def _load_array(path: Path, key: str | None) -> Array:
     if not path.is_file():
         raise FileNotFoundError(f"ArrayFile: there is no file {path.absolute()}. Change `dataset.path`.")
     names: list[str] = []
     try:
         if is_zipfile(path):
-            with np.load(path, allow_pickle=False) as content:
-                names = content.files
+            with np.load(path, allow_pickle=False) as archive:
+                names = archive.files
                 if key in names or (key is None and len(names) == 1):
-                    return np.asarray(content[key or names[0]])
+                    return np.asarray(archive[key or names[0]])
         elif key is None:
             return np.lib.format.open_memmap(path, mode="r")
     except (ValueError, EOFError, BadZipFile) as error:
         raise ValueError(
             f"ArrayFile: {path} cannot be read as an array of numbers: {error} Pickled objects are never "
-            "loaded, as that would run whatever code is in them. Save the images by numpy.save, or change "
-            "`dataset.path`."
+            "loaded, since that would run any code in them. Save the images with numpy.save, or change `dataset.path`."
         ) from error
-    held = f"the arrays {', '.join(names)}" if names else "one array without a name"
-    raise ValueError(f"ArrayFile(key={key!r}): {path} holds {held}. Say which: `dataset.key`.")
+    content = f"the arrays {', '.join(names)}" if names else "one array without a name"
+    raise ValueError(f"ArrayFile(key={key!r}): {path} holds {content}. Say which: `dataset.key`.")

@@ -1,4 +1,4 @@
-"""Tar shards as WebDataset has them; nothing in them is unpickled."""
+"""A dataset of tar shards in WebDataset's layout, read without unpickling anything."""
 
 import json
 import os
@@ -15,26 +15,30 @@ from torch.utils.data import IterableDataset, get_worker_info
 from ddpm_data._checks import check_int
 from ddpm_data._distributed import EpochShard
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # not EPS, for which PIL would start Ghostscript
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # not EPS: PIL would start Ghostscript for it
 
 
 class TarShards(IterableDataset[dict[str, object]]):
-    """Samples of tar files as WebDataset has them; an epoch gives each file to one worker of one process.
+    """An iterable dataset of tar files in WebDataset's layout.
 
-    A sample is a dict of the files that share a name, by their endings. Images are PIL's, not yet decoded; ``cls``,
-    ``txt``, ``json`` and ``npy`` become what they say; all else stays bytes. Nothing is unpickled, as WebDataset's own
-    decoders do with ``.pyd``, ``.pickle`` and ``.pth``, which runs whatever code whoever wrote the file put there.
+    In each epoch, one worker of one process reads each tar file. An item is a dict of the files that share a name, by
+    suffix. Image files become PIL images that are not decoded yet. ``cls``, ``txt``, ``json`` and ``npy`` files are
+    parsed; all others stay bytes.
+
+    Nothing is ever unpickled. WebDataset's own decoders unpickle ``.pyd``, ``.pickle`` and ``.pth`` files, which runs
+    any code that the author of a file put there.
 
     Args:
         shards: Paths or URLs, in a list or in one string with braces: ``"shards/{000..099}.tar"``.
-        shuffle: Samples each worker keeps to draw from; the files' order is shuffled too. 0 leaves all in order.
-        seed: Of the shuffling, which is another each epoch and the same in each run.
+        shuffle: Size of each worker's shuffle buffer, in items; the order of the files is shuffled too. 0 keeps the
+            stored order.
+        seed: Seed of the shuffling. The order differs from epoch to epoch and is the same in every run.
 
     Raises:
-        FileNotFoundError: A file is missing.
+        FileNotFoundError: A shard does not exist.
         ImportError: The package webdataset is missing.
-        TypeError: A number is no whole number.
-        ValueError: There are no shards, one has a drive letter, or a number is negative.
+        TypeError: ``shuffle`` or ``seed`` is not a whole number.
+        ValueError: There are no shards, a path has a drive letter, or ``shuffle`` or ``seed`` is negative.
     """
 
     def __init__(self, shards: str | Path | Sequence[str | Path], shuffle: int = 1000, seed: int = 0) -> None:
@@ -42,9 +46,10 @@ class TarShards(IterableDataset[dict[str, object]]):
             from webdataset.shardlists import expand_urls
         except ImportError as error:
             raise ImportError("tar shards are read by webdataset: pip install 'ddpm-data[webdataset]'") from error
-        given = [shards] if isinstance(shards, str | Path) else shards
-        # To WebDataset a backslash says that no brace follows.
-        self.shards: list[str] = [shard for part in given for shard in expand_urls(str(part).replace(os.sep, "/"))]
+        patterns = [shards] if isinstance(shards, str | Path) else shards
+        # WebDataset reads a backslash as an escape: it would not expand a brace that follows.
+        paths = [str(pattern).replace(os.sep, "/") for pattern in patterns]
+        self.shards: list[str] = [shard for path in paths for shard in expand_urls(path)]
         self.shuffle = check_int("TarShards", "dataset.train.shuffle", shuffle, 0)
         self.seed = check_int("TarShards", "dataset.train.seed", seed, 0)
         if not self.shards:
@@ -53,9 +58,9 @@ class TarShards(IterableDataset[dict[str, object]]):
             address = urlparse(shard)
             if len(address.scheme) == 1:
                 raise ValueError(
-                    f"TarShards: WebDataset would take the drive of {shard} for a protocol. Give a path without one, "
-                    "from the current folder (shards/000.tar) or the current drive's root (/shards/000.tar): "
-                    "`dataset.shards`."
+                    f"TarShards: WebDataset would take the drive of {shard} for a protocol. Change "
+                    "`dataset.shards` to a path without one, from the current folder (shards/000.tar) or the current "
+                    "drive's root (/shards/000.tar)."
                 )
             if address.scheme in ("", "file") and not Path(address.path).is_file():
                 raise FileNotFoundError(f"TarShards: there is no file {shard}. Change `dataset.shards`.")
@@ -64,10 +69,13 @@ class TarShards(IterableDataset[dict[str, object]]):
         return self.samples(EpochShard(0, 1, 0))
 
     def samples(self, share: EpochShard) -> Iterator[dict[str, object]]:
-        """The samples of one worker of a process.
+        """Read the items that belong to the current worker of one process.
+
+        Args:
+            share: The epoch, world size and rank.
 
         Raises:
-            ValueError: There are fewer shards than workers of all processes, or a file's content is not what it says.
+            ValueError: There are fewer shards than workers of all processes, or a file cannot be parsed.
         """
         from webdataset import WebDataset
 
@@ -76,42 +84,47 @@ class TarShards(IterableDataset[dict[str, object]]):
         first, step = share.rank * workers + worker, share.world_size * workers
         if len(self.shards) < step:
             raise ValueError(
-                f"TarShards: {len(self.shards)} shard(s) cannot be shared out to {share.world_size} process(es) of "
-                f"{workers} worker(s): some would have none, and the others wait for them for ever. Lower "
-                "`loader.num_workers`, use fewer devices, or write more and smaller shards (`dataset.shards`)."
+                f"TarShards: {len(self.shards)} shard(s) cannot be shared out to {share.world_size} process(es) with "
+                f"{workers} worker(s) each: some workers would get none, and the others would wait for them forever. "
+                "Lower `loader.num_workers`, use fewer devices, or write more and smaller shards (`dataset.shards`)."
             )
         order = self.shards
         if self.shuffle:
             order = random.Random(f"{self.seed} {share.epoch}").sample(order, len(order))  # the same in every process
         tar = WebDataset(order[first::step], nodesplitter=None, workersplitter=None, shardshuffle=False, seed=0)
         buffered = tar.shuffle(self.shuffle, rng=random.Random(f"{self.seed} {share.epoch} {first}"))
-        return map(_read, buffered)
+        return map(_parse_sample, buffered)
 
 
-def _read(sample: dict[str, object]) -> dict[str, object]:
+def _parse_sample(sample: dict[str, object]) -> dict[str, object]:
     return {
-        name: _field(f"{sample['__url__']}, {sample['__key__']}.{name}", name.rpartition(".")[2], value)
+        name: _parse_file(f"{sample['__url__']}, {sample['__key__']}.{name}", name.rpartition(".")[2], value)
         if isinstance(value, bytes)
         else value
         for name, value in sample.items()
     }
 
 
-def _field(where: str, ending: str, content: bytes) -> object:
+def _parse_file(path: str, suffix: str, content: bytes) -> object:
     try:
-        if ending in _READERS:
-            return _READERS[ending](content)
-        if Image.registered_extensions().get(f".{ending}") not in _FORMATS:
+        if suffix in _PARSERS:
+            return _PARSERS[suffix](content)
+        if Image.registered_extensions().get(f".{suffix}") not in _FORMATS:
             return content
         image = Image.open(BytesIO(content), formats=_FORMATS)
     except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{where} cannot be read: {error}") from error
-    image.filename = where  # for errors to name
+        raise ValueError(f"{path} cannot be read: {error}. Repair the file, or change `dataset.shards`.") from error
+    image.filename = path  # later errors name it
     return image
 
 
-def _array(content: bytes) -> object:
+def _parse_array(content: bytes) -> object:
     return np.load(BytesIO(content), allow_pickle=False)
 
 
-_READERS: dict[str, Callable[[bytes], object]] = {"cls": int, "txt": bytes.decode, "json": json.loads, "npy": _array}
+_PARSERS: dict[str, Callable[[bytes], object]] = {
+    "cls": int,
+    "txt": bytes.decode,
+    "json": json.loads,
+    "npy": _parse_array,
+}

@@ -69,8 +69,9 @@ class MountedConfigs(ConfigSource):
         assert isinstance(config, DictConfig)
         for default in config.get("defaults", ()):
             # Hydra has no relative name for a config's own group, so that one name is absolute: `/schedule@betas`.
-            for key in [key for key in default if key.startswith("/")] if isinstance(default, DictConfig) else ():
-                default[f"/{NAMESPACE}{key}"] = default.pop(key)
+            for key in map(str, list(default)) if isinstance(default, DictConfig) else ():
+                if key.startswith("/"):
+                    default[f"/{NAMESPACE}{key}"] = default.pop(key)
         header = self._get_header_dict(text)
         return ConfigResult(config=config, path=self.full_path(), provider=self.provider, header=header)
 

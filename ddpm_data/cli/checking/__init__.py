@@ -1,1 +1,1 @@
-"""What ``ddpm-data check`` is made of."""
+"""Parts of ``ddpm-data check``: scan a dataset, add up what it holds, find duplicates, summarize."""

@@ -1,4 +1,4 @@
-"""Items that are there twice, in one set or in two, by 8-byte digests of their content."""
+"""Search for items that are there twice, in one dataset or in two, by 8-byte digests of their content."""
 
 from collections.abc import Sequence
 from hashlib import blake2b
@@ -15,53 +15,61 @@ class Duplicates(NamedTuple):
     """Items that repeat an earlier one.
 
     Attributes:
-        places: Theirs, ascending.
-        origins: For each, the place of the first item that is the same.
+        copies: Indices of the items that repeat one, ascending, int64, shape ``(count,)``.
+        originals: For each copy, the index of the first item that is the same; dtype and shape of ``copies``.
     """
 
-    places: Array
-    origins: Array
+    copies: Array
+    originals: Array
 
 
 def digest(content: Tensor | str) -> int:
-    """8 bytes that tell an image's values, or a file's name, from others: a million have a chance of 3e-8 to clash.
+    """Compute 8 bytes that identify an image's values or a file's name.
+
+    Among a million different contents, two share a digest with a probability of 3e-8.
 
     Args:
-        content: Values of any dtype and of at least one dimension, or a name.
+        content: Values of any dtype and at least one dimension, or a name.
     """
-    hashed = blake2b(digest_size=8)
+    hasher = blake2b(digest_size=8)
     if isinstance(content, str):
-        hashed.update(content.encode("utf-8", "surrogateescape"))
+        hasher.update(content.encode("utf-8", "surrogateescape"))
     else:
-        hashed.update(f"{content.dtype} {tuple(content.shape)}".encode())
-        hashed.update(content.contiguous().view(torch.uint8).numpy().data)
-    return int.from_bytes(hashed.digest(), "little")
+        hasher.update(f"{content.dtype} {tuple(content.shape)}".encode())
+        hasher.update(content.contiguous().view(torch.uint8).numpy().data)
+    return int.from_bytes(hasher.digest(), "little")
 
 
 def find_duplicates(digests: Array) -> Duplicates:
-    """Which items repeat an earlier one.
+    """Find the items that repeat an earlier one.
 
     Args:
-        digests: Of all items, uint64, shape ``(count,)``.
+        digests: One digest per item, uint64, shape ``(count,)``.
     """
     _, first, group = np.unique(digests, return_index=True, return_inverse=True)
-    origins = first[group]
-    places = np.flatnonzero(origins != np.arange(len(digests)))
-    return Duplicates(places, origins[places])
+    originals = first[group]
+    copies = np.flatnonzero(originals != np.arange(len(digests)))
+    return Duplicates(copies, originals[copies])
 
 
 def find_leakage(sets: Sequence[Array]) -> list[tuple[tuple[int, int], Duplicates]]:
-    """Which items of later sets are in earlier ones, for each two sets: the numbers of these, and their items.
+    """Find the items of each dataset that an earlier dataset has too.
 
     Args:
-        sets: Digests of each set's items. An item in several earlier sets counts for the first of them.
+        sets: The digests of each dataset's items, uint64. An item that several earlier datasets have counts for the
+            first of them.
+
+    Returns:
+        For each two datasets their numbers, the earlier one first, and their common items: copies in the later one,
+        originals in the earlier one.
     """
     starts = np.cumsum([0, *map(len, sets)])
-    places, origins = find_duplicates(np.concatenate([np.empty(0, "u8"), *sets]))
-    later, earlier = (np.searchsorted(starts, some, "right") - 1 for some in (places, origins))
-    found = []
-    for one in range(len(sets)):
-        for other in range(one + 1, len(sets)):
-            both = (earlier == one) & (later == other)
-            found.append(((one, other), Duplicates(places[both] - starts[other], origins[both] - starts[one])))
-    return found
+    copies, originals = find_duplicates(np.concatenate([np.empty(0, "u8"), *sets]))
+    copy_set, original_set = (np.searchsorted(starts, indices, "right") - 1 for indices in (copies, originals))
+    pairs = []
+    for earlier in range(len(sets)):
+        for later in range(earlier + 1, len(sets)):
+            is_common = (original_set == earlier) & (copy_set == later)
+            common = Duplicates(copies[is_common] - starts[later], originals[is_common] - starts[earlier])
+            pairs.append(((earlier, later), common))
+    return pairs

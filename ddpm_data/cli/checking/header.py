@@ -1,4 +1,4 @@
-"""What a PIL image says of itself, which is gone once its values are taken: mode, format, size, turn, transparency."""
+"""Properties of a PIL image that are gone once its values are taken: mode, format, size, orientation, transparency."""
 
 from contextlib import suppress
 from typing import NamedTuple
@@ -11,43 +11,43 @@ _UPRIGHT = Orientation(False, ())
 
 
 class Header(NamedTuple):
-    """What an image says before it is decoded.
+    """The properties of an image that are known before it is decoded.
 
     Attributes:
-        mode: PIL's.
-        kind: The file's format; ``None`` where it comes from no file.
-        channels: Those of the mode.
-        size: Height and width, as it is to be shown.
-        is_turned: Whether its EXIF tag turns it.
+        mode: PIL's mode.
+        format: The file's format; ``None`` if the image comes from no file.
+        channels: The channels of the mode.
+        size: Height and width of the upright image.
+        is_turned: Whether its EXIF tag turns or mirrors it.
     """
 
     mode: str
-    kind: str | None
+    format: str | None
     channels: int
     size: tuple[int, int]
     is_turned: bool
 
     @classmethod
-    def of(cls, image: Image.Image) -> "Header":
-        """Of an image that may not have been decoded yet."""
-        turn = _UPRIGHT
-        with suppress(Exception):  # where this is damaged, decoding says so
-            turn = exif_orientation(image)
-        size = (image.width, image.height) if turn.transpose else (image.height, image.width)
-        return cls(image.mode, image.format, len(image.getbands()), size, turn != _UPRIGHT)
+    def from_image(cls, image: Image.Image) -> "Header":
+        """Read the header of an image that may not have been decoded yet."""
+        orientation = _UPRIGHT
+        with suppress(Exception):  # if the tag is damaged, decoding raises the error
+            orientation = exif_orientation(image)
+        size = (image.width, image.height) if orientation.transpose else (image.height, image.width)
+        return cls(image.mode, image.format, len(image.getbands()), size, orientation != _UPRIGHT)
 
     @property
     def is_deep(self) -> bool:
         """Whether values have more than 8 bits."""
         return self.mode[0] in "IF"
 
-    def shown(self, image: Image.Image) -> tuple[int, int]:
-        """Height and width, once the image has been decoded: PIL turns TIFF files, and only then."""
-        return image.size[::-1] if self.kind == "TIFF" else self.size
+    def decoded_size(self, image: Image.Image) -> tuple[int, int]:
+        """Return height and width of the decoded image. PIL turns TIFF files, and only when it decodes them."""
+        return image.size[::-1] if self.format == "TIFF" else self.size
 
-    def has(self, image: Image.Image) -> dict[str, bool]:
-        """What else there is to the image, once it has been decoded."""
-        found = {"transparent": is_transparent(image), "turned": self.is_turned, "animated": False}
-        with suppress(Exception):  # what comes after the first frame is nobody's concern
-            found["animated"] = bool(getattr(image, "is_animated", False))
-        return found
+    def find_features(self, image: Image.Image) -> dict[str, bool]:
+        """Tell whether the decoded image is transparent, turned by EXIF, or animated."""
+        features = {"transparent": is_transparent(image), "turned": self.is_turned, "animated": False}
+        with suppress(Exception):  # damage after the first frame does not matter
+            features["animated"] = bool(getattr(image, "is_animated", False))
+        return features

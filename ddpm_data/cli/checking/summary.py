@@ -1,4 +1,4 @@
-"""What the check command says of a set: plain numbers for its JSON file, and cells for its table."""
+"""The findings of ``ddpm-data check`` in plain numbers for ``check.json``, in cells for its table, and in messages."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_data.cli._table import markdown
+from ddpm_data.cli._table import markdown_table
 from ddpm_data.cli.checking.duplicates import Duplicates, find_duplicates
 from ddpm_data.cli.checking.survey import ItemStats, Rows
 from ddpm_data.images.latent_processor import LatentProcessor
@@ -16,192 +16,231 @@ from ddpm_data.loading.map_style import MapStyleImages
 from ddpm_data.loading.options import LoaderOptions, cpu_count
 from ddpm_data.sources._paths import path_of
 
-NAMED = 10  # bad items in the table
-_LONG = 300  # characters of a cause there
-_PAIRS = 3  # copies that are named
-_TOP = 20  # classes in the table
-_COUNTED = {
+_MAX_BAD = 10  # bad items that are named
+_MAX_CAUSE = 300  # characters of an error that are printed
+_MAX_NAMED = 3  # copies, and kinds in a cell, that are named
+_MAX_CLASSES = 20  # classes that are printed
+_FEATURE_LABELS = {
     "enlarged": "enlarged to image_size",
     "transparent": "transparent",
     "turned": "turned by EXIF",
     "animated": "of several frames",
 }
 
-Facts = dict[str, Any]
-SomeImages = MapStyleImages | IterableImages
+SplitSummary = dict[str, Any]  # one split's entry in check.json
+DuplicateSummary = dict[str, Any]  # "count" of the copies, and the "first" few as text
+ScannableImages = MapStyleImages | IterableImages
 
 
 def summarize(
-    images: SomeImages, survey: ItemStats, loading: LoaderOptions, is_cached: bool, problem: str | None
-) -> Facts:
-    """All there is to say of one set by itself.
+    images: ScannableImages, stats: ItemStats, loading: LoaderOptions, is_cached: bool, problem: str | None
+) -> SplitSummary:
+    """Summarize one split.
 
     Args:
-        images: The set.
-        survey: What its items hold.
-        loading: How they are to be loaded.
-        is_cached: Whether a cache would be made if there was a folder for it.
-        problem: What ``setup()`` would say against the set as a whole.
+        images: The split's images.
+        stats: The statistics of its items.
+        loading: How it is loaded in training.
+        is_cached: Whether a cache would be built if there was a folder for it.
+        problem: The error that ``setup()`` would raise even if bad items were replaced.
     """
-    rows, counts = survey.rows, survey.counts
-    paths = rows[rows["path"] != 0]
-    found: Facts = {
-        "items": len(images.dataset) if isinstance(images, MapStyleImages) else len(survey),
-        "looked_at": len(survey),
-        "problems": [wrong for wrong in (problem or _differing(images.name, survey),) if wrong],
-        "bad": [{"index": bad.item, "path": bad.path, "cause": bad.cause} for bad in survey.bad],
-        "modes": _ranked(counts.get("mode")),
-        "formats": _ranked(counts.get("format")),
-        "channels": _ranked(counts.get("channels")),
-        "sizes": _sizes(rows),
-        "values": survey.span if survey.span[0] <= survey.span[1] else None,
-        **{what: counts["has"][what] for what in ("transparent", "turned", "animated") if "has" in counts},
-        "becomes": _ranked(Counter({f"{f.dtype} {tuple(f.shape)}": n for f, n in counts.get("form", {}).items()})),
+    rows, counts = stats.rows, stats.counts
+    with_path = rows[rows["path"] != 0]
+    forms = Counter({f"{form.dtype} {tuple(form.shape)}": n for form, n in counts.get("form", {}).items()})
+    summary: SplitSummary = {
+        "items": len(images.dataset) if isinstance(images, MapStyleImages) else len(stats),
+        "looked_at": len(stats),
+        "problems": [message for message in (problem or _find_shape_mismatch(images.name, stats),) if message],
+        "bad": [{"index": bad.item, "path": bad.path, "cause": bad.reason} for bad in stats.bad_items],
+        "modes": _sort_counts(counts.get("mode")),
+        "formats": _sort_counts(counts.get("format")),
+        "channels": _sort_counts(counts.get("channels")),
+        "sizes": _summarize_sizes(rows),
+        "values": stats.value_range if stats.value_range[0] <= stats.value_range[1] else None,
+        **{name: counts["has"][name] for name in ("transparent", "turned", "animated") if "has" in counts},
+        "becomes": _sort_counts(forms),
         "copies": name_duplicates(find_duplicates(rows["content"]), images, rows, images, rows),
-        "same_path": name_duplicates(find_duplicates(paths["path"]), images, paths, images, paths),
+        "same_path": name_duplicates(find_duplicates(with_path["path"]), images, with_path, images, with_path),
     }
     if size := getattr(images.processor, "image_size", None):
-        found["enlarged"] = int(((rows["height"] < size[0]) | (rows["width"] < size[1])).sum())
+        summary["enlarged"] = int(((rows["height"] < size[0]) | (rows["width"] < size[1])).sum())
     if len(rows):
-        found["speed"] = _speed(len(rows) / survey.seconds, loading)
-        found["bytes"] = _bytes(found["items"], survey, loading, is_cached)
+        summary["speed"] = _estimate_speed(len(rows) / stats.seconds, loading)
+        summary["bytes"] = _count_bytes(summary["items"], stats, loading, is_cached)
     if isinstance(images.processor, LatentProcessor):
-        found["latents"] = [_latents(sums, images.processor) for sums in survey.moments.values()]
+        summary["latents"] = [_summarize_latents(sums, images.processor) for sums in stats.moments.values()]
     if "condition" in counts:
-        found["conditions"] = {"kinds": _ranked(counts["condition"]), "classes": _ranked(survey.classes)}
-    return found
+        summary["conditions"] = {"kinds": _sort_counts(counts["condition"]), "classes": _sort_counts(stats.classes)}
+    return summary
 
 
 def name_duplicates(
-    copied: Duplicates, images: SomeImages, rows: Rows, other_images: SomeImages, other_rows: Rows
-) -> Facts:
-    """How many items of the second set are among those of the first, and the first few's names."""
-    first = zip(other_rows["index"][copied.places[:_PAIRS]], rows["index"][copied.origins[:_PAIRS]], strict=True)
-    named = [f"{_name(other_images, int(copy))} is {_name(images, int(origin))}" for copy, origin in first]
-    return {"count": len(copied.places), "first": named}
+    duplicates: Duplicates, images: ScannableImages, rows: Rows, other_images: ScannableImages, other_rows: Rows
+) -> DuplicateSummary:
+    """Count copies, and name the first few and their originals.
+
+    Args:
+        duplicates: Indices into ``other_rows`` and ``rows``.
+        images: The images that hold the originals.
+        rows: Their rows.
+        other_images: The images that hold the copies.
+        other_rows: Their rows.
+    """
+    copies = other_rows["index"][duplicates.copies[:_MAX_NAMED]].tolist()
+    originals = rows["index"][duplicates.originals[:_MAX_NAMED]].tolist()
+    pairs = zip(copies, originals, strict=True)
+    names = [f"{_name_item(other_images, copy)} is {_name_item(images, original)}" for copy, original in pairs]
+    return {"count": len(duplicates.copies), "first": names}
 
 
-def table(sets: Mapping[str, Facts]) -> str:
-    """All sets' numbers, a column each."""
-    columns = {name: _cells(found) for name, found in sets.items()}
-    heads = list(dict.fromkeys(head for cells in columns.values() for head in cells))
-    lines = [["", *columns], *([head, *(cells.get(head, "") for cells in columns.values())] for head in heads)]
-    return markdown(lines)
+def format_table(summaries: Mapping[str, SplitSummary]) -> str:
+    """Format the numbers of all splits as a table with one column per split."""
+    columns = {name: _make_cells(summary) for name, summary in summaries.items()}
+    labels = list(dict.fromkeys(label for cells in columns.values() for label in cells))
+    lines = [["", *columns], *([label, *(cells.get(label, "") for cells in columns.values())] for label in labels)]
+    return markdown_table(lines)
 
 
-def messages(name: str, found: Facts) -> list[str]:
-    """What of a set does not fit into a table: its problems, bad items, copies and classes."""
-    said = [f"{name}: {problem}" for problem in found["problems"]]
-    for bad in found["bad"][:NAMED]:
-        path, cause = bad["path"], next(iter(bad["cause"].splitlines()))[:_LONG]
-        said.append(f"bad: {name}[{bad['index']}]{f' ({path})' * (path is not None and path not in cause)}: {cause}")
-    if len(found["bad"]) > NAMED:
-        said.append(f"bad: {len(found['bad']) - NAMED} more of {name}, which check.json lists")
-    said += [f"same path: {pair}" for pair in found["same_path"]["first"]]
-    said += [f"same content: {pair}" for pair in found["copies"]["first"]]
-    if classes := list(found.get("conditions", {}).get("classes", {}).items()):
-        more = f", and {len(classes) - _TOP} more" * (len(classes) > _TOP)
-        said.append(f"{name}, images of each condition: " + ", ".join(f"{n}: {c:,}" for n, c in classes[:_TOP]) + more)
-    return said
+def list_messages(name: str, summary: SplitSummary) -> list[str]:
+    """List what does not fit into the table: a split's problems, bad items, copies and classes."""
+    messages = [f"{name}: {problem}" for problem in summary["problems"]]
+    for bad in summary["bad"][:_MAX_BAD]:
+        path, cause = bad["path"], next(iter(bad["cause"].splitlines()))[:_MAX_CAUSE]
+        file = f" ({path})" if path is not None and path not in cause else ""
+        messages.append(f"bad: {name}[{bad['index']}]{file}: {cause}")
+    if len(summary["bad"]) > _MAX_BAD:
+        messages.append(f"bad: {len(summary['bad']) - _MAX_BAD} more items of {name}, see check.json")
+    messages += [f"same path: {pair}" for pair in summary["same_path"]["first"]]
+    messages += [f"same content: {pair}" for pair in summary["copies"]["first"]]
+    if classes := list(summary.get("conditions", {}).get("classes", {}).items()):
+        counts = ", ".join(f"{condition}: {count:,}" for condition, count in classes[:_MAX_CLASSES])
+        rest = f", and {len(classes) - _MAX_CLASSES} more" if len(classes) > _MAX_CLASSES else ""
+        messages.append(f"{name}, images per condition: {counts}{rest}")
+    return messages
 
 
-def _cells(found: Facts) -> dict[str, str]:
-    looked_at = f", of which {found['looked_at']:,} were looked at" * (found["looked_at"] < found["items"])
+def _make_cells(summary: SplitSummary) -> dict[str, str]:
+    """Format a split's numbers, by the label of their line in the table."""
+    forms = summary["becomes"]
     cells = {
-        "items": f"{found['items']:,}{looked_at}"
-        + (f", {n:,} of them for val" if (n := found.get("held_out")) else ""),
-        "order": found.get("order", ""),
-        "bad": f"{len(found['bad']):,}",
-        "modes or dtypes": _listed(found["modes"]),
-        "file formats": _listed(found["formats"]),
-        "channels": _listed(found["channels"]),
+        "items": _format_items(summary),
+        "order": summary.get("order", ""),
+        "bad": f"{len(summary['bad']):,}",
+        "modes or dtypes": _format_counts(summary["modes"]),
+        "file formats": _format_counts(summary["formats"]),
+        "channels": _format_counts(summary["channels"]),
+        "height x width": _format_sizes(summary["sizes"]),
+        "values": "{:.6g} to {:.6g}".format(*summary["values"]) if summary["values"] else "",
+        **{label: f"{summary[name]:,}" for name, label in _FEATURE_LABELS.items() if name in summary},
+        "after processing": _format_counts(forms) if len(forms) <= _MAX_NAMED else f"{len(forms):,} shapes",
+        "copies": f"{summary['copies']['count']:,} by content, {summary['same_path']['count']:,} by path",
     }
-    if sizes := found["sizes"]:
-        small, middle, large = (f"{h} x {w}" for h, w in (sizes["smallest"], sizes["median"], sizes["largest"]))
-        one = f"{small} to {large}, median {middle}, {sizes['different']:,} different"
-        cells["height x width"] = small if sizes["different"] == 1 else one
-    if found["values"]:
-        cells["values"] = "{:.6g} to {:.6g}".format(*found["values"])
-    cells |= {head: f"{found[what]:,}" for what, head in _COUNTED.items() if what in found}
-    forms = found["becomes"]
-    cells["become"] = _listed(forms) if len(forms) <= _PAIRS else f"{len(forms):,} shapes"
-    cells["copies"] = f"{found['copies']['count']:,} by content, {found['same_path']['count']:,} by path"
-    if "speed" in found:
-        speed, size = found["speed"], found["bytes"]
-        cells["images a second"] = f"{speed['a_worker']:,.0f} a worker, {speed['configured']:,.0f} as configured"
-        cells["a batch to the device"] = _megabytes(size["batch"])
-        cells["shared memory of workers"] = (
-            _megabytes(size["shared"]) if size["shared"] else "none, there are no workers"
-        )
-        cells["cache"] = _megabytes(size["cache"]) if size["cache"] else "none is needed, or possible"
-    for latents in found.get("latents", ()):
-        cells["mean a channel"] = ", ".join(f"{value:.4g}" for value in latents["mean"])
+    if "speed" in summary:
+        speed, size = summary["speed"], summary["bytes"]
+        shared, cache = size["shared"], size["cache"]
+        cells["images per second"] = f"{speed['a_worker']:,.0f} per worker, {speed['configured']:,.0f} as configured"
+        cells["sent to device per batch"] = _format_megabytes(size["batch"])
+        cells["shared memory of workers"] = _format_megabytes(shared) if shared else "none, there are no workers"
+        cells["cache"] = _format_megabytes(cache) if cache else "not needed, or not possible"
+    for latents in summary.get("latents", ()):
+        cells["mean per channel"] = ", ".join(f"{value:.4g}" for value in latents["mean"])
         cells["standard deviation"] = ", ".join(f"{value:.4g}" for value in latents["std"])
         cells["scale for unit variance"] = f"{latents['scale']:.5g}" if latents["scale"] else "none, they do not vary"
-    if conditions := found.get("conditions"):
-        cells["conditions"] = _listed(conditions["kinds"])
-    return {head: cell for head, cell in cells.items() if cell}
+    if conditions := summary.get("conditions"):
+        cells["conditions"] = _format_counts(conditions["kinds"])
+    return {label: cell for label, cell in cells.items() if cell}
 
 
-def _ranked(counts: Mapping[Any, int] | None) -> dict[str, int]:
-    return {str(what): count for what, count in Counter(counts or {}).most_common()}
+def _format_items(summary: SplitSummary) -> str:
+    text = f"{summary['items']:,}"
+    if summary["looked_at"] < summary["items"]:
+        text += f", {summary['looked_at']:,} of them checked"
+    if held_out := summary.get("held_out"):
+        text += f", {held_out:,} of them for val"
+    return text
 
 
-def _listed(counts: Mapping[str, int]) -> str:
-    first = [what if len(counts) == 1 else f"{what}: {count:,}" for what, count in list(counts.items())[:_PAIRS]]
-    return ", ".join([*first, *([f"{len(counts) - _PAIRS} more"] if len(counts) > _PAIRS else [])])
+def _format_sizes(sizes: dict[str, Any] | None) -> str:
+    if sizes is None:
+        return ""
+    smallest, median, largest = (f"{h} x {w}" for h, w in (sizes["smallest"], sizes["median"], sizes["largest"]))
+    if sizes["different"] == 1:
+        return smallest
+    return f"{smallest} to {largest}, median {median}, {sizes['different']:,} different"
 
 
-def _megabytes(count: int) -> str:
+def _format_counts(counts: Mapping[str, int]) -> str:
+    """Format the most frequent values with their counts; a single value stands without its count."""
+    if len(counts) == 1:
+        return next(iter(counts))
+    parts = [f"{value}: {count:,}" for value, count in list(counts.items())[:_MAX_NAMED]]
+    if len(counts) > _MAX_NAMED:
+        parts.append(f"{len(counts) - _MAX_NAMED} more")
+    return ", ".join(parts)
+
+
+def _format_megabytes(count: int) -> str:
     return f"{count / 1e6:,.3g} MB"
 
 
-def _differing(name: str, survey: ItemStats) -> str | None:
-    forms = list(survey.forms.items())
+def _sort_counts(counts: Mapping[Any, int] | None) -> dict[str, int]:
+    """Sort counts, the most frequent first, and turn their keys into text."""
+    return {str(value): count for value, count in Counter(counts or {}).most_common()}
+
+
+def _find_shape_mismatch(name: str, stats: ItemStats) -> str | None:
+    """Describe the first two items whose images could not share a batch."""
+    forms = list(stats.forms.items())
     for form, index in forms[1:]:
         if form.shape != forms[0][0].shape:
             return shape_mismatch_message(name, forms[0][1], forms[0][0].shape, index, form.shape)
     return None
 
 
-def _sizes(rows: Rows) -> Facts | None:
+def _summarize_sizes(rows: Rows) -> dict[str, Any] | None:
     if not len(rows):
         return None
     sizes = np.stack([rows["height"], rows["width"]], 1).astype(np.int64)
     order = np.argsort(sizes.prod(1), kind="stable")
-    places = {"smallest": 0, "median": len(rows) // 2, "largest": -1}
-    found: Facts = {name: sizes[order[place]].tolist() for name, place in places.items()}
-    return found | {"different": len(np.unique(sizes, axis=0))}
+    ranks = {"smallest": 0, "median": len(rows) // 2, "largest": -1}
+    summary: dict[str, Any] = {name: sizes[order[rank]].tolist() for name, rank in ranks.items()}
+    return summary | {"different": len(np.unique(sizes, axis=0))}
 
 
-def _name(images: SomeImages, index: int) -> str:
+def _name_item(images: ScannableImages, index: int) -> str:
     path = path_of(images.dataset, index) if isinstance(images, MapStyleImages) else None
     return f"{images.name}[{index}]" + (f" ({path})" if path else "")
 
 
-def _speed(a_worker: float, loading: LoaderOptions) -> dict[str, float]:
+def _estimate_speed(per_worker: float, loading: LoaderOptions) -> dict[str, float]:
+    """Estimate images per second with the configured workers. Workers beyond the number of cores add nothing."""
     workers = min(max(1, loading.num_workers), cpu_count())
-    return {"a_worker": a_worker, "configured": a_worker * workers, "workers": loading.num_workers}
+    return {"a_worker": per_worker, "configured": per_worker * workers, "workers": loading.num_workers}
 
 
-def _bytes(items: int, survey: ItemStats, loading: LoaderOptions, is_cached: bool) -> dict[str, int]:
-    image = max(form.nbytes for form in survey.forms)
-    whole = image + survey.condition_bytes
+def _count_bytes(items: int, stats: ItemStats, loading: LoaderOptions, is_cached: bool) -> dict[str, int]:
+    image = max(form.nbytes for form in stats.forms)
+    example = image + stats.condition_bytes
     position = 8  # int64, beside each image
     return {
-        "batch": loading.batch_size * (whole + position),
+        "batch": loading.batch_size * (example + position),
         "shared": loading.shm_bytes(image),
-        "cache": items * whole if is_cached else 0,
+        "cache": items * example if is_cached else 0,
     }
 
 
-def _latents(sums: Rows, processor: LatentProcessor) -> Facts:
-    """Mean and standard deviation a channel of the latents, as they would be drawn."""
+def _summarize_latents(sums: Rows, processor: LatentProcessor) -> dict[str, Any]:
+    """Compute mean and standard deviation per channel of the latents as they would be drawn.
+
+    Args:
+        sums: Values per channel, their sum and the sum of their squares, shape ``(3, channels)``.
+        processor: Says whether the second half of the channels are standard deviations.
+    """
     count, total, squares = sums[0], sums[1], sums[2]
-    mean, square = total / count, squares / count
+    mean, mean_square = total / count, squares / count
     if processor.stacked or processor.std_key is not None:
         half = len(mean) // 2
-        mean, square = mean[:half], square[:half] + square[half:]  # E[(m + s e)^2] = E[m^2] + E[s^2]
-    std = np.sqrt(np.maximum(square - mean**2, 0))
-    whole = float(np.sqrt(max(square.mean() - mean.mean() ** 2, 0)))
-    return {"mean": mean.tolist(), "std": std.tolist(), "scale": 1 / whole if whole else None}
+        mean, mean_square = mean[:half], mean_square[:half] + mean_square[half:]  # E[(m + s e)^2] = E[m^2] + E[s^2]
+    std = np.sqrt(np.maximum(mean_square - mean**2, 0))
+    overall_std = float(np.sqrt(max(mean_square.mean() - mean.mean() ** 2, 0)))
+    return {"mean": mean.tolist(), "std": std.tolist(), "scale": 1 / overall_std if overall_std else None}

@@ -1,4 +1,4 @@
-"""What a dataset holds: its items looked at one by one, bad ones too, and added up."""
+"""Statistics of a dataset: each item is read, good or bad, and added to the totals."""
 
 import warnings
 from collections import Counter
@@ -18,35 +18,29 @@ from ddpm_data.cli.checking.duplicates import digest
 from ddpm_data.cli.checking.header import Header
 from ddpm_data.images.items import find_condition, find_image
 from ddpm_data.images.processor import ItemProcessor
+from ddpm_data.loading.bad_items import BadItem
 from ddpm_data.loading.collate import collate_conditions
 from ddpm_data.loading.map_style import MapStyleImages
 from ddpm_data.sources._paths import path_of
 from ddpm_data.types import ItemKey
 
-# What is kept of each good item: digests instead of pixels and paths (0: none is known), so that a million are 32 MB.
+# One row per good item. It holds digests instead of pixels and paths, so that a million items take 32 MB. A path digest
+# of 0 means that the path is not known.
 ROW = np.dtype([("index", "i8"), ("content", "u8"), ("path", "u8"), ("height", "i4"), ("width", "i4")])
-_CLASSES = 10_000  # different conditions that are counted
-_SHORT = 40  # characters of a condition that may be a class
+_MAX_CLASSES = 10_000  # different conditions that are counted
+_MAX_CLASS_LENGTH = 40  # characters of a condition that may be a class
 
 Rows = np.ndarray[Any, Any]
 
 
-class Bad(NamedTuple):
-    """An item that cannot be used.
+class ImageForm(NamedTuple):
+    """The form in which the processor delivers an image.
 
     Attributes:
-        item: Its place in the dataset.
-        path: Its file, where that is known.
-        cause: The kind of error, and what it says.
+        dtype: Name of the dtype, such as ``uint8``.
+        shape: Channels, height and width.
+        nbytes: Bytes of memory.
     """
-
-    item: int
-    path: str | None
-    cause: str
-
-
-class ImageForm(NamedTuple):
-    """What an image becomes: its dtype and shape, as the processor wants it."""
 
     dtype: str
     shape: torch.Size
@@ -54,49 +48,50 @@ class ImageForm(NamedTuple):
 
 
 class ItemStats:
-    """What some of a dataset's items hold.
+    """The statistics of some or all items of a dataset.
 
     Attributes:
-        bad: Those that cannot be used.
-        counts: How many there are of each kind, in each of several respects: ``counts["mode"]["RGB"]``.
-        classes: How many have each condition, where these are whole numbers or short strings.
-        forms: What they become, each with the first item that does.
-        span: The lowest and highest value of floats and of images of more than 8 bits.
-        moments: Of latents: how many values a channel, their sum and their squares' sum, by the number of channels.
-        seconds: What reading, decoding and fitting the good ones took.
-        condition_bytes: Of one item's condition, at most.
+        bad_items: The items that cannot be used.
+        counts: Items by property and value, such as ``counts["mode"]["RGB"]``.
+        classes: Items by condition, where conditions are whole numbers or short strings.
+        forms: The forms in which the processor delivers images, each with the index of its first item.
+        value_range: The lowest and highest value of floats and of images of more than 8 bits.
+        moments: For latents, by the number of channels: values per channel, their sum, and the sum of their squares,
+            shape ``(3, channels)``.
+        seconds: The time spent on reading and processing the good items.
+        condition_bytes: Bytes of the largest condition.
     """
 
     def __init__(self) -> None:
-        self.bad: list[Bad] = []
+        self.bad_items: list[BadItem] = []
         self.counts: dict[str, Counter[Any]] = {}
         self.classes: Counter[int | str] = Counter()
         self.forms: dict[ImageForm, int] = {}
-        self.span = (float("inf"), float("-inf"))
+        self.value_range = (float("inf"), float("-inf"))
         self.moments: dict[int, Rows] = {}
         self.seconds = 0.0
         self.condition_bytes = 0
         self._rows: list[Rows] = []
 
     def __len__(self) -> int:
-        return len(self.bad) + sum(map(len, self._rows))
+        return len(self.bad_items) + sum(map(len, self._rows))
 
     @property
     def rows(self) -> Rows:
-        """What is kept of each good item, in the dataset's order: an array of ``ROW``."""
+        """One row per good item, in the dataset's order: an array of dtype ``ROW``."""
         return np.concatenate([np.empty(0, ROW), *self._rows])
 
     def merge(self, other: "ItemStats") -> None:
-        """Take in what other items hold, those after these."""
-        self.bad += other.bad
+        """Add the statistics of later items."""
+        self.bad_items += other.bad_items
         self._rows += other._rows
-        for respect, counts in other.counts.items():
-            self.counts.setdefault(respect, Counter()).update(counts)
-        for name, count in other.classes.items():
-            if name in self.classes or len(self.classes) < _CLASSES:
-                self.classes[name] += count
-        self.forms |= {form: item for form, item in other.forms.items() if form not in self.forms}
-        self.span = min(self.span[0], other.span[0]), max(self.span[1], other.span[1])
+        for name, counts in other.counts.items():
+            self.counts.setdefault(name, Counter()).update(counts)
+        for condition, count in other.classes.items():
+            if condition in self.classes or len(self.classes) < _MAX_CLASSES:
+                self.classes[condition] += count
+        self.forms |= {form: index for form, index in other.forms.items() if form not in self.forms}
+        self._widen_range(*other.value_range)
         for channels, sums in other.moments.items():
             self.moments[channels] = self.moments.get(channels, 0) + sums
         self.seconds += other.seconds
@@ -105,124 +100,131 @@ class ItemStats:
     def add_item(
         self,
         index: int,
-        get: Callable[[], object],
+        read_item: Callable[[], object],
         processor: ItemProcessor,
         condition: ItemKey | None = None,
         path: str | None = None,
     ) -> Tensor | None:
-        """Take in one item.
+        """Read and process one item, and add it to the statistics.
 
         Args:
-            index: Its place in the dataset, after those looked at before.
-            get: Returns it.
-            processor: How it becomes an image, or a latent.
+            index: Its index in the dataset, greater than those added before.
+            read_item: Returns the item.
+            processor: Makes an image, or a latent, of it.
             condition: Where it holds its condition; ``None`` takes none.
             path: Its file, where that is known.
 
         Returns:
-            The image as the processor wants it; nothing if the item is bad.
+            The image as the processor delivers it, or ``None`` if the item is bad.
         """
         try:
-            with warnings.catch_warnings(action="ignore"):  # PIL's, of what it makes do with
+            with warnings.catch_warnings(action="ignore"):  # PIL warns of damage that it can read past
                 started = perf_counter()
-                item = get()
+                item = read_item()
                 image = find_image(item, processor.image_key)
-                header = Header.of(image) if isinstance(image, Image.Image) else None
+                header = Header.from_image(image) if isinstance(image, Image.Image) else None
                 raw = processor.decode(item)
-                fitted = processor.convert(raw)
+                processed = processor.convert(raw)
                 seconds = perf_counter() - started
                 if condition is not None:
-                    self._condition(find_condition(item, condition))
+                    self._add_condition(find_condition(item, condition))
         except Exception as error:  # a dataset of the user's may raise anything
-            self.bad.append(Bad(index, path, f"{type(error).__name__}: {error}"))
+            self.bad_items.append(BadItem(index, f"{type(error).__name__}: {error}", path))
             return None
         self.seconds += seconds
-        self.forms.setdefault(form := _form(fitted), index)
+        form = ImageForm(_dtype_name(processed.dtype), processed.shape, processed.nbytes)
+        self.forms.setdefault(form, index)
         self._count("form", form)
         height, width = raw.shape[-2:]
         if header is not None and isinstance(image, Image.Image):
-            height, width = self._file(header, image)
+            height, width = self._add_pil_image(header, image)
         else:
-            self._count("mode", str(raw.dtype).removeprefix("torch."))
-            self._count("channels", len(raw))
-            if raw.dtype not in (torch.uint8, torch.bool):
-                self._widen(float(raw.double().min()), float(raw.double().max()))
-        if fitted.is_floating_point():
-            values = fitted.double().flatten(1)
-            sums = torch.stack([torch.full((len(values),), values.shape[1]), values.sum(1), values.square().sum(1)])
-            self.moments[len(values)] = self.moments.get(len(values), 0) + sums.numpy()
+            self._add_array(raw)
+        if processed.is_floating_point():
+            self._add_moments(processed)
         row = (index, digest(raw), digest(path) if path else 0, height, width)
         self._rows.append(np.array([row], ROW))
-        return fitted
+        return processed
 
-    def packed(self) -> "ItemStats":
-        """The same, its rows in one array, as it is sent from a worker."""
+    def pack(self) -> "ItemStats":
+        """Join the rows into one array, which a worker sends faster, and return the statistics."""
         self._rows = [self.rows]
         return self
 
-    def _file(self, header: Header, image: Image.Image) -> tuple[int, int]:
-        """Take in what a PIL image says, now that it has been decoded; its height and width."""
+    def _add_pil_image(self, header: Header, image: Image.Image) -> tuple[int, int]:
+        """Add the properties of a decoded PIL image; returns its height and width."""
         self._count("mode", header.mode)
         self._count("channels", header.channels)
-        if header.kind:
-            self._count("format", header.kind)
+        if header.format:
+            self._count("format", header.format)
         if header.is_deep:
             values = np.asarray(image)
-            self._widen(float(values.min()), float(values.max()))
-        size = header.shown(image)
-        for what, is_so in header.has(image).items():
-            self._count("has", what, is_so)
+            self._widen_range(float(values.min()), float(values.max()))
+        size = header.decoded_size(image)
+        for name, is_present in header.find_features(image).items():
+            self._count("has", name, is_present)
         return size
 
-    def _condition(self, condition: object) -> None:
+    def _add_array(self, raw: Tensor) -> None:
+        self._count("mode", _dtype_name(raw.dtype))
+        self._count("channels", len(raw))
+        if raw.dtype not in (torch.uint8, torch.bool):
+            self._widen_range(float(raw.double().min()), float(raw.double().max()))
+
+    def _add_moments(self, latent: Tensor) -> None:
+        values = latent.double().flatten(1)
+        sums = torch.stack([torch.full((len(values),), values.shape[1]), values.sum(1), values.square().sum(1)])
+        self.moments[len(values)] = self.moments.get(len(values), 0) + sums.numpy()
+
+    def _add_condition(self, condition: object) -> None:
         tensors = [leaf for leaf in leaves(collate_conditions("this set", [condition])) if isinstance(leaf, Tensor)]
         self.condition_bytes = max(self.condition_bytes, sum(tensor.nbytes for tensor in tensors))
-        self._count("condition", _kind(condition))
+        self._count("condition", _describe_condition(condition))
         if isinstance(condition, Tensor | np.ndarray | np.generic) and condition.ndim == 0:
             condition = condition.item()
-        if isinstance(condition, int) or (isinstance(condition, str) and len(condition) <= _SHORT):
+        if isinstance(condition, int) or (isinstance(condition, str) and len(condition) <= _MAX_CLASS_LENGTH):
             self.classes[condition] += 1
 
-    def _count(self, respect: str, what: object, number: int = 1) -> None:
-        self.counts.setdefault(respect, Counter())[what] += number
+    def _count(self, name: str, value: object, number: int = 1) -> None:
+        self.counts.setdefault(name, Counter())[value] += number
 
-    def _widen(self, low: float, high: float) -> None:
-        self.span = min(self.span[0], low), max(self.span[1], high)
+    def _widen_range(self, low: float, high: float) -> None:
+        self.value_range = min(self.value_range[0], low), max(self.value_range[1], high)
 
 
 class ItemStatsDataset(Dataset[ItemStats]):
-    """A map-style dataset's items, some at once, so that workers can look at them.
+    """A map-style dataset in blocks of items, so that DataLoader workers can compute their statistics.
 
     Args:
         images: The dataset, and how its items become images.
-        count: How many at once.
+        block_size: Items per block.
     """
 
-    def __init__(self, images: MapStyleImages, count: int) -> None:
+    def __init__(self, images: MapStyleImages, block_size: int) -> None:
         self.images = images
-        self.count = count
+        self.block_size = block_size
 
     def __len__(self) -> int:
-        return -(-len(self.images.dataset) // self.count)
+        return -(-len(self.images.dataset) // self.block_size)
 
-    def __getitem__(self, number: int) -> ItemStats:
-        dataset, survey = self.images.dataset, ItemStats()
-        for index in range(number * self.count, min(len(dataset), (number + 1) * self.count)):
-            get = partial(dataset.__getitem__, index)
-            survey.add_item(index, get, self.images.processor, self.images.condition, path_of(dataset, index))
-        return survey.packed()
-
-
-def _form(fitted: Tensor) -> ImageForm:
-    return ImageForm(str(fitted.dtype).removeprefix("torch."), fitted.shape, fitted.nbytes)
+    def __getitem__(self, block: int) -> ItemStats:
+        dataset, stats = self.images.dataset, ItemStats()
+        for index in range(block * self.block_size, min(len(dataset), (block + 1) * self.block_size)):
+            read_item = partial(dataset.__getitem__, index)
+            stats.add_item(index, read_item, self.images.processor, self.images.condition, path_of(dataset, index))
+        return stats.pack()
 
 
-def _kind(condition: object) -> str:
+def _dtype_name(dtype: torch.dtype | np.dtype[Any]) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _describe_condition(condition: object) -> str:
     if isinstance(condition, Tensor | np.ndarray):
         shape = f" of shape {tuple(condition.shape)}" if condition.ndim else ""
-        return str(condition.dtype).removeprefix("torch.") + shape
+        return _dtype_name(condition.dtype) + shape
     if isinstance(condition, Mapping):
-        return f"dict of {', '.join(f'{name}: {_kind(value)}' for name, value in condition.items())}"
+        return f"dict of {', '.join(f'{name}: {_describe_condition(value)}' for name, value in condition.items())}"
     if isinstance(condition, Sequence) and not isinstance(condition, str):
-        return f"{type(condition).__name__} of {', '.join(map(_kind, condition))}"
+        return f"{type(condition).__name__} of {', '.join(map(_describe_condition, condition))}"
     return type(condition).__name__

@@ -1,6 +1,5 @@
-"""A whole set gone through for the check command: in workers by number, or along a source's own order."""
+"""Scans of a dataset: by index in worker processes, or in the dataset's own order in this process."""
 
-from collections.abc import Iterator
 from functools import partial
 from itertools import chain
 from time import perf_counter
@@ -11,122 +10,128 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
-from ddpm_data.cli.checking.survey import Bad, ItemStats, ItemStatsDataset
+from ddpm_data.cli.checking.survey import ItemStats, ItemStatsDataset
+from ddpm_data.loading.bad_items import BadItem
 from ddpm_data.loading.iterable import IterableImages
 from ddpm_data.loading.map_style import MapStyleImages
+from ddpm_data.loading.options import LoaderOptions
+from ddpm_data.loading.worker import call_in_worker
 
-_AT_ONCE = 32  # items a worker looks at between two reports
-_SHOWN = 64  # images to show
-_SIDE = 128  # pixels of the longer side of these, at most
-_AGAIN = 16  # items of a source that are asked for twice
+_BLOCK_SIZE = 32  # items that a worker reads between two reports
+_MAX_PREVIEWS = 64  # images to show
+_MAX_SIDE = 128  # pixels of a preview's longer side
+_REREAD = 16  # items that an iterable dataset is asked for twice
 
 
 class ScanResult(NamedTuple):
-    """One set, gone through.
+    """The result of scanning one dataset.
 
     Attributes:
-        images: The set.
-        survey: What its items hold.
-        shown: Up to 64 of its images as the processor wants them, spread evenly, made smaller where they are large.
-        order: What is to be said of a source's own order; empty where there is none.
+        images: The dataset.
+        stats: The statistics of its items.
+        previews: Up to 64 images as the processor delivers them, spread evenly, and made smaller if they are large.
+        order: A remark on the order of an iterable dataset; empty for a map-style dataset.
     """
 
     images: MapStyleImages | IterableImages
-    survey: ItemStats
-    shown: list[Tensor]
+    stats: ItemStats
+    previews: list[Tensor]
     order: str = ""
 
 
-def scan_map_style(images: MapStyleImages, workers: int, context: str | None) -> ScanResult:
-    """Every item of a map-style dataset.
+def scan_map_style(images: MapStyleImages, options: LoaderOptions) -> ScanResult:
+    """Read every item of a map-style dataset.
 
     Args:
         images: The dataset, and how its items become images.
-        workers: Processes that look; 0 looks in this one.
-        context: How they start, see :class:`~ddpm_data.loading.options.LoaderOptions`.
+        options: How many worker processes read (0 reads in this one), and how they start.
 
     Raises:
         RuntimeError: A worker was killed or crashed.
     """
-    surveys, survey = ItemStatsDataset(images, _AT_ONCE), ItemStats()
-    workers = min(workers, len(surveys))
-    # Surveys are no tensors, so that they come as they are.
+    blocks, stats = ItemStatsDataset(images, _BLOCK_SIZE), ItemStats()
+    num_workers = min(options.num_workers, len(blocks))
+    # Statistics are no tensors, so the loader hands them on unchanged.
     loader = DataLoader(
-        surveys, batch_size=None, num_workers=workers, multiprocessing_context=context if workers else None
+        blocks,
+        batch_size=None,
+        num_workers=num_workers,
+        multiprocessing_context=options.start_method if num_workers else None,
     )
     with tqdm(desc=f"Checking {images.name}", total=len(images.dataset), unit="image") as bar:
         try:
-            for some in loader:
-                survey.merge(some)
-                bar.update(len(some))
+            for block_stats in loader:
+                stats.merge(block_stats)
+                bar.update(len(block_stats))
         except RuntimeError as error:
             raise RuntimeError(
-                f"a worker was killed or crashed at an item of {images.name} not far after {bar.n} ({error}). Look at "
-                "the memory; --workers 0 leads to the item."
+                f"a worker was killed or crashed at an item of {images.name} soon after item {bar.n} ({error}). Watch "
+                "the memory; --num-workers 0 leads to the item."
             ) from error
-    good = survey.rows["index"]
-    return ScanResult(images, survey, list(_looked_again(images, good[_spread(len(good))].tolist())))
+    good = stats.rows["index"]
+    previews = call_in_worker(options, images.name, _read_previews, images, good[_spread_evenly(len(good))].tolist())
+    return ScanResult(images, stats, previews)
 
 
-def scan_iterable(images: IterableImages, most: int) -> ScanResult:
-    """A source's first items in its own order, in this process.
+def scan_iterable(images: IterableImages, max_items: int) -> ScanResult:
+    """Read the first items of an iterable dataset in its own order, in this process.
 
     Args:
-        images: The source, and how its items become images.
-        most: How many items.
+        images: The dataset, and how its items become images.
+        max_items: Items to read at most.
     """
-    with tqdm(desc=f"Checking {images.name}", total=most, unit="image") as bar:
-        survey, shown = _along(images, most, bar)
-    first = _along(images, min(_AGAIN, len(survey)), tqdm(disable=True))[0].rows["content"]
-    same = "the same" if first.tolist() == survey.rows["content"][: len(first)].tolist() else "another"
-    end = f"; no more than {most:,} were looked at" if len(survey) == most else ""
-    return ScanResult(
-        images, survey, [shown[place] for place in _spread(len(shown))], f"its own, {same} each time{end}"
-    )
+    with tqdm(desc=f"Checking {images.name}", total=max_items, unit="image") as bar:
+        stats, previews = _scan_in_order(images, max_items, bar)
+    again, _ = _scan_in_order(images, min(_REREAD, len(stats)), tqdm(disable=True))
+    digests, first_digests = again.rows["content"], stats.rows["content"]
+    order = "the same" if digests.tolist() == first_digests[: len(digests)].tolist() else "another"
+    limit = f"; only the first {max_items:,} items were checked" if len(stats) == max_items else ""
+    previews = [previews[index] for index in _spread_evenly(len(previews))]
+    return ScanResult(images, stats, previews, f"its own, {order} each time{limit}")
 
 
-def _along(images: IterableImages, most: int, bar: tqdm) -> tuple[ItemStats, list[Tensor]]:
-    survey, shown, step = ItemStats(), [], 1
+def _scan_in_order(images: IterableImages, max_items: int, bar: tqdm) -> tuple[ItemStats, list[Tensor]]:
+    """Read a dataset's first items; returns their statistics, and fewer than 128 previews, evenly spaced."""
+    stats, previews, step = ItemStats(), [], 1
     items = chain.from_iterable([images.source])  # its iter() is called by the first next()
-    for index in range(most):
+    for index in range(max_items):
         started = perf_counter()
         try:
             item = next(items)
         except StopIteration:
             break
-        except Exception as error:  # after which it gives no more
-            survey.bad.append(Bad(index, None, f"the source itself: {type(error).__name__}: {error}"))
+        except Exception as error:  # after an error an iterator gives no more items
+            stats.bad_items.append(BadItem(index, f"the source itself: {type(error).__name__}: {error}"))
             break
-        survey.seconds += perf_counter() - started
-        image = survey.add_item(index, partial(_given, item), images.processor, images.condition)
+        stats.seconds += perf_counter() - started
+        image = stats.add_item(index, partial(_identity, item), images.processor, images.condition)
         bar.update()
         if image is not None and index % step == 0:
-            shown.append(_small(image))
-        if len(shown) == 2 * _SHOWN:  # how many there will be is not known
-            shown, step = shown[::2], 2 * step
-    return survey, shown
+            previews.append(_shrink(image))
+        if len(previews) == 2 * _MAX_PREVIEWS:  # the number of items is not known, so thin out as they come
+            previews, step = previews[::2], 2 * step
+    return stats, previews
 
 
-def _given(item: object) -> object:
+def _identity(item: object) -> object:
     return item
 
 
-def _looked_again(images: MapStyleImages, indices: list[int]) -> Iterator[Tensor]:
-    for index in indices:
-        image = ItemStats().add_item(index, partial(images.dataset.__getitem__, index), images.processor)
-        if image is not None:
-            yield _small(image)
+def _read_previews(images: MapStyleImages, indices: list[int]) -> list[Tensor]:
+    stats, get = ItemStats(), images.dataset.__getitem__
+    decoded = (stats.add_item(index, partial(get, index), images.processor) for index in indices)
+    return [_shrink(image) for image in decoded if image is not None]
 
 
-def _spread(count: int) -> list[int]:
-    """Up to 64 places among ``count``, evenly."""
-    shown = min(_SHOWN, count)
-    return [number * (count - 1) // max(1, shown - 1) for number in range(shown)]
+def _spread_evenly(count: int) -> list[int]:
+    """Choose up to 64 indices below ``count``, evenly spread."""
+    number = min(_MAX_PREVIEWS, count)
+    return [index * (count - 1) // max(1, number - 1) for index in range(number)]
 
 
-def _small(image: Tensor) -> Tensor:
+def _shrink(image: Tensor) -> Tensor:
     side = max(image.shape[-2:])
-    if side <= _SIDE:
+    if side <= _MAX_SIDE:
         return image
-    size = [max(1, length * _SIDE // side) for length in image.shape[-2:]]
+    size = [max(1, length * _MAX_SIDE // side) for length in image.shape[-2:]]
     return cast(Tensor, F.resize(image, size, antialias=True))

@@ -1,0 +1,95 @@
+"""The verify command tells a configuration whose streams agree from one whose do not."""
+
+import itertools
+import sys
+from collections.abc import Iterator
+
+import pytest
+from torch import Tensor, distributed
+from torch.utils.data import IterableDataset
+
+from ddpm_data.cli.verify import _compare_examples, main
+from tests.conftest import ROOT, uint8_images
+from tests.groups import finished
+
+
+class Sharded(IterableDataset[Tensor]):
+    """Splits itself over processes."""
+
+    def __iter__(self) -> Iterator[Tensor]:
+        world = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
+        return itertools.islice(uint8_images(80, 1, 8, 8), world[0], None, world[1])
+
+
+def verify(*words: str) -> tuple[int, str]:
+    return finished([sys.executable, "-m", "ddpm_data.verify", *words], ROOT, timeout=280)
+
+
+CONDITIONS = ("dataset.condition=1", "dataset.condition_dropout=0.1", "dataset.null_condition=10")
+
+
+def test_streams_that_agree() -> None:
+    code, said = verify("--steps", "4", "dataset=digits", "loader.batch_size=500", *CONDITIONS)
+    assert code == 0
+    assert said.splitlines()[-6:] == [
+        "agrees  training, 2 processes: 3234 examples",  # two epochs of 1617, in steps of 1000 and 617
+        "agrees  validation, 2 processes: 180 examples",
+        "unique  noise of 3234 training examples, 2 processes",
+        "agrees  training, 2 process(es), resumed: 1617 examples",
+        "agrees  validation, 2 process(es), resumed: 180 examples",
+        "unique  noise of 1617 training examples, 2 process(es), resumed",
+    ]
+
+
+def test_a_random_augmentation_is_found() -> None:
+    augment = "dataset.augment={_target_:torchvision.transforms.v2.RandomHorizontalFlip}"
+    # Whole batches are flipped or not: two processes would agree with one by chance once in 4 ** 8 runs.
+    code, said = verify("--steps", "8", "dataset=digits", "loader.batch_size=32", augment)
+    assert code == 1
+    assert "DIFFERS training, 2 processes: x_t of example" in said
+    assert "`augment`, is random" in said
+    assert "agrees  validation, 2 processes" in said
+
+
+def test_an_iterable_source_is_held_to_what_it_can_promise() -> None:
+    source = [
+        "dataset=fake",
+        "~dataset.train",
+        "+dataset.train={_target_:tests.cli.test_verify.Sharded}",
+        "dataset.val=null",
+    ]
+    code, said = verify("--steps", "4", "loader.batch_size=8", *source)
+    assert code == 0, said
+    assert "The training set is iterable" in said
+    assert [line.split(":")[0] for line in said.splitlines()[-4:]] == [
+        "unique  noise of 64 training examples, 2 processes",
+        "agrees  training, 1 process(es), resumed",
+        "none    validation, 1 process(es), resumed",
+        "unique  noise of 32 training examples, 1 process(es), resumed",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--config-dir", "nowhere"], "no folder .*nowhere: .*--config-dir"),
+        (["--key", "data.module"], "has no data.module: .*--key"),
+        (["dataset.train=null", "dataset.val=null"], r"(?s)no train set was given.*`dataset\.train`"),
+    ],
+)
+def test_what_it_cannot_run_is_said(words: list[str], says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit, match=says):
+        main(words)
+
+
+def test_a_run_that_saw_nothing_does_not_pass_for_one_that_agrees() -> None:
+    assert not _compare_examples("training", [("a", "b", "c")], [])
+    assert not _compare_examples("training", [], [("a", "b", "c")])
+    assert _compare_examples("validation", [], [])
+
+
+def test_one_process_cannot_be_compared_with_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--processes", "1"])
+    assert "at least 2" in capsys.readouterr().err

@@ -1,0 +1,174 @@
+"""Real gloo processes under strategy="ddp" see, together, what one process sees, also after a kill."""
+
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import ROOT
+from tests.datamodule.ddp_scenarios import SCENARIOS
+from tests.datamodule.ddp_scenarios import run as scenario
+
+Rank = dict[str, Any]
+
+
+def run(folder: Path, devices: int = 1, kill_after: int = -1, **options: object) -> list[Rank]:
+    folder.mkdir(exist_ok=True)
+    options |= {"devices": devices, "kill_after": kill_after}
+    arguments = [str(word) for key, value in options.items() for word in (f"--{key}", value)]
+    command = [sys.executable, "-m", "tests.datamodule.ddp_job", str(folder), *arguments]
+    result = subprocess.run(command, cwd=ROOT, timeout=300, capture_output=True, text=True)
+    if kill_after >= 0:
+        assert result.returncode == -signal.SIGKILL
+        return []
+    assert result.returncode == 0, result.stderr[-2000:]
+    return load(folder, devices)
+
+
+def load(folder: Path, world_size: int) -> list[Rank]:
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(world_size)]
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Rank:
+    return run(tmp_path_factory.mktemp("one"), batch_size=12)[0]
+
+
+@pytest.fixture(scope="module", params=[(2, 0), (2, 1), (3, 0)], ids=["2", "2, a worker", "3"])
+def many(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Rank]:
+    devices, workers = request.param
+    return run(tmp_path_factory.mktemp("many"), devices, batch_size=12 // devices, workers=workers)
+
+
+def rows(ranks: list[Rank], steps: slice = slice(None)) -> list[bytes]:
+    """Every training triple's noise, sorted."""
+    batches = [batch for rank in ranks for batch in rank["seen"]["train"][steps]]
+    return sorted(noise.numpy().tobytes() for batch in batches for noise in batch[2])
+
+
+def test_every_step_sees_the_same_triples(one: Rank, many: list[Rank]) -> None:
+    steps = len(one["seen"]["train"])
+    assert steps == 2 * 3  # 26 training images in batches of 12, 12 and 2, which 3 processes join to the batch before
+    if len(many) == 3:
+        together = [torch.cat(parts) for parts in zip(*(rank["seen"]["train"][0] for rank in many), strict=True)]
+        assert all(torch.equal(a, b) for a, b in zip(one["seen"]["train"][0], together, strict=True))
+        assert rows(many) == rows([one])
+        return
+    for step in range(steps):
+        together = [torch.cat(parts) for parts in zip(*(rank["seen"]["train"][step] for rank in many), strict=True)]
+        for a, b in zip(one["seen"]["train"][step], together, strict=True):
+            assert torch.equal(a, b)
+
+
+def test_ranks_never_share_noise(many: list[Rank]) -> None:
+    noises = [torch.cat([batch[2] for batch in rank["seen"]["train"]]).flatten(1) for rank in many]
+    everything = torch.cat(noises)
+    correlation = np.corrcoef(everything.numpy()) - np.eye(52)  # 26 images, 2 epochs
+    assert np.abs(correlation).max() < 6 / 192**0.5  # 1,326 pairs of 192 numbers at 6 sigma: 3e-6 false alarms
+
+
+def test_validation_is_the_same_whatever_the_world(one: Rank, many: list[Rank]) -> None:
+    def noises(ranks: list[Rank], epoch: int) -> list[bytes]:
+        found = []
+        for rank in ranks:
+            half = len(rank["seen"]["val"]) // 2
+            batches = rank["seen"]["val"][epoch * half : (epoch + 1) * half]
+            found += [noise.numpy().tobytes() for batch in batches for noise in batch[2]]
+        return sorted(found)
+
+    first = noises([one], 0)
+    assert len(first) == len(set(first)) == 11
+    assert first == noises([one], 1) == noises(many, 0) == noises(many, 1)
+    for rank in many:
+        assert rank["val_loss"] == pytest.approx(one["val_loss"], rel=1e-6)
+
+
+def test_the_factory_runs_on_one_process_first(many: list[Rank]) -> None:
+    assert [rank["calls"] for rank in many] == [[False], *[[True]] * (len(many) - 1)]
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints of a run that was killed in its second epoch, after 4 steps of 12."""
+    folder = tmp_path_factory.mktemp("killed")
+    run(folder, batch_size=12, kill_after=4)
+    return folder
+
+
+@pytest.mark.parametrize(("devices", "batch_size"), [(1, 12), (2, 6), (2, 4), (3, 4)])
+def test_a_killed_run_is_taken_up_on_any_number_of_processes(
+    one: Rank, killed: Path, devices: int, batch_size: int, tmp_path: Path
+) -> None:
+    """What is left is seen once: of the first epoch from a checkpoint in its middle, of the second from one in its."""
+    for step in (1, 4):
+        rest = run(tmp_path / str(step), devices, batch_size=batch_size, ckpt=killed / f"step={step}.ckpt")
+        seen = rows(rest)
+        assert len(set(seen)) == len(seen)
+        missing = set(rows([one], slice(step, None))) - set(seen)
+        assert not set(seen) - set(rows([one], slice(step, None)))
+        assert len(missing) in (0, 2) if devices == 3 else not missing  # 2 left for 3 processes: dropped
+        if batch_size * devices == 12 and devices < 3:
+            for number, batch in enumerate(one["seen"]["train"][step:]):
+                together = [torch.cat(parts) for parts in zip(*(r["seen"]["train"][number] for r in rest), strict=True)]
+                assert all(torch.equal(a, b) for a, b in zip(batch, together, strict=True))
+
+
+def test_two_nodes_launched_by_torchrun_see_the_same(one: Rank, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1"]
+    command += ["--rdzv_backend=static", "--master_addr=127.0.0.1", f"--master_port={free_port()}"]
+    job = ["-m", "tests.datamodule.ddp_job", str(tmp_path), "--nodes", "2", "--batch_size", "6"]
+    nodes = [subprocess.Popen([*command, f"--node_rank={rank}", *job], cwd=ROOT) for rank in range(2)]
+    assert [node.wait(timeout=300) for node in nodes] == [0, 0]
+    many = load(tmp_path, 2)
+    for step, batch in enumerate(one["seen"]["train"]):
+        together = [torch.cat(parts) for parts in zip(*(rank["seen"]["train"][step] for rank in many), strict=True)]
+        assert all(torch.equal(a, b) for a, b in zip(batch, together, strict=True))
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> list[Rank]:
+    """What two processes saw in every scenario; -k, since a hung process may not heed a plain timeout."""
+    folder = tmp_path_factory.mktemp("scenarios")
+    command = ["timeout", "-k", "10", "300", sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+    command += [f"--master_port={free_port()}", "-m", "tests.datamodule.ddp_scenarios", str(folder)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return load(folder, 2)
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_the_cut_changes_nothing_in_any_optimizer_step(name: str, together: list[Rank], tmp_path: Path) -> None:
+    alone = scenario(tmp_path, 1, **SCENARIOS[name][0])["steps"]
+    first, second = (rank[name]["steps"] for rank in together)
+    assert len(alone) == len(first) == len(second) > 0
+    for one_step, two_steps in zip(alone, zip(first, second, strict=True), strict=True):
+        assert sorted(one_step) == sorted(two_steps[0] + two_steps[1])
+        assert all(two_steps)
+
+
+def test_a_rest_smaller_than_the_world_joins_the_batch_before(together: list[Rank]) -> None:
+    steps = zip(*(rank["a rest of one"]["steps"] for rank in together), strict=True)
+    assert [(len(first), len(second)) for first, second in steps] == [(4, 5)] * 2
+
+
+@pytest.mark.parametrize(("name", "says"), [("1 image", "need 2 for"), ("7 images, drop_last", "need 8 for")])
+def test_a_set_too_small_for_the_world_is_refused_on_every_rank(name: str, says: str, together: list[Rank]) -> None:
+    assert all(says in rank[name]["error"] for rank in together)
+
+
+@pytest.mark.parametrize("name", ["iterable", "iterable, workers"])
+def test_ranks_of_an_iterable_source_share_no_noise(name: str, together: list[Rank]) -> None:
+    rows = [row for rank in together for step in rank[name]["steps"] for row in step]
+    assert len(rows) == len(set(rows)) == 2 * 24
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

@@ -1,0 +1,30 @@
+"""Dropout of conditions, keyed by the example."""
+
+from typing import Any
+
+import pytest
+import torch
+from scipy import stats
+
+from ddpm_data.diffusion.guidance import ConditionDropout
+
+P = 0.2
+
+
+def test_dropout_is_keyed_by_the_example() -> None:
+    dropout, position, label = ConditionDropout(P, 10, seed=5), torch.arange(20_000), torch.arange(20_000) % 10
+    dropped = dropout(label, position)
+    lost = dropped == 10
+    assert torch.equal(dropped[~lost], label[~lost])
+    assert stats.binomtest(int(lost.sum()), 20_000, P).pvalue > 1e-4  # false alarm: 1e-4
+    assert torch.equal(dropout(label[500:777], position[500:777]), dropped[500:777])
+    assert not torch.equal(ConditionDropout(P, 10, seed=6)(label, position), dropped)
+    assert torch.equal(label, torch.arange(20_000) % 10)
+    assert torch.equal(ConditionDropout(0.0)(label, position), label)
+    assert (ConditionDropout(1.0, -1)(label, position) == -1).all()
+
+
+@pytest.mark.parametrize("probability", [-0.1, 1.1, torch.nan, "0.1"])
+def test_dropout_is_a_probability(probability: Any) -> None:  # noqa: ANN401  # what a config may hold
+    with pytest.raises((TypeError, ValueError), match=r"dataset\.condition_dropout"):
+        ConditionDropout(probability, 0)

@@ -1,0 +1,71 @@
+"""Arrays in .npy and .npz files: served by whole batches, and nothing in them is run."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hydra.utils import instantiate
+
+from ddpm_data.images.processor import ImageProcessor
+from ddpm_data.loading.map_style import MapStyleImages
+from ddpm_data.sources import ArrayFile
+from tests.sources.helpers import IMAGES, Evil, module, rows, served
+from tests.test_configs import composed
+
+CHW = IMAGES.numpy()
+
+
+HWC = np.ascontiguousarray(CHW.transpose(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize("array", [CHW, HWC, CHW[:, 0], np.asfortranarray(HWC)], ids=["CHW", "HWC", "HW", "Fortran"])
+@pytest.mark.parametrize("ending", ["npy", "npz"])
+def test_an_array_in_a_file_is_served_by_whole_batches(array: Any, ending: str, tmp_path: Path) -> None:  # noqa: ANN401
+    path = tmp_path / f"images.{ending}"
+    if ending == "npy":
+        np.save(path, array)
+    else:
+        np.savez_compressed(path, array)
+    data = ArrayFile(path)
+    assert isinstance(data.array, np.memmap) == (ending == "npy")
+    images = MapStyleImages(data, ImageProcessor(), "train")
+    assert images.inspect().is_stored
+    assert served(module(data)) == rows(IMAGES[:, :1] if array.ndim == 3 else IMAGES)
+    assert len(pickle.dumps(data)) < 1000  # a worker that is not forked maps the file itself
+    assert np.array_equal(pickle.loads(pickle.dumps(data)).array, array)
+
+
+def test_arrays_by_config_and_key(tmp_path: Path) -> None:
+    np.savez(tmp_path / "two.npz", images=CHW / np.float32(255), labels=np.arange(20))
+    at = ["dataset=arrays", f"dataset.path={tmp_path / 'two.npz'}", "dataset.value_range=[0,1]"]
+    dm = instantiate(composed(*at, "dataset.key=images", "dataset.val=null").datamodule)
+    assert served(dm) == rows(IMAGES)
+
+
+def test_files_that_are_no_arrays_of_images_are_refused(tmp_path: Path) -> None:
+    evil, objects = tmp_path / "run", np.array([Evil(tmp_path / "run")] * 3, dtype=object)
+    np.save(tmp_path / "objects.npy", objects, allow_pickle=True)
+    np.savez(tmp_path / "objects.npz", objects)
+    (tmp_path / "pickle.npy").write_bytes(pickle.dumps(Evil(evil)))
+    (tmp_path / "cut.npz").write_bytes(b"PK\x03\x04 and no more")
+    (tmp_path / "empty.npy").touch()
+    for name in ("objects.npy", "objects.npz", "pickle.npy", "cut.npz", "empty.npy"):
+        with pytest.raises(ValueError, match=rf"{name} cannot be read.*never loaded.*`dataset\.path`"):
+            ArrayFile(tmp_path / name)
+    assert not evil.exists()
+    np.load(tmp_path / "pickle.npy", allow_pickle=True)
+    assert evil.exists()  # the payload works
+    np.savez(tmp_path / "two.npz", a=CHW, b=HWC)
+    np.save(tmp_path / "flat.npy", np.zeros(5))
+    for name, key, says in (
+        ("two.npz", None, r"key=None.*the arrays a, b\. Say which: `dataset\.key`"),
+        ("two.npz", "c", r"key='c'.*the arrays a, b\. Say which"),
+        ("flat.npy", "a", r"key='a'.*one array without a name"),
+        ("flat.npy", None, r"float64 of shape \(5,\).*`dataset\.path`"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            ArrayFile(tmp_path / name, key)
+    with pytest.raises(FileNotFoundError, match=r"`dataset\.path`"):
+        ArrayFile(tmp_path / "none.npy")

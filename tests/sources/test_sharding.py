@@ -1,0 +1,146 @@
+"""Streams of real libraries, written here: every sample once per epoch over processes and workers."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from ddpm_data import DDPMDataModule, schedules
+from ddpm_data._distributed import EpochShard
+from ddpm_data.sources import TarShards
+from ddpm_data.sources._sharding import split_by_rank
+from tests.conftest import ROOT, Recorder, trainer, uint8_images
+from tests.sources.helpers import (
+    LAYOUTS,
+    STREAM_IMAGES,
+    Rank,
+    hugging_face,
+    litdata_chunks,
+    png,
+    read,
+    rows,
+    served,
+    tar,
+    together,
+)
+from tests.test_configs import composed
+
+# webdataset 1.0 leaves it to Python to close its shards.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore:Exception ignored in.*tar:pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+@pytest.mark.parametrize("shards", [1, 4])
+@pytest.mark.parametrize(("world_size", "workers"), LAYOUTS)
+def test_a_hugging_face_stream_is_seen_once_however_few_its_shards(shards: int, world_size: int, workers: int) -> None:
+    stream = hugging_face(STREAM_IMAGES).to_iterable_dataset(num_shards=shards)
+    for source in (stream, stream.shuffle(seed=1, buffer_size=5)):
+        assert together(read(source, world_size, workers)) == rows(STREAM_IMAGES)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_shuffled_stream_is_told_its_epoch(workers: int, shards: list[str]) -> None:
+    hf = hugging_face(STREAM_IMAGES).to_iterable_dataset(num_shards=4).shuffle(seed=1, buffer_size=5)
+    for source in (hf, TarShards(shards, shuffle=5)):
+        whole = Rank(source, EpochShard(0, 1, 0), workers)  # its workers stay
+        first = whole.read()
+        whole.epoch[0] = 1
+        second = whole.read()
+        assert first != second
+        assert sorted(first) == sorted(second) == rows(STREAM_IMAGES)
+        assert read(source, workers=workers) == [first]
+        assert read(source, workers=workers, epoch=1) == [second]  # a run that begins with it, resumed
+
+
+def test_a_stream_split_already_is_refused() -> None:
+    split = pytest.importorskip("datasets.distributed").split_dataset_by_node
+    stream = split(hugging_face(STREAM_IMAGES).to_iterable_dataset(), rank=0, world_size=2)
+    with pytest.raises(ValueError, match=r"split over processes already.*`dataset`"):
+        split_by_rank(stream, EpochShard(0, 2, 0))
+
+
+@pytest.fixture(scope="module")
+def chunks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return litdata_chunks(tmp_path_factory.mktemp("chunks"), STREAM_IMAGES)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_litdata_is_seen_once_and_shuffled_anew(chunks: Path, workers: int) -> None:
+    litdata = pytest.importorskip("litdata")
+    source = litdata.StreamingDataset(str(chunks), shuffle=True)
+    first, second = read(source, workers=workers), read(source, workers=workers, epoch=1)
+    assert first != second
+    assert together(first) == together(second) == rows(STREAM_IMAGES)
+    assert read(source, workers=workers) == first
+
+
+def test_litdata_that_does_not_know_its_process_is_refused(chunks: Path) -> None:
+    litdata = pytest.importorskip("litdata")
+    with pytest.raises(ValueError, match=r"process 0 of 1, and this is process 1 of 2.*`_partial_: true`"):
+        Rank(litdata.StreamingDataset(str(chunks)), EpochShard(0, 2, 1), 0).read()
+
+
+def test_litdata_by_config(chunks: Path) -> None:
+    config = ["dataset=litdata", f"dataset.root={chunks}", "dataset.image_size=null", "loader.num_workers=2"]
+    assert served(instantiate(composed(*config).datamodule)) == rows(STREAM_IMAGES)
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed:UserWarning")
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("library", ["datasets", "webdataset", "litdata"])
+def test_a_run_resumes_inside_an_epoch(
+    library: str, workers: int, shards: list[str], chunks: Path, tmp_path: Path
+) -> None:
+    """The second epoch's, on shuffled streams: the same triples as the run that was not interrupted."""
+
+    def fit(folder: Path, ckpt: Path | None = None) -> Recorder:
+        if library == "litdata":
+            source: Any = litdata.StreamingDataset(str(chunks), shuffle=True, seed=1)
+        elif library == "webdataset":
+            source = TarShards(shards, shuffle=5)
+        else:
+            source = hugging_face(STREAM_IMAGES).to_iterable_dataset(num_shards=4).shuffle(seed=1, buffer_size=5)
+        save = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+        run = trainer(tmp_path, max_epochs=2, enable_checkpointing=True, callbacks=[save])
+        data = DDPMDataModule(source, schedule=schedules.linear(10), batch_size=4, num_workers=workers)
+        model = Recorder()
+        run.fit(model, datamodule=data, ckpt_path=ckpt)
+        return model
+
+    litdata = pytest.importorskip("litdata")
+    whole = fit(tmp_path / "whole").seen["train"]
+    resumed = fit(tmp_path / "resumed", tmp_path / "whole" / "step=8.ckpt").seen["train"]
+    assert len(resumed) == len(whole) - 8
+    for one, other in zip(resumed, whole[8:], strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_two_processes_see_every_image_once_and_share_no_noise(tmp_path: Path) -> None:
+    pytest.importorskip("webdataset")
+    images = uint8_images(24, 3, 8, 6)
+    hugging_face(images).save_to_disk(tmp_path / "hugging_face")
+    litdata_chunks(tmp_path / "litdata", images)
+    for shard in range(4):
+        tar(tmp_path / f"{shard}.tar", {f"{n}.png": png(images[n]) for n in range(shard, 24, 4)})
+    command = ["timeout", "-k", "10", "120", sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+    command += ["--standalone", "-m", "tests.sources.stream_job", str(tmp_path)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+    for name in ranks[0]:
+        orders, noise = [], []
+        for epoch in range(2):
+            parts = [rank[name][epoch] for rank in ranks]
+            assert sorted(rows(parts[0][0]) + rows(parts[1][0])) == rows(images), (name, epoch)
+            assert len(parts[0][0]) == len(parts[1][0])
+            orders.append(torch.cat([image for image, _ in parts]))
+            noise += [drawn for _, drawn in parts]
+        assert not torch.equal(*orders)
+        assert len(torch.cat(noise).flatten(1).unique(dim=0)) == 48
