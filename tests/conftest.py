@@ -1,6 +1,9 @@
 """Shared pieces: real images in every container, and a model that keeps what it is given."""
 
+import gc
+import multiprocessing
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import TensorDataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from ddpm_data import Triple
 
@@ -73,6 +77,20 @@ def uint8_images(count: int, *shape: int) -> Tensor:
     """Random pixels, the same every time."""
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (count, *shape), dtype=torch.uint8, generator=generator)
+
+
+@pytest.fixture(autouse=True)
+def no_workers_left() -> Iterator[None]:
+    """End the workers of loaders that an error has left in a reference cycle.
+
+    When the garbage collector finds such a loader, its queues are closed before its workers are told to end, and torch
+    waits for five seconds for each of them.
+    """
+    yield
+    if multiprocessing.active_children():
+        for item in gc.get_objects():
+            if type(item) is _MultiProcessingDataLoaderIter:
+                item._shutdown_workers()
 
 
 @pytest.fixture

@@ -9,6 +9,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 
+# Seconds until a command counts as hung: ten times what the slowest takes on two busy cores, so that none fails for
+# being slow. What a test says of time, it says with a bound of its own.
+PATIENCE = 1200
+
 
 class Started(NamedTuple):
     """A command at work, and the file that both of its outputs go to: pipes of several would have to be emptied."""
@@ -16,7 +20,7 @@ class Started(NamedTuple):
     process: subprocess.Popen[str]
     output: IO[str]
 
-    def finished(self, timeout: float) -> tuple[int, str]:
+    def finished(self, timeout: float = PATIENCE) -> tuple[int, str]:
         """Its status and what it printed."""
         try:
             code = self.process.wait(timeout)
@@ -52,7 +56,7 @@ def started(command: list[str], folder: Path, **environment: str) -> Iterator[St
             process.wait()
 
 
-def finished(command: list[str], folder: Path, timeout: float = 120) -> tuple[int, str]:
+def finished(command: list[str], folder: Path, timeout: float = PATIENCE) -> tuple[int, str]:
     """A command's status and what it printed."""
     with started(command, folder) as running:
         return running.finished(timeout)

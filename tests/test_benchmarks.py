@@ -11,16 +11,20 @@ import torch
 from benchmarks.mutants import make_mutant
 from benchmarks.watched import Verdict, Worker, collect_verdicts
 from tests.conftest import ROOT
+from tests.groups import PATIENCE
 from tests.unwell import unwell
 
 
 def printed(*command: str) -> list[list[str]]:
     """The rows of the table that a benchmark prints; in a process of its own, as inductor remembers what it found."""
-    result = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(
+        [sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE
+    )
     assert result.returncode == 0, result.stderr
     return [line.strip("| ").split(" | ") for line in result.stdout.splitlines() if line.startswith("| (")]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     torch.__version__ < "2.14" or not importlib.util.find_spec("triton"), reason="goes by the insides of torch 2.14"
 )
@@ -41,6 +45,7 @@ def test_the_transforms_benchmark_runs_on_a_cuda_device() -> None:
     assert printed("benchmarks.transform", "--device", "cuda", "--quick")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="a signal ends its process")
 def test_the_fuzzer_knows_which_file_a_process_died_or_hung_at(tmp_path: Path) -> None:
     pool = [Worker(tmp_path, unwell)]

@@ -5,12 +5,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import ROOT
+from tests.groups import PATIENCE
 
 
+@pytest.mark.slow
 def test_everything_but_pictures_works_without_extras(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.core_job", str(tmp_path)]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert result.returncode == 0, result.stderr[-3000:]
     lines = result.stdout.splitlines()
     errors = {name: why for name, why in re.findall(r"^error (\S+) (.*)$", result.stdout, re.MULTILINE)}

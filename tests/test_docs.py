@@ -24,6 +24,7 @@ ELSEWHERE = {  # pages whose blocks want several processes or an installed packa
     "how-to/plain-torch.md": "datamodule/test_loops.py",
     "how-to/several-gpus.md": "test_several.py",
 }
+SLOW = {"how-to/transform.md"}  # compiles
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,14 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", [name for name in PAGES if blocks.blocks(PAGES[name]) and name not in ELSEWHERE])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
+        for name in PAGES
+        if blocks.blocks(PAGES[name]) and name not in ELSEWHERE
+    ],
+)
 def test_every_block_of_a_page_runs(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -58,6 +66,7 @@ def printed(notebook: Path) -> list[str]:
     return ["".join(output["text"]) if "text" in output else ", ".join(sorted(output["data"])) for output in outputs]
 
 
+@pytest.mark.slow
 def test_the_notebook_prints_what_is_stored_in_it(tmp_path: Path) -> None:
     notebook = DOCS / "forward_process.ipynb"
     command = [sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute", "--output-dir", str(tmp_path)]
@@ -93,6 +102,7 @@ def test_the_readmes_picture_is_the_notebooks() -> None:
     assert [jpeg.strip() for jpeg in drawn].count(picture) == 1
 
 
+@pytest.mark.slow
 def test_the_notebooks_page_has_its_pictures_and_the_notebook_beside_it(site: Path) -> None:
     page = (site / "forward_process" / "index.html").read_text()
     notebook = DOCS / "forward_process.ipynb"
@@ -108,6 +118,7 @@ def test_the_readme_and_the_page_on_datasets_state_one_contract() -> None:
     assert contract in PAGES["how-to/own-dataset.md"]
 
 
+@pytest.mark.slow
 def test_the_quickstart_shows_the_readmes_parts(site: Path) -> None:
     page = re.sub(r"<[^>]+>", "", (site / "index.html").read_text())
     for part in (
@@ -127,6 +138,7 @@ def resolved(path: str) -> object:
         return None
 
 
+@pytest.mark.slow
 def test_the_reference_has_all_that_is_public_and_all_that_pages_import(site: Path) -> None:
     html = "".join(path.read_text() for path in (site / "api").rglob("index.html"))
     described = {
@@ -141,6 +153,7 @@ def test_the_reference_has_all_that_is_public_and_all_that_pages_import(site: Pa
     assert wanted - described == set()
 
 
+@pytest.mark.slow
 def test_the_built_pages_hold_no_markup_that_was_not_rendered(site: Path) -> None:
     for path in site.rglob("index.html"):
         article = path.read_text().partition("<article")[2].partition("</article")[0]
@@ -149,6 +162,7 @@ def test_the_built_pages_hold_no_markup_that_was_not_rendered(site: Path) -> Non
             assert wrong not in prose, f"{path}: {wrong}"
 
 
+@pytest.mark.slow
 def test_nothing_is_fetched_from_elsewhere_to_show_a_page(site: Path) -> None:
     for path in site.rglob("*.html"):
         loaded = re.findall(

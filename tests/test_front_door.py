@@ -43,7 +43,9 @@ def test_pre_commit_has_the_versions_of_the_extra_dev() -> None:
 def test_the_citation_has_this_version() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["version"] == ddpm_data.__version__
-    assert f"## {ddpm_data.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").replace("[", "")
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    version = re.escape(ddpm_data.__version__)
+    assert re.search(rf"^(## \[{version}\]|The first release, {version},)", changelog, re.MULTILINE)
     assert [author["name"] for author in citation["authors"]] == [author["name"] for author in PROJECT["authors"]]
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.slow  # a wheel, and processes
 PAGE = (ROOT / "docs" / "how-to" / "hydra.md").read_text()
 FILES = re.findall(r'^```\w+ title="([^"]+)"\n(.*?)^```', PAGE, re.MULTILINE | re.DOTALL)
 COMMANDS = [

@@ -78,15 +78,23 @@ def test_latents_reach_the_model_shifted_and_scaled(
 @pytest.mark.parametrize(
     ("train", "latents", "options"),
     [
-        (Items(zip(MEAN, STD, strict=True)), Latents(0.5, std_key=1), dict(image_key=0)),
-        (
+        pytest.param(
+            Items(zip(MEAN, STD, strict=True)), Latents(0.5, std_key=1), dict(image_key=0), marks=pytest.mark.slow
+        ),
+        pytest.param(
             Items({"mean": m, "std": s} for m, s in zip(MEAN, STD, strict=True)),
             Latents(0.5, std_key="std"),
             dict(image_key="mean"),
+            marks=pytest.mark.slow,
         ),
-        (torch.cat([MEAN, STD], dim=1), Latents(0.5, stacked=True), {}),
+        pytest.param(torch.cat([MEAN, STD], dim=1), Latents(0.5, stacked=True), {}, marks=pytest.mark.slow),
         (torch.cat([MEAN, STD], dim=1), Latents(0.5, stacked=True), dict(compile=False)),
-        (torch.cat([MEAN, STD], dim=1).half(), Latents(0.5, stacked=True), dict(num_workers=1)),
+        pytest.param(
+            torch.cat([MEAN, STD], dim=1).half(),
+            Latents(0.5, stacked=True),
+            dict(num_workers=1),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["pair", "dict", "stacked", "stacked, eager", "halves, a worker"],
 )
@@ -103,7 +111,8 @@ def test_mean_and_deviation_are_drawn_by_keyed_noise(
     drawn = (first / 0.5 - MEAN) / STD
     clear = drawn[STD > 0.3].double().numpy()  # elsewhere the recovery's own rounding shows
     assert stats.kstest(clear, "norm").pvalue > 1e-4  # false alarm: 1e-4
-    again = fit(tmp_path, Items(zip(MEAN, STD, strict=True)), Latents(0.5, std_key=1), image_key=0)
+    pair = Items(zip(MEAN, STD, strict=True))
+    again = fit(tmp_path, pair, Latents(0.5, std_key=1), image_key=0, compile=options.get("compile", True))
     exact = train.dtype == torch.float32 if isinstance(train, Tensor) else True
     torch.testing.assert_close(first, recovered(again, "val"), atol=2e-3 if exact else 2e-2, rtol=1e-3)
     x_t, t, noise = model.all("train")
@@ -111,6 +120,7 @@ def test_mean_and_deviation_are_drawn_by_keyed_noise(
     assert not torch.allclose(epochs[:COUNT].sort(0).values, epochs[COUNT:].sort(0).values, atol=0.01)
 
 
+@pytest.mark.slow
 def test_a_draw_depends_on_the_example_alone() -> None:
     values, position = torch.cat([MEAN, STD], dim=1), torch.arange(COUNT)
     for compiled in (True, False):
@@ -129,7 +139,7 @@ def test_a_draw_depends_on_the_example_alone() -> None:
 def test_the_drawn_noise_is_not_the_noise_of_the_forward_process() -> None:
     """Else x_t would hold one noise twice."""
     values = torch.cat([torch.zeros_like(MEAN), torch.ones_like(MEAN)], dim=1)
-    x_t, t, noise = ForwardDiffusion(PROCESS, latents=Latents(stacked=True))(values, torch.arange(COUNT))
+    x_t, t, noise = ForwardDiffusion(PROCESS, compile=False, latents=Latents(stacked=True))(values, torch.arange(COUNT))
     drawn = PROCESS.predict_x_0(x_t, t, noise)
     correlation = np.corrcoef(drawn.flatten().numpy(), noise.flatten().numpy())[0, 1]
     assert abs(correlation) < 5 / drawn.numel() ** 0.5  # 5 sigma: 6e-7 false alarms
@@ -161,7 +171,7 @@ def test_a_file_of_tensors(tmp_path: Path) -> None:
 def test_latents_are_cached_as_they_are(tmp_path: Path) -> None:
     items = Items(zip(MEAN.half(), STD.half(), strict=True))
     seen = [
-        recovered(fit(tmp_path, items, Latents(std_key=1), image_key=0, **options), "val")
+        recovered(fit(tmp_path, items, Latents(std_key=1), image_key=0, compile=False, **options), "val")
         for options in ({}, dict(cache_dir=tmp_path / "cache"), dict(cache_dir=tmp_path / "cache"))
     ]
     assert torch.equal(seen[0], seen[1])

@@ -122,6 +122,7 @@ def test_only_core_packages_are_imported_outright(path: Path) -> None:
     assert {name.split(".")[0] for name in names} <= core_modules() | {"ddpm_data"} | sys.stdlib_module_names
 
 
+@pytest.mark.slow
 def test_a_missing_extra_is_named() -> None:
     code = """
 import sys, ddpm_data.sources

@@ -12,8 +12,13 @@ from tests import pins
 PINNED = json.loads((Path(__file__).parent / "pins.json").read_text())
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["uncompiled", "compiled"])
-@pytest.mark.parametrize("name", pins.CONFIGS)
+CASES = [pytest.param(name, False, id=f"{name}-uncompiled") for name in pins.CONFIGS] + [
+    pytest.param(name, True, id=f"{name}-compiled", marks=[pytest.mark.slow] * (name == "files"))
+    for name in pins.CONFIGS
+]
+
+
+@pytest.mark.parametrize(("name", "compiled"), CASES)
 def test_triples_are_as_pinned(name: str, compiled: bool, tmp_path: Path) -> None:
     """Steps, flips, crops and order to the bit; noise as near as two machines and two kinds of code come."""
     pins.write_images(tmp_path / "images")

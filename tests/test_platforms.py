@@ -24,6 +24,7 @@ from ddpm_data.diffusion.timestep_bins import BinLoss, read_losses, write_losses
 from ddpm_data.sources import ImageFiles, TarShards
 from ddpm_data.sources.image_files import _sort_names
 from tests.conftest import ROOT, Recorder, trainer, uint8_images
+from tests.groups import PATIENCE
 from tests.spawn_job import digest
 
 NESTED = ("a/1.png", "a-b/1.png", "a1/1.png", "B/2.png", "a/10.png", "a_b/3.png", "10/1.png", "9/1.png")
@@ -102,11 +103,13 @@ def run_in_ascii(folder: Path, *arguments: str | Path) -> tuple[int, str]:
     return result.returncode, result.stdout.decode("ascii")
 
 
+@pytest.mark.slow
 @only_linux
 def test_that_encoding_is_ascii(tmp_path: Path) -> None:
     assert run_in_ascii(tmp_path, "-c", "import locale; print(locale.getencoding())") == (0, "ANSI_X3.4-1968\n")
 
 
+@pytest.mark.slow
 @only_linux
 def test_the_comparison_keeps_names_that_the_console_cannot_show(tmp_path: Path) -> None:
     overrides = ["dataset.root=b\u00fccher/\u65e5\u672c"]
@@ -122,6 +125,7 @@ def test_the_comparison_keeps_names_that_the_console_cannot_show(tmp_path: Path)
         assert "Gr\u00f6\u00dfe" in next(csv.DictReader(file))["ended"]
 
 
+@pytest.mark.slow
 @only_linux
 def test_a_sweep_goes_on_after_an_error_that_the_console_cannot_show(tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(APP, encoding="utf-8")
@@ -167,13 +171,14 @@ def test_a_table_that_is_open_elsewhere_does_not_end_the_training(
     assert [file.name for file in tmp_path.iterdir()] == ["timestep_loss.csv"]
 
 
+@pytest.mark.slow
 def test_one_stream_where_processes_can_only_be_spawned(tmp_path: Path) -> None:
     """Training without a cache and with one, and the check command, as macOS and Windows would run them."""
     (tmp_path / "images").mkdir()
     for number, pixels in enumerate(uint8_images(12, 10, 9, 3)):
         Image.fromarray(pixels.numpy()).save(tmp_path / "images" / f"{number}.png")
     command = [sys.executable, "-m", "tests.spawn_job", str(tmp_path / "images"), str(tmp_path / "out")]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert result.returncode == 0, result.stderr[-3000:]
     lines = [line for line in result.stdout.splitlines() if line.startswith(("cores", "triples", "status"))]
     here = digest(str(tmp_path / "images"), str(tmp_path), workers=0, cache=None)
@@ -201,10 +206,11 @@ class Stuck:
 
     def __getitem__(self, index: int) -> Tensor:
         if index == 2 and get_worker_info():
-            time.sleep(300)
+            time.sleep(PATIENCE)
         return uint8_images(1, 3, 8, 8)[0]
 
 
+@pytest.mark.slow
 def test_shared_memory_is_spoken_of_only_where_it_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("map_style", "worker"):
         monkeypatch.setattr(f"ddpm_data.loading.{module}.SHARED_MEMORY", tmp_path / "no such folder")

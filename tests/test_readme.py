@@ -31,6 +31,7 @@ def test_it_fits_on_three_screens() -> None:
     assert len(README.splitlines()) < 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", PYTHON, ids=["lightning"])
 def test_python_blocks_run_from_anywhere(block: str, tmp_path: Path) -> None:
     script = tmp_path / "block.py"

@@ -45,7 +45,7 @@ def nodes(folder: Path, processes: int, *job: str) -> list[Node]:
             environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
             node = started([*command, f"--node-rank={rank}", *job], here, **environment)
             running.append((here, stack.enter_context(node)))
-        return [Node(here, *node.finished(timeout=200)) for here, node in running]
+        return [Node(here, *node.finished()) for here, node in running]
 
 
 PAGE = (ROOT / "docs/how-to/several-gpus.md").read_text()
@@ -95,6 +95,7 @@ def both(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Node]
     return found
 
 
+@pytest.mark.slow
 def test_nodes_see_together_what_one_process_sees(both: list[Node], pictures: Path, tmp_path: Path) -> None:
     model, dm = Recorder(), instantiate(composed(*overrides(pictures, 16)).datamodule)
     alone = trainer(tmp_path, max_epochs=2)
@@ -108,6 +109,7 @@ def test_nodes_see_together_what_one_process_sees(both: list[Node], pictures: Pa
     assert by_example([torch.cat(parts) for parts in zip(*ranks, strict=True)]) == by_example(list(model.all("train")))
 
 
+@pytest.mark.slow
 def test_each_node_downloads_and_decodes_once(both: list[Node]) -> None:
     for node in both:
         assert (node.folder / "calls.txt").read_text().splitlines() == ["0 False", "1 True"]
@@ -115,6 +117,7 @@ def test_each_node_downloads_and_decodes_once(both: list[Node]) -> None:
         assert node.said.count("Decoding train into cache:   0%") == 1
 
 
+@pytest.mark.slow
 def test_a_run_has_one_folder_that_of_rank_0(both: list[Node]) -> None:
     first, second = both
     (run,) = first.folder.glob("outputs/*/*")
@@ -129,21 +132,25 @@ def test_a_run_has_one_folder_that_of_rank_0(both: list[Node]) -> None:
     assert not {path.name for path in second.folder.iterdir() if not path.name.startswith(left)}
 
 
+@pytest.mark.slow
 def test_what_is_true_of_the_run_is_said_once(both: list[Node]) -> None:
     said = both[0].said + both[1].said
     assert said.count("are enlarged") == 1
     assert said.count("The run's folder is") == said.count("The run took") == 1
 
 
+@pytest.mark.slow
 def test_an_error_on_one_node_ends_both(tmp_path: Path) -> None:
     first, second = nodes(tmp_path, 1, "-m", "tests.loading.faults_job", "error", str(tmp_path), "1", "2")
     assert first.code != 0
     assert second.code != 0
     assert re.search(r"RuntimeError: train\[\d+\]: KeyError: 'no row", second.said)
     assert "Check the logs of the remote worker" in first.said
-    assert time.time() - float((tmp_path / "failed").read_text()) < 60
+    # Without an end by the failing rank, a collective would wait for half an hour.
+    assert time.time() - float((tmp_path / "failed").read_text()) < 300
 
 
+@pytest.mark.slow
 def test_fsdp_in_two_tasks_of_slurm_learns_what_one_process_learns(tmp_path: Path) -> None:
     """All but the device and srun itself, whose environment is played; weights and their average agree."""
     job = [sys.executable, str(ROOT / "train_stub.py"), *SMALL, "trainer.accelerator=cpu", "trainer.max_epochs=1"]
@@ -161,7 +168,7 @@ def test_fsdp_in_two_tasks_of_slurm_learns_what_one_process_learns(tmp_path: Pat
         alone = [*job, "trainer=cpu", "loader.batch_size=32", "hydra.run.dir=one"]
         tasks.append(stack.enter_context(started(alone, tmp_path)))
         for task in tasks:
-            code, said = task.finished(timeout=120)
+            code, said = task.finished()
             assert code == 0, said[-3000:]
     (run,) = tmp_path.glob("outputs/*/*")  # one folder, though each task has a clock
     assert {path.name for path in tmp_path.iterdir()} == {"outputs", "one"}

@@ -37,6 +37,7 @@ def records(folder: Path) -> list[dict[str, object]]:
     return [json.loads(path.read_text()) for path in paths]
 
 
+@pytest.mark.slow
 def test_jobs_side_by_side_share_one_cache_and_a_crashed_one_is_named_at_the_end(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     for number, pixels in enumerate(uint8_images(40, 8, 8)):
@@ -61,6 +62,7 @@ def test_jobs_side_by_side_share_one_cache_and_a_crashed_one_is_named_at_the_end
         assert {"config.yaml", "metrics.csv", "noising.png", "schedule.png", "samples.png"} <= set(left)
 
 
+@pytest.mark.slow
 def test_optuna_goes_on_without_the_jobs_that_fail(tmp_path: Path) -> None:
     search = ["schedule=choice(linear,cosine)", "model.width=choice(8,12)", "hydra.sweeper.n_trials=4"]
     status, printed = sweep(tmp_path / "runs", "sweep=optuna", *search)
@@ -74,6 +76,7 @@ def test_optuna_goes_on_without_the_jobs_that_fail(tmp_path: Path) -> None:
     assert best.best_params["model.width"] == 8
 
 
+@pytest.mark.slow
 def test_submitit_runs_each_job_in_a_process_of_its_own(tmp_path: Path) -> None:
     status, printed = sweep(tmp_path / "runs", "hydra/launcher=submitit_local", "timesteps=uniform,low_discrepancy")
     assert status == 0, printed[-3000:]

@@ -16,6 +16,7 @@ from ddpm_data import DDPMDataModule, schedules
 from ddpm_data.callbacks import TimestepLoss
 from ddpm_data.diffusion.timestep_bins import read_losses
 from tests.conftest import ROOT, trainer, uint8_images
+from tests.groups import PATIENCE
 from train_stub import DDPM, UNet
 
 PICTURES = ("noising.png", "schedule.png", "samples.png", "timestep_loss.png")
@@ -25,7 +26,7 @@ def job(*overrides: str, cwd: Path | None = None) -> str:
     """Run the main job in a process of its own; what it printed."""
     command = [sys.executable, str(ROOT / "train_stub.py"), *overrides]
     result = subprocess.run(
-        command, cwd=cwd or ROOT, timeout=300, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        command, cwd=cwd or ROOT, timeout=PATIENCE, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     assert result.returncode == 0, result.stdout[-3000:]
     return result.stdout
@@ -36,6 +37,7 @@ def metrics(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_the_main_job_trains_and_leaves_what_it_names(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     printed = job(
@@ -59,6 +61,7 @@ def test_the_main_job_trains_and_leaves_what_it_names(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["run"]
 
 
+@pytest.mark.slow
 def test_a_sweep_gives_four_finished_runs_with_their_resolved_configs(tmp_path: Path) -> None:
     job(
         "-m",
@@ -79,6 +82,7 @@ def test_a_sweep_gives_four_finished_runs_with_their_resolved_configs(tmp_path: 
     assert swept == [("linear", 100), ("linear", 300), ("cosine", 100), ("cosine", 300)]
 
 
+@pytest.mark.slow
 def test_resuming_ends_where_the_whole_run_ends(tmp_path: Path) -> None:
     common = ["trainer=smoke", "samples=1", "schedule.num_timesteps=20", "timesteps=low_discrepancy"]
     job(*common, "trainer.max_epochs=3", f"hydra.run.dir={tmp_path / 'whole'}")
@@ -93,6 +97,7 @@ def test_resuming_ends_where_the_whole_run_ends(tmp_path: Path) -> None:
             assert a[name] == b[name]  # bit for bit: the same triples, the same weights
 
 
+@pytest.mark.slow
 def test_two_processes_make_one_run(tmp_path: Path) -> None:
     common = ["trainer=ddp_cpu", "trainer.max_epochs=1", "trainer.check_val_every_n_epoch=1", "samples=1"]
     printed = job(*common, "schedule.num_timesteps=20", f"hydra.run.dir={tmp_path}")

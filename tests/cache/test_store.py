@@ -23,6 +23,7 @@ from ddpm_data import DDPMDataModule, schedules
 from ddpm_data.sources import ImageFiles
 from tests.cache.cache_job import COUNT, Slow
 from tests.conftest import ROOT, Recorder, trainer, uint8_images
+from tests.groups import PATIENCE
 
 not_on_windows = pytest.mark.skipif(sys.platform == "win32", reason="done by signals and limits of POSIX")
 BETAS = schedules.linear(50)
@@ -97,9 +98,10 @@ def job(tmp_path: Path, asked: str, seconds: float = 0.0, limit: int = 0) -> "su
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_processes_that_start_together_decode_once(tmp_path: Path) -> None:
     jobs = [job(tmp_path, f"asked {i}", seconds=0.005) for i in range(3)]
-    outputs = [process.communicate(timeout=120) for process in jobs]
+    outputs = [process.communicate(timeout=PATIENCE) for process in jobs]
     assert [out.strip() for out, _ in outputs] == [f"mean {MEAN}"] * 3, outputs
     asked = [len((tmp_path / f"asked {i}").read_text().split()) for i in range(3)]
     assert sum(asked) <= COUNT + 3 * EXTRA
@@ -107,6 +109,7 @@ def test_processes_that_start_together_decode_once(tmp_path: Path) -> None:
     assert files(tmp_path / "cache") == [".json", ".npy"]
 
 
+@pytest.mark.slow
 @not_on_windows
 def test_one_that_is_killed_leaves_no_cache(tmp_path: Path) -> None:
     for seconds in (0.0, 0.2, 0.5):
@@ -118,15 +121,16 @@ def test_one_that_is_killed_leaves_no_cache(tmp_path: Path) -> None:
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert files(tmp_path / "cache") == [".part"]
-    out, err = job(tmp_path, "asked").communicate(timeout=120)
+    out, err = job(tmp_path, "asked").communicate(timeout=PATIENCE)
     assert out.strip() == f"mean {MEAN}", err
     assert files(tmp_path / "cache") == [".json", ".npy"]
 
 
+@pytest.mark.slow
 @not_on_windows
 def test_a_full_disk_is_said_at_once_and_leaves_nothing(tmp_path: Path) -> None:
     process = job(tmp_path, "asked", limit=100_000)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=PATIENCE)
     last = err.strip().splitlines()[-1]
     assert process.returncode == 1
     assert "the cache of train cannot be kept in" in last
@@ -294,6 +298,7 @@ class Unreachable(Slow):
         return super().__getitem__(index)
 
 
+@pytest.mark.slow
 def test_a_second_try_is_not_kept_waiting_by_the_first(tmp_path: Path) -> None:
     data = Unreachable(tmp_path / "asked")
     with pytest.raises(OSError, match="the disk is away") as raised:

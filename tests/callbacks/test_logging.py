@@ -1,6 +1,5 @@
 """What callbacks hand to loggers: the numbers and the very pictures; written once, also by two processes."""
 
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from ddpm_data.diffusion.timestep_bins import read_losses
 from tests.callbacks.callbacks_job import Losses, main
 from tests.callbacks.helpers import data, rows_of
 from tests.conftest import ROOT, trainer
+from tests.groups import finished
 
 
 def events(folder: Path) -> Any:  # noqa: ANN401  # tensorboard's
@@ -49,23 +49,13 @@ def test_tensorboard_has_the_numbers_and_the_very_pictures(tmp_path: Path) -> No
             assert np.array_equal(np.asarray(shown.convert("RGB")), np.asarray(kept.convert("RGB")))
 
 
+@pytest.mark.slow
 def test_two_processes_write_what_one_writes_and_once(tmp_path: Path) -> None:
     main(tmp_path / "1", 1)
     (tmp_path / "2").mkdir()
-    command = [
-        "timeout",
-        "-k",
-        "10",
-        "200",
-        sys.executable,
-        "-m",
-        "tests.callbacks.callbacks_job",
-        str(tmp_path / "2"),
-        "2",
-    ]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert "sync_dist" not in result.stderr
+    code, printed = finished([sys.executable, "-m", "tests.callbacks.callbacks_job", str(tmp_path / "2"), "2"], ROOT)
+    assert code == 0, printed[-3000:]
+    assert "sync_dist" not in printed
     ranks = [torch.load(tmp_path / "2" / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
     assert sum(ranks[0]["val"]) != sum(ranks[1]["val"])  # so that a mean of means would be wrong
     tables = [read_losses(tmp_path / name / "timestep_loss.csv") for name in "12"]

@@ -29,6 +29,7 @@ from ddpm_data.latents import Latents
 from ddpm_data.loading.map_style import MapStyleImages
 from ddpm_data.loading.options import LoaderOptions
 from tests.conftest import ROOT, uint8_images
+from tests.groups import PATIENCE
 from tests.zoo import BAD_FILES, COLOURS, FILES, GREYS, TURNED, content, picture
 
 PIXELS = uint8_images(40, 3, 24, 32)
@@ -113,13 +114,14 @@ def known(tmp_path: Path) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_a_known_folder_by_the_command(known: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = ["dataset=image_folder", f"dataset.root={known}", "dataset.image_size=16", "dataset.val=null"]
     loader = ["loader.batch_size=4", "loader.num_workers=3", "loader.prefetch_factor=5"]
     # --out and --workers are the old spellings, which keep working.
     command = [sys.executable, "-m", "ddpm_data.check", "--out", str(out), "--workers", "2", *words, *loader]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert result.returncode == 1, result.stderr
     assert "Checking train: 100%" in result.stderr
     train = json.loads((out / "check.json").read_text())["sets"]["train"]

@@ -10,6 +10,7 @@ import pytest
 
 from ddpm_data.cli._command import add_option, add_output_option, start_command
 from tests.conftest import ROOT
+from tests.groups import PATIENCE
 
 
 @pytest.mark.parametrize("command", ["check", "report", "verify", "compare"])
@@ -33,11 +34,12 @@ def test_old_spellings_of_options_set_the_same_values() -> None:
     assert vars(parser.parse_args(["--max-items", "2", "--output-dir", "b"])) == given
 
 
+@pytest.mark.slow
 def test_the_commands_are_listed_and_run() -> None:
     def run(*arguments: str, status: int = 0) -> str:
         command = [sys.executable, "-m", "ddpm_data", *arguments]
         result = subprocess.run(
-            command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60
+            command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=PATIENCE
         )
         assert result.returncode == status
         return result.stdout

@@ -27,6 +27,7 @@ def test_the_numbers_are_those_of_the_papers() -> None:
     assert table_row("", ForwardProcess(schedules.constant(3, 0.1)))[-1] == "never"
 
 
+@pytest.mark.slow
 def test_the_report_overlays_schedules_and_shows_the_users_images(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,12 +22,13 @@ class Sharded(IterableDataset[Tensor]):
 
 
 def verify(*words: str) -> tuple[int, str]:
-    return finished([sys.executable, "-m", "ddpm_data.verify", *words], ROOT, timeout=280)
+    return finished([sys.executable, "-m", "ddpm_data.verify", *words], ROOT)
 
 
 CONDITIONS = ("dataset.condition=1", "dataset.condition_dropout=0.1", "dataset.null_condition=10")
 
 
+@pytest.mark.slow
 def test_streams_that_agree() -> None:
     code, said = verify("--steps", "4", "dataset=digits", "loader.batch_size=500", *CONDITIONS)
     assert code == 0
@@ -41,6 +42,7 @@ def test_streams_that_agree() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_random_augmentation_is_found() -> None:
     augment = "dataset.augment={_target_:torchvision.transforms.v2.RandomHorizontalFlip}"
     # Whole batches are flipped or not: two processes would agree with one by chance once in 4 ** 8 runs.
@@ -51,6 +53,7 @@ def test_a_random_augmentation_is_found() -> None:
     assert "agrees  validation, 2 processes" in said
 
 
+@pytest.mark.slow
 def test_an_iterable_source_is_held_to_what_it_can_promise() -> None:
     source = [
         "dataset=fake",
@@ -74,7 +77,11 @@ def test_an_iterable_source_is_held_to_what_it_can_promise() -> None:
     [
         (["--config-dir", "nowhere"], "no folder .*nowhere: .*--config-dir"),
         (["--key", "data.module"], "has no data.module: .*--key"),
-        (["dataset.train=null", "dataset.val=null"], r"(?s)no train set was given.*`dataset\.train`"),
+        pytest.param(
+            ["dataset.train=null", "dataset.val=null"],
+            r"(?s)no train set was given.*`dataset\.train`",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_what_it_cannot_run_is_said(words: list[str], says: str, monkeypatch: pytest.MonkeyPatch) -> None:

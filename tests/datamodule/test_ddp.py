@@ -14,7 +14,9 @@ import torch
 from tests.conftest import ROOT
 from tests.datamodule.ddp_scenarios import SCENARIOS
 from tests.datamodule.ddp_scenarios import run as scenario
+from tests.groups import PATIENCE, finished
 
+pytestmark = pytest.mark.slow  # processes
 Rank = dict[str, Any]
 
 
@@ -23,7 +25,7 @@ def run(folder: Path, devices: int = 1, kill_after: int = -1, **options: object)
     options |= {"devices": devices, "kill_after": kill_after}
     arguments = [str(word) for key, value in options.items() for word in (f"--{key}", value)]
     command = [sys.executable, "-m", "tests.datamodule.ddp_job", str(folder), *arguments]
-    result = subprocess.run(command, cwd=ROOT, timeout=300, capture_output=True, text=True)
+    result = subprocess.run(command, cwd=ROOT, timeout=PATIENCE, capture_output=True, text=True)
     if kill_after >= 0:
         assert result.returncode == -signal.SIGKILL
         return []
@@ -124,7 +126,7 @@ def test_two_nodes_launched_by_torchrun_see_the_same(one: Rank, tmp_path: Path) 
     command += ["--rdzv_backend=static", "--master_addr=127.0.0.1", f"--master_port={free_port()}"]
     job = ["-m", "tests.datamodule.ddp_job", str(tmp_path), "--nodes", "2", "--batch_size", "6"]
     nodes = [subprocess.Popen([*command, f"--node_rank={rank}", *job], cwd=ROOT) for rank in range(2)]
-    assert [node.wait(timeout=300) for node in nodes] == [0, 0]
+    assert [node.wait(timeout=PATIENCE) for node in nodes] == [0, 0]
     many = load(tmp_path, 2)
     for step, batch in enumerate(one["seen"]["train"]):
         together = [torch.cat(parts) for parts in zip(*(rank["seen"]["train"][step] for rank in many), strict=True)]
@@ -133,12 +135,12 @@ def test_two_nodes_launched_by_torchrun_see_the_same(one: Rank, tmp_path: Path) 
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> list[Rank]:
-    """What two processes saw in every scenario; -k, since a hung process may not heed a plain timeout."""
+    """What two processes saw in every scenario."""
     folder = tmp_path_factory.mktemp("scenarios")
-    command = ["timeout", "-k", "10", "300", sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
     command += [f"--master_port={free_port()}", "-m", "tests.datamodule.ddp_scenarios", str(folder)]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-3000:]
+    code, printed = finished(command, ROOT)
+    assert code == 0, printed[-3000:]
     return load(folder, 2)
 
 

@@ -39,6 +39,7 @@ def by_example(parts: list[Tensor]) -> list[bytes]:
     return sorted(b"".join(part.numpy().tobytes() for part in row) for row in zip(*parts, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", PROCESSES, ids=["fabric", "one process", "torchrun"])
 def test_a_documented_loop_sees_what_a_trainers_model_sees(
     block: str, under_a_trainer: list[Tensor], tmp_path: Path

@@ -81,7 +81,16 @@ GEOMETRIES: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("options", GEOMETRIES, ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(options, marks=pytest.mark.slow)
+        if options.get("multiprocessing_context", "fork") != "fork"
+        else options
+        for options in GEOMETRIES
+    ],
+    ids=str,
+)
 def test_workers_and_batch_size_change_nothing(dataset: TensorDataset, tmp_path: Path, options: dict[str, Any]) -> None:
     if options.get("multiprocessing_context") not in (None, *multiprocessing.get_all_start_methods()):
         pytest.skip("Windows only spawns")
@@ -236,7 +245,7 @@ def test_torchvision_datasets_and_folders(tmp_path: Path, folder: Path) -> None:
         (digits, dict(image_size=16, channels=3)),
     ):
         model = Recorder()
-        trainer(tmp_path, limit_train_batches=1).fit(model, datamodule=module(train, **options))
+        trainer(tmp_path, limit_train_batches=1).fit(model, datamodule=module(train, compile=False, **options))
         assert model.all("train").x_t.shape[1:] == (3, 16, 16)
 
 

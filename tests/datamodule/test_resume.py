@@ -180,7 +180,12 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+SLOW = {"reloaded", "reloaded, two workers", "iterable, two workers", "accumulated by four", "estimated steps read"}
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow) if case in SLOW else case for case in CASES]
+)
 def test_from_any_checkpoint_the_rest_is_the_same(case: str, tmp_path: Path) -> None:
     data, options = CASES[case]
     saved = tmp_path / "saved"
@@ -213,7 +218,7 @@ ELASTIC = [dict(batch_size=b, drop_last=d) for b in (1, 3, 6, 8, 21, 40) for d i
 
 
 @pytest.mark.parametrize("data", ELASTIC, ids=str)
-@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("drop_last", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_another_batch_size_takes_up_the_rest_of_the_epoch(
     data: dict[str, Any], drop_last: bool, tmp_path: Path
 ) -> None:

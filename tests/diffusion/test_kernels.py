@@ -45,7 +45,12 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 @pytest.mark.parametrize(
     ("shape", "stage"),
-    [((16, 3, 16, 16), "train"), ((16, 3, 16, 16), "val"), ((9, 1, 23, 25), "train"), ((1, 3, 16, 16), "test")],
+    [
+        ((16, 3, 16, 16), "train"),
+        pytest.param((16, 3, 16, 16), "val", marks=pytest.mark.slow),
+        pytest.param((9, 1, 23, 25), "train", marks=pytest.mark.slow),
+        pytest.param((1, 3, 16, 16), "test", marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_compiled_and_eager_agree(shape: tuple[int, ...], stage: Stage, compilations: list[Any]) -> None:
@@ -60,6 +65,7 @@ def test_compiled_and_eager_agree(shape: tuple[int, ...], stage: Stage, compilat
     assert len(compilations) == (3 if stage == "train" else 2)  # training: mirrored, and t drawn in two ways
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(16, 3, 16, 16), (9, 1, 23, 25)], ids=str)
 def test_x_t_is_the_forward_process_to_the_last_bit(shape: tuple[int, ...]) -> None:
     images, position = batch(*shape)
@@ -70,6 +76,7 @@ def test_x_t_is_the_forward_process_to_the_last_bit(shape: tuple[int, ...]) -> N
         assert torch.__version__ < "2.7"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("given", [torch.uint8, torch.float32])
 def test_precisions_and_memory_formats_agree(dtype: torch.dtype, given: torch.dtype) -> None:
@@ -83,6 +90,7 @@ def test_precisions_and_memory_formats_agree(dtype: torch.dtype, given: torch.dt
         torch.testing.assert_close(a.double(), b.double(), rtol=torch.finfo(dtype).eps, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "graphs"), [("train", 2), ("val", 1)])
 def test_short_batches_are_filled_up_not_compiled_for(stage: Stage, graphs: int, compilations: list[Any]) -> None:
     transform = make()
@@ -98,6 +106,7 @@ def test_short_batches_are_filled_up_not_compiled_for(stage: Stage, graphs: int,
     assert len(compilations) == 2 * graphs
 
 
+@pytest.mark.slow
 def test_another_schedule_seed_and_device_state_need_no_other_code(compilations: list[Any]) -> None:
     transform = make(flip=0.0)
     with torch.inference_mode():
@@ -108,6 +117,7 @@ def test_another_schedule_seed_and_device_state_need_no_other_code(compilations:
     assert len(compilations) == 1
 
 
+@pytest.mark.slow
 def test_a_custom_draw_of_t_stays_outside_the_compiler() -> None:
     def timesteps(position: Tensor, num_timesteps: int, *_: object) -> Tensor:
         steps = [int(n) % num_timesteps for n in position]  # .item() would break a graph
@@ -119,6 +129,7 @@ def test_a_custom_draw_of_t_stays_outside_the_compiler() -> None:
         make(timesteps=lambda position, *_: position * 5000 // 3003)(*batch(4, 3, 16, 16))
 
 
+@pytest.mark.slow
 def test_the_graph_that_mirrors_within_the_pass_is_right() -> None:
     """The one that CUDA devices run, on the CPU: there images are mirrored before it."""
     images, position = batch(16, 3, 16, 16)
@@ -147,6 +158,7 @@ def test_mirroring_is_flipping_the_chosen(shape: tuple[int, ...]) -> None:
     assert torch.equal(images, before)
 
 
+@pytest.mark.slow
 def test_without_a_compiler_it_runs_eagerly_with_one_warning(tmp_path: Path) -> None:
     code = """
 import torch, warnings
@@ -169,6 +181,7 @@ assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(eager, fir
     assert "`compile=false`" in result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="only Linux lists a process's threads")
 def test_what_was_compiled_for_one_thread_runs_on_all_that_are_allowed_later() -> None:
     """In a process of its own, where no other operation has started threads."""
@@ -191,6 +204,7 @@ print(len(threads[1] - threads[0]))
     assert result.stdout.strip() == "2"
 
 
+@pytest.mark.slow
 def test_a_compiled_transform_can_be_sent_to_another_process() -> None:
     transform = make()
     first = transform(*batch(4, 3, 16, 16))

@@ -44,8 +44,18 @@ def test_black_and_white_are_exactly_minus_one_and_one() -> None:
     assert transform(images, torch.arange(2)).x_t.flatten().tolist() == [-1, 1]
 
 
-@pytest.mark.parametrize("shape", [(37, 1, 8, 8), (64, 3, 32, 32), (9, 3, 17, 19), (5, 1, 1, 1), (12, 5, 3, 7)])
-@pytest.mark.parametrize("stage", ["train", "val"])
+SHAPES = [(37, 1, 8, 8), (64, 3, 32, 32), (9, 3, 17, 19), (5, 1, 1, 1), (12, 5, 3, 7)]
+COMPILE = [("train", 1), ("val", 1), ("val", 2)]  # all but one of those that are large enough to compile
+
+
+@pytest.mark.parametrize(
+    ("stage", "shape"),
+    [
+        pytest.param(stage, shape, id=f"{stage}-shape{n}", marks=[pytest.mark.slow] * ((stage, n) in COMPILE))
+        for stage in ("train", "val")
+        for n, shape in enumerate(SHAPES)
+    ],
+)
 def test_bit_for_bit_the_same_in_any_batch_and_any_order(shape: tuple[int, ...], stage: Stage) -> None:
     transform = make(seed=7, flip=0.5, timesteps=UniformTimesteps(low_discrepancy=True))
     images, position = some(*shape)
@@ -58,6 +68,7 @@ def test_bit_for_bit_the_same_in_any_batch_and_any_order(shape: tuple[int, ...],
     assert equal(make(seed=7, flip=0.5, timesteps=UniformTimesteps(True))(images, position, stage), whole)
 
 
+@pytest.mark.slow
 def test_bit_for_bit_the_same_on_any_number_of_threads() -> None:
     images, position = some(64, 3, 32, 32)
     threads = torch.get_num_threads()
@@ -94,6 +105,7 @@ def test_bit_for_bit_the_same_in_any_memory_format(lay_out: Callable[[Tensor], T
     assert result.noise.is_contiguous(memory_format=layout)
 
 
+@pytest.mark.slow
 def test_other_positions_seeds_and_stages_give_independent_noise_and_t() -> None:
     """Correlations of 2 x 49,152 numbers at 5 sigma and two-sample KS at 1e-5, 21 pairs: 2e-4 false alarms in all."""
     images, _ = some(16, 3, 32, 32)

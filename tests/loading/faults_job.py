@@ -1,4 +1,4 @@
-"""Run by test_faults.py and test_several.py: a fit on real processes where one rank's data fails, in one of many ways.
+"""Run by test_bad_items.py and test_several.py: a fit on real processes where the data of one rank fails.
 
 When it does, the time is noted in the file ``failed``.
 """
@@ -45,7 +45,7 @@ class Failing(Dataset[Tensor]):
                 raise KeyError(f"no row {index}")
             if self.way == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
-            time.sleep(600)
+            time.sleep(3600)
         return torch.full((3, 8, 8), index % 256, dtype=torch.uint8)
 
 
@@ -53,7 +53,8 @@ def main(way: str, folder: Path, devices: int, nodes: int) -> None:
     warnings.simplefilter("ignore")
     workers = 1 if way in ("killed", "stuck") else 0
     source = partial(Failing, way, folder)
-    module = DDPMDataModule(source, schedule=schedules.linear(10), batch_size=8, num_workers=workers, timeout=3)
+    timeout = 3 if way == "stuck" else 600  # a worker that was killed is to be noticed, not waited for
+    module = DDPMDataModule(source, schedule=schedules.linear(10), batch_size=8, num_workers=workers, timeout=timeout)
     trainer(folder, devices=devices, num_nodes=nodes, strategy="ddp").fit(Recorder(), datamodule=module)
 
 

@@ -24,7 +24,7 @@ from ddpm_data.loading.map_style import MapStyleImages
 from ddpm_data.sources import ImageFiles
 from ddpm_data.sources._paths import path_of
 from tests.conftest import ROOT, Recorder, trainer
-from tests.groups import finished
+from tests.groups import PATIENCE, finished
 
 BROKEN = (3, 4, 17, 39)
 
@@ -238,10 +238,11 @@ class Deadly(Faulty):
 class Stuck(Faulty):
     def __getitem__(self, index: int) -> Any:  # noqa: ANN401  # an image, or not
         if index == 20 and torch.utils.data.get_worker_info():
-            time.sleep(300)
+            time.sleep(PATIENCE)
         return super().__getitem__(index)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dataset", "says"),
     [
@@ -259,7 +260,7 @@ def test_a_worker_that_dies_or_hangs_is_told_within_seconds(dataset: Faulty, say
     began = time.monotonic()
     with pytest.raises(RuntimeError, match=says):
         trainer(tmp_path).fit(Recorder(), datamodule=module(dataset, num_workers=1, timeout=2))
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 200  # below the 300 s of the default
 
 
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="only Linux says how much there is")
@@ -274,15 +275,17 @@ WAYS = {
     "error": r"RuntimeError: train\[\d+\]: KeyError: 'no row",
     "setup": r"RuntimeError: train\[\d+\]: KeyError: 'no row",
     "prepare": "KeyError: 'no connection'",
-    "killed": "was killed, crashed",
+    "killed": "was killed, crashed|is killed by signal: Killed",  # ours, or torch's where its handler meets other code
     "stuck": "DataLoader timed out",
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_what_fails_on_one_rank_ends_all(way: str, tmp_path: Path) -> None:
     """Lightning's own launcher; the message is that rank's, and nobody waits for ever."""
     code, said = finished([sys.executable, "-m", "tests.loading.faults_job", way, str(tmp_path), "2", "1"], ROOT)
     assert code != 0
     assert re.search(WAYS[way], said)
-    assert time.time() - float((tmp_path / "failed").read_text()) < 60
+    # Without an end by the failing rank, a collective would wait for half an hour.
+    assert time.time() - float((tmp_path / "failed").read_text()) < 300

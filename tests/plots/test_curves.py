@@ -67,6 +67,7 @@ SCHEDULES = {
 }
 
 
+@pytest.mark.slow
 def test_a_sheet_has_every_schedule_in_every_panel_and_a_strip_of_each(tmp_path: Path) -> None:
     """Warnings are errors: zero terminal SNR, and steps without noise, are drawn without any."""
     processes = {name: ForwardProcess(betas) for name, betas in SCHEDULES.items() if len(betas) > 1}

@@ -1,6 +1,5 @@
 """Streams of real libraries, written here: every sample once per epoch over processes and workers."""
 
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from ddpm_data._distributed import EpochShard
 from ddpm_data.sources import TarShards
 from ddpm_data.sources._sharding import split_by_rank
 from tests.conftest import ROOT, Recorder, trainer, uint8_images
+from tests.groups import finished
 from tests.sources.helpers import (
     LAYOUTS,
     STREAM_IMAGES,
@@ -122,6 +122,7 @@ def test_a_run_resumes_inside_an_epoch(
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
+@pytest.mark.slow
 def test_two_processes_see_every_image_once_and_share_no_noise(tmp_path: Path) -> None:
     pytest.importorskip("webdataset")
     images = uint8_images(24, 3, 8, 6)
@@ -129,10 +130,10 @@ def test_two_processes_see_every_image_once_and_share_no_noise(tmp_path: Path) -
     litdata_chunks(tmp_path / "litdata", images)
     for shard in range(4):
         tar(tmp_path / f"{shard}.tar", {f"{n}.png": png(images[n]) for n in range(shard, 24, 4)})
-    command = ["timeout", "-k", "10", "120", sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
     command += ["--standalone", "-m", "tests.sources.stream_job", str(tmp_path)]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-3000:]
+    code, printed = finished(command, ROOT)
+    assert code == 0, printed[-3000:]
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
     for name in ranks[0]:
         orders, noise = [], []

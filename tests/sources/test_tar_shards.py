@@ -46,6 +46,7 @@ def test_too_few_shards_are_an_error_in_every_process(shards: list[str], rank: i
         Rank(TarShards(shards[:1]), EpochShard(0, 2, rank), workers).read()
 
 
+@pytest.mark.slow
 def test_tar_shards_by_config_with_braces(shards: list[str], tmp_path: Path) -> None:
     config = ["dataset=webdataset", f"dataset.shards='{tmp_path}/{{0..5}}.tar'", "dataset.image_size=null"]
     model = Recorder()
