@@ -131,6 +131,7 @@ def test_without_workers_the_parent_is_the_worker(folder: Path) -> None:
     assert readers(folder) == {os.getpid()}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker")
 @pytest.mark.parametrize("cached", [False, True])
 def test_workers_read_what_is_in_the_file(cached: bool, folder: Path) -> None:
@@ -150,6 +151,7 @@ def test_workers_read_what_is_in_the_file(cached: bool, folder: Path) -> None:
         assert read == COUNT
 
 
+@pytest.mark.slow
 def test_spawned_workers_are_sent_a_dataset_that_has_opened_nothing(folder: Path) -> None:
     """An opened file cannot be pickled."""
     script = folder / "run.py"
