@@ -40,7 +40,7 @@ class ForwardDiffusion(nn.Module):
         flip: Probability of mirroring a training image left to right, in ``[0, 1]``; other stages never flip.
         augment: Your own augmentation of training batches, applied first: a module (it becomes a submodule) or function
             from uint8 to uint8 (for latents: from and to their own dtype), shape ``(batch, channels, height, width)``.
-            Numbers that it draws from torch's global generator depend on more than the seed and position.
+            If it draws from torch's global generator, triples depend on that generator too.
         latents: The settings of latents, see :class:`~ddpm_data.latents.Latents`; ``None`` for images.
         compile: Whether to compile the transform into one pass over the images. This applies to CPUs and CUDA devices
             and to images of at least 512 values. If the compiler fails, the transform warns once and runs uncompiled.
@@ -158,8 +158,8 @@ class ForwardDiffusion(nn.Module):
         images, position, timesteps, flip, stage, dtype = batch
         position = position.contiguous()
         if flip and images.device.type == "cpu":
-            # A pass over the bytes of its own: within the compiled pass, reading backwards costs a CPU's vector units
-            # more than that.
+            # Mirror in a separate pass over the bytes. It costs less than reading backwards within the compiled pass,
+            # which slows a CPU's vector units down.
             masks = self._compiler(_kernels.FlipMaskKernel(flip), tables, [position])
             if masks is None:
                 return _kernels.make_triple_in_blocks(tables, batch)

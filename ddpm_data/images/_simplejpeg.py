@@ -40,7 +40,8 @@ def decode_jpeg(image: Image.Image, target: tuple[int, int] | None) -> DecodedJp
             that leaves at least twice this size. ``None`` decodes at full size.
 
     Returns:
-        ``None`` if PIL has to decode the image: simplejpeg is missing, the image is no such JPEG, or it is damaged.
+        The image, not yet turned upright. ``None`` if PIL has to decode it, because simplejpeg is missing, the image is
+        no such JPEG, or it is damaged.
     """
     decode = _find_decoder()
     file = getattr(image, "fp", None)

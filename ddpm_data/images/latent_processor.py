@@ -24,7 +24,7 @@ class LatentProcessor:
     """
 
     channels_first = True
-    image_size: Size | None = None  # as they are stored, in every respect
+    image_size: Size | None = None  # latents keep their stored size and channels
     channels: int | None = None
     crop: str = "center"
 

@@ -24,7 +24,7 @@ class ItemProcessor(Protocol):
         image_key: Index into a tuple, or key of a dict, at which an item holds its image.
         channels_first: Whether an array's channels always come first. If not, its shape decides.
         image_size: Height and width that every image gets; ``None`` keeps its own.
-        channels: That every image gets; ``None`` keeps its own.
+        channels: Number of channels that every image gets; ``None`` keeps its own.
         crop: ``"center"``, or ``"random"`` by the example's position.
     """
 
