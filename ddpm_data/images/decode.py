@@ -1,5 +1,6 @@
 """Decoding of PIL images into tensors: upright, grey or RGB, transparency over a background, 16-bit values kept."""
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,9 +70,13 @@ class ResizeSpec(NamedTuple):
         """
         if self.stretch:
             return self.size
-        scale = max(self.size[0] / height, self.size[1] / width)
-        target = max(self.size[0], int(height * scale)), max(self.size[1], int(width * scale))
-        if scale > 1 and target[0] * target[1] > _MAX_ENLARGED_PIXELS:
+        # In whole numbers: a size computed through a float ratio may come out one pixel short.
+        if self.size[0] * width >= self.size[1] * height:
+            target = self.size[0], max(self.size[1], width * self.size[0] // height)
+        else:
+            target = max(self.size[0], height * self.size[1] // width), self.size[1]
+        is_enlarged = target[0] > height or target[1] > width
+        if is_enlarged and target[0] * target[1] > _MAX_ENLARGED_PIXELS:
             raise ValueError(
                 f"the image is {height} x {width} and would be enlarged to {target[0]} x {target[1]} to cover "
                 f"image_size={self.size}, which takes too much memory. Remove the image from the dataset, or change "
@@ -130,18 +135,36 @@ def decode_image(image: Image.Image, fit: ResizeSpec | None, background: Colour,
     values, area = jpeg or (_to_tensor(image, background, alpha), area)
     if target is not None and area is not None:
         # The last row and column may stand for a fraction of a pixel: the scale follows from the area, not the array.
-        scale = (target[0] / area[1], target[1] / area[0])
+        scale = _scale_to(target[0], area[1], values.shape[1]), _scale_to(target[1], area[0], values.shape[2])
         values = F.interpolate(values[None], scale_factor=scale, mode="bilinear", antialias=True)[0]
     values = values.transpose(1, 2) if orientation.transpose else values
     return values.flip(orientation.flip_axes) if orientation.flip_axes else values
 
 
+def _scale_to(target: int, area: float, length: int) -> float:
+    """Return the scale ``target / area``, raised by as little as makes ``int(length * scale)`` the target.
+
+    ``98 * (32 / 98)`` is below 32 in floats, and 31 pixels would have to be stretched.
+    """
+    scale = target / area
+    while int(length * scale) < target:
+        scale = math.nextafter(scale, math.inf)
+    return scale
+
+
 def exif_orientation(image: Image.Image) -> Orientation:
     """Read an image's orientation from its EXIF tag; an image without a valid tag is upright.
 
-    PIL turns TIFF files itself when it loads them, and removes the tag.
+    An image whose EXIF data are damaged is upright too, since its pixels may be whole. PIL turns TIFF files itself when
+    it loads them, and removes the tag.
     """
-    return _ORIENTATIONS.get(image.getexif().get(ExifTags.Base.Orientation, 1), _ORIENTATIONS[1])
+    try:
+        tag = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except MemoryError:
+        raise
+    except Exception:  # PIL raises many types of error on damaged data
+        return _ORIENTATIONS[1]
+    return _ORIENTATIONS.get(tag, _ORIENTATIONS[1]) if isinstance(tag, int) else _ORIENTATIONS[1]
 
 
 def is_transparent(image: Image.Image) -> bool:

@@ -12,7 +12,9 @@ from sklearn.datasets import load_sample_images
 from torchvision.datasets import ImageFolder
 from torchvision.transforms.v2 import functional as F
 
-from ddpm_data.images.decode import ResizeSpec
+from ddpm_data.images import _simplejpeg
+from ddpm_data.images.decode import ResizeSpec, _scale_to
+from ddpm_data.images.processor import ImageProcessor
 from ddpm_data.sources import ImageFiles
 from tests.images.test_processor import image
 
@@ -64,6 +66,60 @@ def test_jpegs_decoded_at_a_reduced_size_look_like_those_that_are_not(photograph
         assert difference < 2, (path.name, difference)
     if size == 16:
         assert reduced > len(photographs) / 2  # else nothing was decoded at a reduced size
+
+
+SIDES = [
+    (196, 196, 32),
+    (500, 374, 64),
+    (700, 467, 64),
+    (550, 412, 64),
+    (640, 428, 32),
+    (98 * 8, 1001, 32),
+    (399, 257, 64),
+]
+
+
+@pytest.mark.parametrize(("width", "height", "size"), SIDES)
+@pytest.mark.parametrize("decoder", ["simplejpeg", "PIL"])
+def test_a_reduced_size_is_never_a_pixel_short(
+    width: int, height: int, size: int, decoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was where ``98 * (32 / 98)`` fell below 32: the 31 pixels were then stretched, 8 to 21 levels off."""
+    if decoder == "PIL":
+        monkeypatch.setattr(_simplejpeg, "_find_decoder", lambda: None)
+    photograph = Image.fromarray(load_sample_images().images[0]).resize((width, height), Image.Resampling.LANCZOS)
+    photograph.save(tmp_path / "a.jpg", quality=95)
+    processor = ImageProcessor(image_size=size)
+    decoded = processor.decode(ImageFiles(tmp_path)[0])
+    assert tuple(decoded.shape[1:]) == ResizeSpec((size, size)).target(height, width)
+    with Image.open(tmp_path / "a.jpg") as opened:
+        target = ResizeSpec((size, size)).target(height, width)
+        resized = F.pil_to_tensor(opened.resize((target[1], target[0]), Image.Resampling.BILINEAR))
+    expected = F.center_crop(resized, [size, size])
+    assert (processor.convert(decoded).int() - expected.int()).abs().float().mean() < 2
+
+
+def test_sizes_are_exact_for_every_side_up_to_4096() -> None:
+    """The reduced size of a side comes out at the size that is asked for, and a covered one as in whole numbers."""
+    for size in (32, 48, 56, 64, 96, 128, 256, 512):
+        for side in range(1, 4097):
+            for divisor in (1, 2, 4, 8):
+                if side >= 2 * size * divisor:
+                    assert int(-(-side // divisor) * _scale_to(size, side / divisor, -(-side // divisor))) == size
+            for other in (side, side + 1, min(4096, 8 * side)):
+                low, high = sorted((side, other))
+                assert ResizeSpec((size, size)).target(low, high) == (size, size * high // low)
+                assert ResizeSpec((size, size)).target(high, low) == (size * high // low, size)
+
+
+@pytest.mark.parametrize("kind", ["png", "webp", "jpg"])
+def test_an_image_with_damaged_exif_data_is_upright(kind: str, tmp_path: Path) -> None:
+    picture = Image.fromarray(load_sample_images().images[0]).crop((0, 0, 40, 30))
+    picture.save(tmp_path / f"good.{kind}", lossless=True, quality=95)
+    picture.save(tmp_path / f"bad.{kind}", exif=b"Exif\x00\x00nonsense", lossless=True, quality=95)
+    assert b"nonsense" in (tmp_path / f"bad.{kind}").read_bytes()
+    bad, good = ImageFiles(tmp_path)
+    assert torch.equal(image(bad), image(good))
 
 
 def test_a_reduced_size_is_for_files_that_are_not_yet_decoded(photographs: list[Path], tmp_path: Path) -> None:
