@@ -25,9 +25,13 @@ def get_batch_dtype(trainer: L.Trainer | None) -> torch.dtype | None:
 
 
 def get_trainer_world(trainer: L.Trainer | None) -> World:
-    """Return the Trainer's processes; without a Trainer, those of torch's process group."""
+    """Return the processes that share the data: the Trainer's; without a Trainer, those of torch's process group.
+
+    Under model parallelism they are groups of processes: all of a group work on the same batch.
+    """
     if trainer:
-        return World(trainer.world_size, trainer.global_rank)
+        sharing = getattr(trainer.strategy, "distributed_sampler_kwargs", None) or {}
+        return World(sharing.get("num_replicas", trainer.world_size), sharing.get("rank", trainer.global_rank))
     world, launched = get_world(), int(os.environ.get("WORLD_SIZE", "1"))
     if world.size == 1 and launched > 1 and distributed.is_available() and distributed.is_torchelastic_launched():
         warnings.warn(

@@ -290,7 +290,8 @@ class DDPMDataModule(L.LightningDataModule):
         identity = {"seed": seed, "num_timesteps": self.transform.process.num_timesteps}
         assert order.plans is not None
         self._order = order
-        self._checkpoint = StreamCheckpoint(order.plans, identity | images.stream_identity(self.loader_options, world))
+        identity |= images.stream_identity(self.loader_options, world)
+        self._checkpoint = StreamCheckpoint(order.plans, identity, type(self).__qualname__)
         if self.trainer:
             self._checkpoint.attach(self.trainer)
 

@@ -26,11 +26,13 @@ class StreamCheckpoint(L.Callback):
     Args:
         plans: The training order's, which are told where to begin.
         identity: What makes it this stream and no other (seed, length, steps): a checkpoint must agree.
+        owner: The name under which Lightning stores the DataModule's state: its class's.
     """
 
-    def __init__(self, plans: EpochPlans, identity: dict[str, int]) -> None:
+    def __init__(self, plans: EpochPlans, identity: dict[str, int], owner: str) -> None:
         self.plans = plans
         self.identity = identity
+        self.owner = owner
         self._loaded: dict[str, int] | None = None
         self._done_before = (0, 0)  # the resumed epoch, and how many of its batches, of today's size, were done before
         self._restore_step = False
@@ -74,8 +76,15 @@ class StreamCheckpoint(L.Callback):
         self._loaded = state
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Point the order to the offset, and rewrite the counters that Lightning will load."""
-        if self._loaded is None or trainer.state.fn != "fit":
+        """Point the order to the offset, and rewrite the counters that Lightning will load.
+
+        Raises:
+            ValueError: The checkpoint was written inside an epoch, and does not say where in the stream.
+        """
+        if trainer.state.fn != "fit":
+            return
+        if self._loaded is None:
+            _refuse_unknown_offset(checkpoint, self.owner)
             return
         epoch, offset, window, ended = (self._loaded[key] for key in ("epoch", "place", "window", "ended"))
         progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
@@ -112,6 +121,20 @@ class StreamCheckpoint(L.Callback):
         if count < total:  # the epoch ends early, at an offset of its own
             left = min(left, max(0, -(-(plan.end(count - 1) - offset) // plan.global_batch_size)))
         return count - left, left
+
+
+def _refuse_unknown_offset(checkpoint: dict[str, Any], owner: str) -> None:
+    """Refuse a checkpoint from inside an epoch that another DataModule wrote, or none: its rest could not be found."""
+    progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
+    if progress["ready"] == progress["processed"]:  # written between two epochs: the next one begins anyway
+        return
+    others = [key for key, state in checkpoint.items() if isinstance(state, dict) and {"epoch", "place"} <= set(state)]
+    states = " and ".join(others) or "no DDPMDataModule"
+    raise ValueError(
+        f"the checkpoint was written inside epoch {progress['processed']}, and holds the state of {states} in place of "
+        f"{owner}. So nobody knows which examples the epoch had left: resumed, it would repeat some and never see "
+        "others. Give the DataModule's class its old name, or resume from a checkpoint written when an epoch ended."
+    )
 
 
 def rewrite_progress(fit_loop: dict[str, Any], release: str, done: int, window: int, is_last: bool) -> dict[str, Any]:

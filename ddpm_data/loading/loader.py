@@ -56,6 +56,12 @@ class StreamLoader(DataLoader[WorkerBatch]):
             self._tell("arrived")
             yield batch
             self._tell("asked")
+        if not self.counter.seen and self.order.sampler is None:
+            raise ValueError(
+                f"{self.counter.name} gave no images in epoch {self.order.current_epoch()}. A source is iterated over "
+                "once per epoch, so its __iter__ has to begin anew each time: it must not return an iterator that it "
+                f"keeps. Change `dataset.{self.dataset.stage}`."
+            )
 
     def _tell(self, moment: str) -> None:
         if self._watcher is not None:

@@ -53,15 +53,20 @@ class PrebatchedImages(SelfOrderedImages):
         """Refuse a loader that would give every process the same batches.
 
         Raises:
-            ValueError: There are several processes, and the loader does not know of them.
+            ValueError: There are several processes, and neither the loader's sampler, nor its batch sampler, nor its
+                dataset knows of them.
         """
-        sampler, source = self.loader.sampler, self.loader.dataset
-        splits_itself = isinstance(source, IterableDataset) or isinstance(sampler, DistributedSampler)
-        if world_size > 1 and not splits_itself and type(self.loader.batch_sampler).__module__.startswith("torch."):
+        sampler, batch_sampler = self.loader.sampler, self.loader.batch_sampler
+        if world_size == 1 or isinstance(self.loader.dataset, IterableDataset):
+            return
+        parts = [sampler, batch_sampler, getattr(batch_sampler, "sampler", None)]
+        if not any(_knows_its_rank(part) for part in parts):
+            is_torchs = type(batch_sampler).__module__.startswith("torch.")
+            kind = type(sampler if is_torchs else batch_sampler).__name__
             raise ValueError(
-                f"{self.name} is a DataLoader with a {type(sampler).__name__}, and there are {world_size} processes: "
-                f"each would see all of it. Give its dataset instead (`dataset.{self.name}`), or a loader with a "
-                "DistributedSampler."
+                f"{self.name} is a DataLoader with a {kind}, and there are {world_size} processes: each would see all "
+                f"of it, since it knows no rank. Give its dataset instead (`dataset.{self.name}`), a loader with a "
+                "DistributedSampler, or a batch sampler that has `num_replicas` and `rank`."
             )
 
     def set_epoch(self, epoch: int) -> None:
@@ -91,6 +96,12 @@ class PrebatchedImages(SelfOrderedImages):
         assert isinstance(tensor, Tensor)
         is_last = not self.processor.channels_first and channels_come_last(tensor.shape[1:], is_array)
         return tensor.permute(0, 3, 1, 2) if is_last else tensor
+
+
+def _knows_its_rank(sampler: object) -> bool:
+    """Tell whether a sampler, or batch sampler, is one of several that share the data."""
+    names = ("num_replicas", "world_size", "rank", "process_index")  # torch's, mosaic's and accelerate's
+    return isinstance(sampler, DistributedSampler) or any(hasattr(sampler, name) for name in names)
 
 
 class PrebatchedBatches(StageBatches, IterableDataset[WorkerBatch]):

@@ -29,7 +29,13 @@ class ItemBatch(NamedTuple):
 
 
 class StageBatches(Dataset[WorkerBatch]):
-    """A stage's batches, as workers make them; what a :class:`~ddpm_data.loading.loader.StreamLoader` loads from."""
+    """A stage's batches, as workers make them; what a :class:`~ddpm_data.loading.loader.StreamLoader` loads from.
+
+    Attributes:
+        stage: The stream that they are served to.
+    """
+
+    stage: Stage
 
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch comes next, before workers begin it."""

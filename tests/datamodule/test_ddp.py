@@ -1,5 +1,6 @@
 """Real gloo processes under strategy="ddp" see, together, what one process sees, also after a kill."""
 
+import json
 import signal
 import socket
 import subprocess
@@ -131,6 +132,22 @@ def test_two_nodes_launched_by_torchrun_see_the_same(one: Rank, tmp_path: Path) 
     for step, batch in enumerate(one["seen"]["train"]):
         together = [torch.cat(parts) for parts in zip(*(rank["seen"]["train"][step] for rank in many), strict=True)]
         assert all(torch.equal(a, b) for a, b in zip(batch, together, strict=True))
+
+
+@pytest.mark.parametrize(("data", "tensor"), [(1, 2), (2, 1)])
+def test_processes_that_hold_one_model_together_see_the_same_batches(data: int, tensor: int, tmp_path: Path) -> None:
+    """The data are shared by as many as the strategy says, which may be fewer than there are processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
+    job = ["-m", "tests.datamodule.model_parallel_job", str(tmp_path), str(data), str(tensor)]
+    code, printed = finished([*command, *job], ROOT)
+    assert code == 0, printed[-3000:]
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    if data == 1:
+        assert first == second
+        assert [len(t) for t in first] == [4] * 5
+    else:
+        assert [len(t) for t in first] == [4, 4, 2]
+        assert first != second
 
 
 @pytest.fixture(scope="module")

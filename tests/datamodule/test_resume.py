@@ -307,3 +307,26 @@ def test_validation_from_a_checkpoint_is_left_alone(tmp_path: Path) -> None:
         passes.append(model.all("val"))
     assert len(passes[0].t) == 3
     assert all(torch.equal(a, b) for a, b in zip(*passes, strict=True))
+
+
+class Renamed(DDPMDataModule):
+    """What a user's module is called after a clean-up."""
+
+
+@pytest.mark.parametrize(("checkpoint", "inside"), [("003-on_train_batch_end", True), ("on_train_epoch_end", False)])
+def test_a_checkpoint_of_another_datamodule_is_refused_inside_an_epoch(
+    checkpoint: str, inside: bool, tmp_path: Path
+) -> None:
+    """It began the epoch anew: the first examples came twice, the last ones never."""
+    whole = run(tmp_path, tmp_path / "saved")
+    path = next(path for path in sorted((tmp_path / "saved").iterdir()) if checkpoint in path.name)
+    data = (TensorDataset(uint8_images(21, 1, 2, 2)), TensorDataset(uint8_images(3, 1, 2, 2)))
+    model, renamed = Model(), Renamed(*data, schedule=BETAS, batch_size=4)
+    fit = trainer(tmp_path, max_epochs=EPOCHS)
+    if inside:
+        with pytest.raises(ValueError, match=r"inside epoch 0, and holds the state of DDPMDataModule .* Renamed\."):
+            fit.fit(model, datamodule=renamed, ckpt_path=path)
+        assert not model.seen
+    else:
+        fit.fit(model, datamodule=renamed, ckpt_path=path)
+        assert [seen.rows for seen in model.seen] == [seen.rows for seen in whole.seen if seen.epoch == 1]

@@ -134,3 +134,25 @@ def test_what_cannot_be_served_is_refused(
 ) -> None:
     with pytest.raises(error, match=says):
         trainer(tmp_path).fit(Recorder(), datamodule=module(**arguments))
+
+
+class Spent:
+    """Returns a generator that it keeps: the second epoch finds it at its end."""
+
+    def __init__(self, count: int) -> None:
+        self.items = iter(list(uint8_images(8, 1, 4, 4)[:count]))
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return self.items
+
+
+@pytest.mark.parametrize(("count", "epoch"), [(8, 1), (0, 0)])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_epoch_without_images_ends_the_run(count: int, epoch: int, workers: int, tmp_path: Path) -> None:
+    """fit() returned as if all were well."""
+    options = dict(persistent_workers=True) if workers else {}
+    datamodule = DDPMDataModule(
+        Spent(count), schedule=schedules.linear(10), batch_size=4, num_workers=workers, **options
+    )
+    with pytest.raises(ValueError, match=rf"train gave no images in epoch {epoch}.*begin anew.*`dataset\.train`"):
+        trainer(tmp_path, max_epochs=3).fit(Recorder(), datamodule=datamodule)

@@ -1,12 +1,13 @@
 """DataLoaders of the user's own: their batches as they are, with places of ours."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, Sampler, TensorDataset
 
 from ddpm_data import DDPMDataModule, Triple, schedules
 from ddpm_data._distributed import World
@@ -112,6 +113,36 @@ def test_one_loader_for_all_ranks_is_refused() -> None:
     options, world = LoaderOptions(5), World(2, 0)
     with pytest.raises(ValueError, match=r"RandomSampler, and there are 2 processes.*`dataset\.train`.*Distributed"):
         make_loader(ready, "train", ready.eval_order(options, world), options, world, 0)
+
+
+class Buckets(Sampler[list[int]]):
+    """Batches of one's own, such as one shape each; it knows of one process only."""
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter([[0, 1, 2], [3, 4]])
+
+    def __len__(self) -> int:
+        return 2
+
+
+class SharedBuckets(Buckets):
+    """It knows its rank."""
+
+    num_replicas, rank = 2, 1
+
+
+def test_a_foreign_batch_sampler_must_know_its_rank() -> None:
+    """Both ranks were given the same batches."""
+    options, world = LoaderOptions(5), World(2, 1)
+    for batch_sampler, refused in ((Buckets(), True), (SharedBuckets(), False)):
+        data = DataLoader(TensorDataset(IMAGES), batch_sampler=batch_sampler)
+        ready = PrebatchedImages(data, ImageProcessor(), "train", None)
+        make_loader(ready, "train", ready.eval_order(options, World(1, 0)), options, World(1, 0), 0)
+        if refused:
+            with pytest.raises(ValueError, match=r"a Buckets, and there are 2 processes.*`num_replicas` and `rank`"):
+                make_loader(ready, "train", ready.eval_order(options, world), options, world, 0)
+        else:
+            make_loader(ready, "train", ready.eval_order(options, world), options, world, 0)
 
 
 @pytest.mark.parametrize(
