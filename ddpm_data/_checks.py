@@ -1,7 +1,8 @@
 """Checks of the user's arguments, run once at construction. Every message ends with the config key to change."""
 
 import math
-from numbers import Integral, Real
+import operator
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -9,6 +10,8 @@ from torch import Tensor
 
 def check_int(call: str, key: str, value: object, minimum: int) -> int:
     """Return ``value`` as an int, or refuse it if it is no whole number of at least ``minimum``.
+
+    NumPy's integers of every width, and whatever else Python takes as an index, are whole numbers too.
 
     Args:
         call: The class or function that the user called, for error messages.
@@ -21,13 +24,17 @@ def check_int(call: str, key: str, value: object, minimum: int) -> int:
         ValueError: ``value`` is below ``minimum``.
     """
     name = key.rpartition(".")[2]
-    if isinstance(value, bool) or not isinstance(value, Integral):
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]  # tried for that
+    except TypeError:
+        number = None
+    if number is None:
         raise TypeError(
             f"{call}({name}={value!r}): expected a whole number, got {type(value).__name__}. Change `{key}`."
         )
-    if value < minimum:
+    if number < minimum:
         raise ValueError(f"{call}({name}={value}): it must be at least {minimum}. Change `{key}`.")
-    return int(value)
+    return number
 
 
 def check_float(call: str, key: str, value: object) -> float:
@@ -48,6 +55,28 @@ def check_float(call: str, key: str, value: object) -> float:
     if not math.isfinite(value):
         raise ValueError(f"{call}({name}={value}): expected a finite number. Change `{key}`.")
     return float(value)
+
+
+def check_key(key: str, value: object) -> int | str | None:
+    """Return where an item holds something: an index into a tuple, or the key of a dict; ``None`` stays ``None``.
+
+    Args:
+        key: The config key that sets the value; its last part is the argument's name.
+        value: The user's value.
+
+    Raises:
+        TypeError: ``value`` is neither a whole number nor a string.
+    """
+    if value is None or isinstance(value, str):
+        return value
+    try:
+        return check_int("DDPMDataModule", key, value, -(2**63))
+    except TypeError as error:
+        name = key.rpartition(".")[2]
+        raise TypeError(
+            f"DDPMDataModule({name}={value!r}): expected an index into a tuple, the key of a dict or null. Change "
+            f"`{key}`."
+        ) from error
 
 
 def check_betas(call: str, betas: Tensor) -> Tensor:

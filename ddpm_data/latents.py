@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ddpm_data._checks import check_float
+from ddpm_data._checks import check_float, check_key
 from ddpm_data.rng.philox import Key, Purpose, normals
 from ddpm_data.types import ItemKey, Stage
 
@@ -45,6 +45,7 @@ class Latents:
         object.__setattr__(self, "shift", _check_per_channel("shift", self.shift))
         if 0 in (self.scale if isinstance(self.scale, tuple) else (self.scale,)):
             raise ValueError("Latents(scale=0): every latent would become 0. Change `dataset.latents.scale`.")
+        object.__setattr__(self, "std_key", check_key("dataset.latents.std_key", self.std_key))
         if self.std_key is not None and self.stacked:
             raise ValueError(
                 f"Latents(std_key={self.std_key!r}, stacked=True): the standard deviation is either a value of its own "

@@ -9,6 +9,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from ddpm_data._checks import check_key
 from ddpm_data.datamodule._trainer import get_batch_dtype, get_trainer_world, refuse_clashes
 from ddpm_data.datamodule.resume import StreamCheckpoint
 from ddpm_data.datamodule.splits import Source, Splits
@@ -53,11 +54,7 @@ class Conditioning:
     null: object = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.key, bool) or not isinstance(self.key, int | str | None):
-            raise TypeError(
-                f"DDPMDataModule(condition={self.key!r}): a tuple's place, a dict's key or null. Change "
-                "`dataset.condition`."
-            )
+        object.__setattr__(self, "key", check_key("dataset.condition", self.key))
 
 
 class DDPMDataModule(L.LightningDataModule):

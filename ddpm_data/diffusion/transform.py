@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ddpm_data._checks import check_float
+from ddpm_data._checks import check_float, check_int
 from ddpm_data.diffusion import _kernels
 from ddpm_data.diffusion._compiler import Compiler
 from ddpm_data.diffusion.process import ForwardProcess
@@ -90,7 +90,7 @@ class ForwardDiffusion(nn.Module):
         if not 0 <= flip <= 1:
             raise ValueError(f"ForwardDiffusion(flip={flip}): flip is a probability, in [0, 1]. Change `dataset.flip`.")
         self.process = process
-        self.seed = seed
+        self.seed = check_int("ForwardDiffusion", "seed", seed, 0)
         self.timesteps = UniformTimesteps() if timesteps is None else timesteps
         self.flip = flip
         self.augment = augment

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from ddpm_data._checks import check_float, check_int
+from ddpm_data._checks import check_float, check_int, check_key
 from ddpm_data.images.decode import Colour, ResizeSpec, Size, decode_image
 from ddpm_data.images.items import find_image, to_chw
 from ddpm_data.types import ItemKey
@@ -110,7 +110,7 @@ class ImageProcessor:
         crop: str = "center",
         background: str | Sequence[int] = "white",
     ) -> None:
-        self.image_key = image_key
+        self.image_key = check_key("dataset.image_key", image_key)
         self.image_size = _check_size(image_size)
         self.value_range = _check_range(value_range)
         if channels not in (None, 1, 3, 4) or isinstance(channels, bool):
@@ -118,7 +118,7 @@ class ImageProcessor:
                 f"channels={channels!r}: it must be 1, 3, 4 or null (which keeps the images' own). Change "
                 "`dataset.channels`."
             )
-        self.channels = channels
+        self.channels = None if channels is None else int(channels)
         self.resize = _check_choice("resize", resize, ("cover", "stretch"))
         self.crop = _check_choice("crop", crop, ("center", "random"))
         if self.crop == "random" and (self.image_size is None or self.resize == "stretch"):

@@ -1,31 +1,42 @@
 """A dataset of the image files in a folder."""
 
+import os
 import re
-from collections.abc import Iterable
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from io import BytesIO
-from pathlib import Path, PurePath
+from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
+from ddpm_data._distributed import is_rank_zero
 from ddpm_data.images.decode import unreadable_error
 
 # EPS is a program, which PIL would start Ghostscript to run. PIL reads no pixels of the other formats by itself.
 _EXCLUDED_FORMATS = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"}
+_UNREAD_SUFFIXES = {  # of images that PIL alone does not read
+    *(".heic", ".heif", ".jxl", ".svg", ".exr", ".hdr", ".eps", ".wmf", ".emf"),
+    *(".dng", ".nef", ".cr2", ".cr3", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw"),  # cameras' raw formats
+}
+_DIGITS = re.compile(r"(\d+)")
 
 
 class ImageFiles(Dataset[Image.Image]):
     """A dataset of every image file under a folder, flat or nested, in natural order (``2.png`` before ``10.png``).
 
     Items are PIL images that are not decoded yet. So :func:`~ddpm_data.images.decode.decode_image`, which knows the
-    final size, can decode a JPEG at a half, a quarter or an eighth. Labels are not read from folder names. Hidden files
-    and folders are left out, and so are EPS files, which are programs.
+    final size, can decode a JPEG at a half, a quarter or an eighth. Labels are not read from folder names. Links to
+    files and folders are followed. Hidden files and folders are left out, and so are EPS files, which are programs. A
+    warning counts the images that PIL cannot read, such as ``.heic``.
 
     Args:
         root: The folder.
 
     Raises:
         FileNotFoundError: ``root`` is not a folder.
+        PermissionError: The folder, or one in it, cannot be read.
         ValueError: The folder holds no file with the suffix of an image format that PIL reads.
     """
 
@@ -36,8 +47,21 @@ class ImageFiles(Dataset[Image.Image]):
         formats = _list_formats()
         extensions = Image.registered_extensions().items()
         suffixes = {suffix for suffix, format_ in extensions if format_ in formats or format_ == "MPO"}
-        names = (path.relative_to(self.root) for path in self.root.rglob("*") if path.suffix.lower() in suffixes)
-        self.names = _sort_names(name for name in names if not _is_hidden(name))
+        names, left_out = [], Counter[str]()
+        for name in _find_files(self.root):
+            suffix = os.path.splitext(name)[1].lower()
+            if suffix in suffixes:
+                names.append(name)
+            elif suffix in _UNREAD_SUFFIXES:
+                left_out[suffix] += 1
+        if left_out and is_rank_zero():
+            counts = ", ".join(f"{count:,} {suffix}" for suffix, count in left_out.most_common())
+            warnings.warn(
+                f"ImageFiles: PIL reads no such images, so {left_out.total():,} file(s) in {self.root} are left out: "
+                f"{counts}. Convert them, or install a plugin for PIL (pillow-heif, ...) and import it first.",
+                stacklevel=2,
+            )
+        self.names = _sort_names(names)
         if not self.names:
             raise ValueError(
                 f"ImageFiles: {self.root.absolute()} and its sub-folders hold no image files (.jpg, .png, .webp, ...). "
@@ -73,16 +97,44 @@ def _open_image(content: bytes, suffix: str) -> Image.Image:
         return Image.open(BytesIO(content), formats=_list_formats())  # the suffix may be wrong
 
 
-def _sort_names(names: Iterable[PurePath]) -> list[str]:
-    """Sort names in natural order, with forward slashes: backslashes sort differently and would change the stream."""
-    return sorted((name.as_posix() for name in names), key=_natural_sort_key)
+def _find_files(root: Path) -> Iterator[str]:
+    """Yield the files under a folder by their names below it, with forward slashes; links are followed.
+
+    Hidden ones are left out, and what is no regular file: opening a named pipe would wait for ever. A link that leads
+    nowhere counts as a file, so that the error names it when it is read.
+    """
+    pending: list[tuple[str, str, tuple[tuple[int, int], ...]]] = [(str(root), "", (_identify(str(root)),))]
+    while pending:
+        folder, prefix, ancestors = pending.pop()
+        try:
+            entries = list(os.scandir(folder))
+        except PermissionError as error:
+            raise PermissionError(
+                f"ImageFiles: the folder {folder} cannot be read ({error.strerror}), so its images would be missing. "
+                "Change its permissions, or `dataset.root`."
+            ) from error
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                identity = _identify(entry.path)
+                if identity not in ancestors:  # a link to a folder above would lead round and round
+                    pending.append((entry.path, f"{prefix}{entry.name}/", (*ancestors, identity)))
+            elif entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path)):
+                yield prefix + entry.name
 
 
-def _is_hidden(name: Path) -> bool:
-    return any(part.startswith(".") for part in name.parts)
+def _identify(folder: str) -> tuple[int, int]:
+    stat = os.stat(folder)
+    return stat.st_dev, stat.st_ino
+
+
+def _sort_names(names: Iterable[str]) -> list[str]:
+    """Sort names in natural order; their slashes are forward ones, since backslashes sort differently."""
+    return sorted(names, key=_natural_sort_key)
 
 
 def _natural_sort_key(name: str) -> list[tuple[int, str]]:
     """Make a sort key that orders runs of digits by value. The name itself comes last and decides ``01`` or ``1``."""
-    parts = re.split(r"(\d+)", name)
+    parts = _DIGITS.split(name)
     return [(int(part), "") if part.isdecimal() else (0, part.lower()) for part in parts] + [(0, name)]

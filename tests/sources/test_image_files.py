@@ -1,11 +1,14 @@
 """Folders of images."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from ddpm_data.images.processor import ImageProcessor
 from ddpm_data.loading.map_style import MapStyleImages
@@ -50,3 +53,67 @@ def test_a_truncated_file_is_named(folder: Path) -> None:
     broken.write_bytes(b"no image")
     with pytest.raises(OSError, match=r"a\.jpg cannot be read as an image: it is of no format"):
         ImageFiles(folder)[3]
+
+
+needs_links = pytest.mark.skipif(sys.platform == "win32", reason="Windows asks for a privilege")
+
+
+def save(path: Path, level: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", (4, 4), level).save(path)
+
+
+@needs_links
+def test_links_to_folders_and_files_are_followed_but_not_round_and_round(tmp_path: Path) -> None:
+    """As torchvision's ImageFolder does: class folders are often links."""
+    save(tmp_path / "store" / "cats" / "1.png", 10)
+    root = tmp_path / "root"
+    save(root / "dogs" / "2.png", 20)
+    (root / "cats").symlink_to(tmp_path / "store" / "cats")
+    (root / "3.png").symlink_to(tmp_path / "store" / "cats" / "1.png")
+    (root / "dogs" / "up").symlink_to(root)
+    (root / "dogs" / "itself").symlink_to(root / "dogs")
+    files = ImageFiles(root)
+    assert files.names == ["3.png", "cats/1.png", "dogs/2.png"]
+    assert [files[index].getpixel((0, 0)) for index in range(3)] == [10, 10, 20]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such pipes")
+def test_only_files_are_items(tmp_path: Path) -> None:
+    """A folder may be called odd.png; opening a named pipe would wait for ever."""
+    save(tmp_path / "odd.png" / "1.png")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    assert ImageFiles(tmp_path).names == ["odd.png/1.png"]
+
+
+@needs_links
+def test_a_link_that_leads_nowhere_is_named_when_it_is_read(tmp_path: Path) -> None:
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(OSError, match=r"gone\.png cannot be read as an image: .*No such file"):
+        ImageFiles(tmp_path)[0]
+
+
+def test_images_that_pil_does_not_read_are_counted_once(tmp_path: Path) -> None:
+    save(tmp_path / "1.png")
+    for name in ("a.HEIC", "b.heic", "sub/c.NEF", "notes.txt", "labels.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"anything")
+    with pytest.warns(UserWarning, match=r"3 file\(s\) in .* left out: 2 \.heic, 1 \.nef\.") as caught:
+        assert ImageFiles(tmp_path).names == ["1.png"]
+    assert len(caught) == 1
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its images were left out in silence. Root may read every folder, so the system's answer is made up."""
+    save(tmp_path / "1.png")
+    save(tmp_path / "secret" / "2.png")
+    scandir = os.scandir
+
+    def refuse(path: str) -> Any:  # noqa: ANN401  # as os.scandir
+        if str(path).endswith("secret"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError, match=r"secret cannot be read \(Permission denied\).*`dataset\.root`"):
+        ImageFiles(tmp_path)

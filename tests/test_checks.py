@@ -1,0 +1,54 @@
+"""Arguments: whole numbers of every library are whole numbers, and what is none is refused by name."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ddpm_data import DDPMDataModule, schedules
+from ddpm_data._checks import check_int, check_key
+from tests.conftest import uint8_images
+
+KINDS = [int, np.int8, np.int64, np.uint8, np.uint32, np.uint64, torch.tensor]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_whole_numbers_of_every_kind_become_ints(kind: Any) -> None:  # noqa: ANN401  # a class
+    number = check_int("f", "a.b", kind(5), 0)
+    assert (number, type(number)) == (5, int)
+    key = check_key("a.b", kind(5))
+    assert (key, type(key)) == (5, int)
+
+
+@pytest.mark.parametrize("value", [True, 1.0, "1", None, [1], np.float32(1), np.bool_(True), torch.tensor(1.5)])
+def test_other_things_are_refused_by_name(value: object) -> None:
+    with pytest.raises(TypeError, match=r"f\(b=.*expected a whole number.*`a\.b`"):
+        check_int("f", "a.b", value, 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_they_reach_every_part_of_the_datamodule(kind: Any, tmp_path: Any) -> None:  # noqa: ANN401  # a class; a path
+    """numpy's seed ended in an OverflowError or a TypeError inside the loader; its channels could not be cached."""
+
+    def triples(of: Any, cached: bool) -> tuple[torch.Tensor, ...]:  # noqa: ANN401  # a class
+        items = [(image, number) for number, image in enumerate(uint8_images(8, 1, 6, 6))]
+        datamodule = DDPMDataModule(
+            items,
+            schedule=schedules.linear(of(10)),
+            seed=of(5),
+            batch_size=of(4),
+            image_size=of(4),
+            channels=of(3),
+            image_key=of(0),
+            condition=of(1),
+            cache_dir=tmp_path / of.__name__ if cached else None,
+        )
+        datamodule.prepare_data()
+        datamodule.setup("fit")
+        batch = next(iter(datamodule.train_dataloader()))
+        return tuple(datamodule.on_after_batch_transfer(batch, 0))
+
+    for cached in (False, True):
+        for ours, expected in zip(triples(kind, cached), triples(int, False), strict=True):
+            assert torch.equal(ours, expected)
