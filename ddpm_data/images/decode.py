@@ -1,6 +1,7 @@
 """Decoding of PIL images into tensors: upright, grey or RGB, transparency over a background, 16-bit values kept."""
 
 import math
+from io import BytesIO
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -126,7 +127,8 @@ def decode_image(image: Image.Image, fit: ResizeSpec | None, background: Colour,
         area = None
         jpeg = None if alpha else _simplejpeg.decode_jpeg(image, target)
         if jpeg is None:
-            area = None if target is None else _reduce(image, target)
+            if target is not None:
+                image, area = _reduce(image, target)
             image.load()
     except MemoryError:
         raise
@@ -185,11 +187,46 @@ def unreadable_error(path: object, error: Exception) -> OSError:
     return OSError(f"{path} cannot be read as an image: {reason}")
 
 
-def _reduce(image: Image.Image, target: Size) -> tuple[float, float] | None:
-    """Ask PIL to decode a JPEG at a reduced scale; return its width and height there, or ``None`` at full size."""
-    full_size = image.size
-    draft = image.draft(None, (2 * target[1], 2 * target[0]))  # at less than twice the size the loss would show
-    return None if draft is None or image.size == full_size else draft[1][2:]
+def mark_as_own(image: Image.Image) -> Image.Image:
+    """Mark an image that nobody else holds, so that it may be changed while it is decoded; returns it."""
+    image._ddpm_data_owns_it = True  # type: ignore[attr-defined]  # PIL's images take further attributes
+    return image
+
+
+def _reduce(image: Image.Image, target: Size) -> tuple[Image.Image, tuple[float, float] | None]:
+    """Ask PIL to decode a JPEG at a reduced scale, in a copy: to do so changes an image, which the user may keep.
+
+    Returns:
+        The image to decode, and the width and height that it has at the reduced scale; ``None`` at full size.
+    """
+    least = 2 * target[1], 2 * target[0]  # at less than twice the size the loss would show
+    is_undecoded = len(getattr(image, "tile", ())) == 1 and not getattr(image, "decoderconfig", None)
+    if image.format not in ("JPEG", "MPO") or not is_undecoded or image.tell():
+        return image, None
+    if min(image.width // least[0], image.height // least[1]) < 2:
+        return image, None
+    if not hasattr(image, "_ddpm_data_owns_it"):
+        image = _copy_undecoded(image)
+    draft = image.draft(None, least)
+    return image, None if draft is None else draft[1][2:]
+
+
+def _copy_undecoded(image: Image.Image) -> Image.Image:
+    """Open a JPEG once more; a file that PIL has opened is replaced by its content, so that it does not stay open."""
+    file = image.fp  # type: ignore[attr-defined]  # one that is not decoded has a file
+    if isinstance(file, BytesIO):
+        content = file.getvalue()
+    else:
+        place = file.tell()
+        file.seek(0)
+        content = file.read()
+        file.seek(place)
+        if image.format == "JPEG" and getattr(image, "_exclusive_fp", False):
+            file.close()
+            image.fp = BytesIO(content)  # type: ignore[attr-defined]  # as above
+    copy = Image.open(BytesIO(content), formats=["JPEG"])
+    copy.filename = getattr(image, "filename", "")  # errors name it
+    return copy
 
 
 def _to_tensor(image: Image.Image, background: Colour, alpha: bool) -> Tensor:

@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
 from ddpm_data._distributed import is_rank_zero
-from ddpm_data.images.decode import unreadable_error
+from ddpm_data.images.decode import mark_as_own, unreadable_error
 
 # EPS is a program, which PIL would start Ghostscript to run. PIL reads no pixels of the other formats by itself.
 _EXCLUDED_FORMATS = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"}
@@ -80,7 +80,7 @@ class ImageFiles(Dataset[Image.Image]):
         except Exception as error:  # PIL raises many types of error on damaged files
             raise unreadable_error(path, error) from error
         image.filename = str(path)  # type: ignore[attr-defined]  # as if PIL had opened the file: errors name it
-        return image
+        return mark_as_own(image)
 
 
 def _list_formats() -> list[str]:

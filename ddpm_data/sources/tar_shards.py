@@ -14,6 +14,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from ddpm_data._checks import check_int
 from ddpm_data._distributed import EpochShard
+from ddpm_data.images.decode import mark_as_own
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # not EPS: PIL would start Ghostscript for it
 
@@ -115,7 +116,7 @@ def _parse_file(path: str, suffix: str, content: bytes) -> object:
     except (ValueError, OSError, EOFError) as error:
         raise ValueError(f"{path} cannot be read: {error}. Repair the file, or change `dataset.shards`.") from error
     image.filename = path  # later errors name it
-    return image
+    return mark_as_own(image)
 
 
 def _parse_array(content: bytes) -> object:

@@ -1,6 +1,8 @@
 """Files are decoded upright, and at a reduced size where that looks the same."""
 
+import io
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +114,38 @@ def test_sizes_are_exact_for_every_side_up_to_4096() -> None:
                 assert ResizeSpec((size, size)).target(high, low) == (size * high // low, size)
 
 
+@pytest.mark.parametrize("opened", ["a path", "a file", "bytes"])
+@pytest.mark.parametrize("kind", ["JPEG", "MPO", "grey", "turned"])
+def test_images_that_the_user_keeps_stay_as_they_are(opened: str, kind: str, tmp_path: Path) -> None:
+    """They were left at a quarter of their size, so that a second DataModule got blurred images."""
+    photograph = Image.fromarray(load_sample_images().images[0])
+    exif = photograph.getexif()
+    exif[0x0112] = 6 if kind == "turned" else 1
+    photograph = photograph.convert("L") if kind == "grey" else photograph
+    photograph.save(tmp_path / "a.jpg", format="MPO" if kind == "MPO" else "JPEG", exif=exif)
+    path = tmp_path / "a.jpg"
+    with path.open("rb") as file, Image.open(path) as other:
+        kept = Image.open({"a path": path, "a file": file, "bytes": io.BytesIO(path.read_bytes())}[opened])
+        size, tag = kept.size, kept.getexif().get(0x0112)
+        first = image(kept, image_size=32)
+        assert kept.size == size
+        assert kept.getexif().get(0x0112) == tag
+        assert torch.equal(image(kept, image_size=32), first)
+        assert image(kept, image_size=200).shape == (first.shape[0], 200, 200)
+        assert torch.equal(image(kept), image(other))  # at full size, as one that was never reduced
+        kept.close()
+
+
+def test_a_dropped_image_leaves_no_file_open(tmp_path: Path) -> None:
+    Image.fromarray(load_sample_images().images[0]).save(tmp_path / "a.jpg")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        opened = Image.open(tmp_path / "a.jpg")
+        file = opened.fp  # type: ignore[attr-defined]  # PIL's
+        image(opened, image_size=32)
+        assert file.closed
+
+
 @pytest.mark.parametrize("kind", ["png", "webp", "jpg"])
 def test_an_image_with_damaged_exif_data_is_upright(kind: str, tmp_path: Path) -> None:
     picture = Image.fromarray(load_sample_images().images[0]).crop((0, 0, 40, 30))
@@ -131,5 +165,9 @@ def test_a_reduced_size_is_for_files_that_are_not_yet_decoded(photographs: list[
     (tmp_path / "class").mkdir()
     shutil.copy(photographs[0], tmp_path / "class")
     opened, _ = ImageFolder(str(tmp_path), loader=Image.open)[0]
-    image(opened, image_size=32)
-    assert opened.size == (160, 107)  # a quarter of 640 x 427: torchvision's folders can give files not yet decoded too
+    reduced = image(ImageFiles(tmp_path)[0], image_size=32)
+    assert torch.equal(
+        image(opened, image_size=32), reduced
+    )  # torchvision's folders can give files not yet decoded too
+    assert not torch.equal(reduced, image(whole, image_size=32))
+    assert opened.size == (640, 427)
