@@ -115,7 +115,8 @@ def words(key: Key, purpose: Purpose, stage: Stage, position: Tensor, blocks: in
     Returns:
         Four tensors, int64 in ``[0, 2**32)``, shape ``(batch, blocks)``.
     """
-    block = torch.arange(blocks, device=position.device)[None, :]
+    # Without the mask, inductor takes the first product for an index, and Triton computes indices in 32 bits.
+    block = torch.arange(blocks, device=position.device)[None, :] & MASK
     n = position[:, None]
     use = torch.full_like(n, purpose + 256 * STAGES[stage])
     return philox_4x32((block, use, n & MASK, (n >> 32) & MASK), key, rounds)
