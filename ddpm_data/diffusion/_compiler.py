@@ -7,7 +7,7 @@ inductor, and called.
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import cache, lru_cache
 from typing import Any, Protocol
 
@@ -60,6 +60,7 @@ class Compiler:
     def __init__(self) -> None:
         # For each kernel, length of the tables and kind of rows: the compiled function by batch size.
         self._compiled: dict[tuple[object, ...], dict[int, Compiled]] = {}
+        self._done: set[Hashable] = set()
         self._failed = False
 
     def __call__(self, kernel: Kernel, tables: Sequence[Tensor], batch: Sequence[Tensor]) -> tuple[Tensor, ...] | None:
@@ -74,38 +75,50 @@ class Compiler:
         Returns:
             What the kernel returns; ``None`` if compiling failed, now or before.
         """
-        if self._failed:
-            return None
         rows = tuple((tensor.shape[1:], tensor.dtype, tensor.device) for tensor in batch)
         by_size = self._compiled.setdefault((kernel, len(tables[0]), rows), {})
         count = len(batch[0])
+        if compiled := by_size.get(count):
+            return compiled(*tables, *batch)
+        size = _choose_size(count, by_size)
+        if size not in by_size:
+            signature = tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in tables)
+            key = (kernel, signature, rows, size)
+            if not self.attempt(key, lambda: by_size.update({size: _compile(*key)})):
+                return None
+        compiled = by_size[size]
+        if size == count:
+            return compiled(*tables, *batch)
+        pieces = [[_pad_batch(tensor[i : i + size], size) for tensor in batch] for i in range(0, count, size)]
+        results = [compiled(*tables, *piece) for piece in pieces]
+        return tuple(torch.cat(parts)[:count] for parts in zip(*results, strict=True))
+
+    def attempt(self, key: Hashable, compile: Callable[[], object]) -> bool:
+        """Compile something, unless that was done or compiling has failed; returns whether it is compiled.
+
+        To run out of memory is not the compiler's failure, so that is raised.
+        """
+        if key in self._done or self._failed:
+            return not self._failed
         try:
-            if compiled := by_size.get(count):
-                return compiled(*tables, *batch)
-            size = _choose_size(count, by_size)
-            if size not in by_size:
-                signature = tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in tables)
-                by_size[size] = _compile(kernel, signature, rows, size)
-            compiled = by_size[size]
-            if size == count:
-                return compiled(*tables, *batch)
-            pieces = [[_pad_batch(tensor[i : i + size], size) for tensor in batch] for i in range(0, count, size)]
-            results = [compiled(*tables, *piece) for piece in pieces]
-        except Exception as error:  # the compiler's own errors have no common type
+            compile()
+            self._done.add(key)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # the compilers' own errors have no common type
             self._failed = True
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             warnings.warn(
                 f"the batch transform could not be compiled ({reason}), so it runs uncompiled: the same triples (noise "
                 "within 1e-5), several times slower. Install a C++ compiler (g++, clang or MSVC), or silence this: "
                 "`compile=false`.",
-                stacklevel=2,
+                stacklevel=3,
             )
-            return None
-        return tuple(torch.cat(parts)[:count] for parts in zip(*results, strict=True))
+        return not self._failed
 
     def __getstate__(self) -> dict[str, object]:
         """Leave out compiled code: another process compiles its own."""
-        return {"_compiled": {}, "_failed": self._failed}
+        return {"_compiled": {}, "_done": set(), "_failed": self._failed}
 
 
 def _choose_size(count: int, sizes: Iterable[int]) -> int:

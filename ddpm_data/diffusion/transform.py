@@ -1,6 +1,10 @@
 """The batch transform: images and their positions in, the training triple out, on the images' device."""
 
 from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +19,10 @@ from ddpm_data.rng.philox import STAGES, key_from
 from ddpm_data.types import Stage, Triple
 
 Augment = Callable[[Tensor], Tensor]
-# Images of fewer values run uncompiled, since a batch takes less than a millisecond either way. The size of the image
-# alone decides: in batches of two sizes, the same example must not be drawn by two kinds of code.
+# On a CPU, images of fewer values run uncompiled, since a batch takes less than a millisecond either way. The size of
+# the image alone decides: in batches of two sizes, the same example must not be drawn by two kinds of code.
 _MIN_COMPILED_VALUES = 512
-_COMPILED_DEVICES = ("cpu", "cuda")  # inductor generates code for both; measured on CPUs, not yet run on CUDA
+_CUDA_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # the kernel for CUDA devices knows these
 
 
 class ForwardDiffusion(nn.Module):
@@ -124,12 +128,11 @@ class ForwardDiffusion(nn.Module):
         if dtype is None:
             is_half = images.dtype in (torch.bfloat16, torch.float16) and self.latents is None
             dtype = images.dtype if is_half else torch.float32
-        process = self.process
-        tables = _kernels.Tables(process.sqrt_alphas_cumprod, process.sqrt_one_minus_alphas_cumprod, self._key_words)
+        tables = self._find_tables()
         with torch.no_grad():
             if self.augment is not None and stage == "train":
                 images = _apply_augment(self.augment, images)
-            compiles = self._should_compile(images)
+            compiles = self._should_compile(images, dtype)
             if self.latents is not None:
                 images = self._sample_latents(tables, images, position, stage, compiles)
             flip = self.flip if stage == "train" else 0.0
@@ -140,9 +143,18 @@ class ForwardDiffusion(nn.Module):
         x_t, t, noise = triple
         return Triple(x_t.contiguous(memory_format=memory_format), t, noise.contiguous(memory_format=memory_format))
 
-    def _should_compile(self, images: Tensor) -> bool:
-        is_large = len(images) > 0 and images.shape[1:].numel() >= _MIN_COMPILED_VALUES
-        return self._compiles and is_large and images.device.type in _COMPILED_DEVICES
+    def _find_tables(self) -> _kernels.Tables:
+        # By way of attributes this would be a tenth of the host's time for a batch: nn.Module finds them last.
+        buffers: Any = self._modules["process"]._buffers  # type: ignore[union-attr]
+        key: Any = self._buffers["_key_words"]
+        return _kernels.Tables(buffers["sqrt_alphas_cumprod"], buffers["sqrt_one_minus_alphas_cumprod"], key)
+
+    def _should_compile(self, images: Tensor, dtype: torch.dtype) -> bool:
+        if not self._compiles or images.numel() == 0:
+            return False
+        if images.device.type == "cuda":
+            return images.dtype in (torch.uint8, *_CUDA_DTYPES) and dtype in _CUDA_DTYPES
+        return images.device.type == "cpu" and images.shape[1:].numel() >= _MIN_COMPILED_VALUES
 
     def _sample_latents(
         self, tables: _kernels.Tables, values: Tensor, position: Tensor, stage: Stage, compiles: bool
@@ -157,7 +169,12 @@ class ForwardDiffusion(nn.Module):
     def _make_compiled(self, tables: _kernels.Tables, batch: _kernels.TripleInputs) -> Triple:
         images, position, timesteps, flip, stage, dtype = batch
         position = position.contiguous()
-        if flip and images.device.type == "cpu":
+        if images.device.type == "cuda":
+            if isinstance(timesteps, Tensor):
+                timesteps = timesteps.contiguous()
+            inputs = batch._replace(images=images.contiguous(), position=position, timesteps=timesteps)
+            return self._make_on_cuda(tables, inputs)
+        if flip:
             # Mirror in a separate pass over the bytes. It costs less than reading backwards within the compiled pass,
             # which slows a CPU's vector units down.
             masks = self._compiler(_kernels.FlipMaskKernel(flip), tables, [position])
@@ -173,6 +190,13 @@ class ForwardDiffusion(nn.Module):
         outputs = self._compiler(kernel, tables, tensors)
         return _kernels.make_triple_in_blocks(tables, batch) if outputs is None else Triple(*outputs)
 
+    def _make_on_cuda(self, tables: _kernels.Tables, batch: _kernels.TripleInputs) -> Triple:
+        kind = (batch.images.dtype, batch.images.device, type(batch.timesteps), batch.flip, batch.stage, batch.dtype)
+        if self._compiler.attempt(kind, lambda: _import_triton().compile_kernel(tables, batch)):
+            triple: Triple = _import_triton().make_triple(tables, batch)
+            return triple
+        return _kernels.make_triple_in_blocks(tables, batch)
+
     def _choose_timesteps(self, position: Tensor, stage: Stage) -> Timesteps | Tensor:
         """Return what the kernel draws ``t`` with, or ``t`` itself from a draw that may not compile."""
         if isinstance(self.timesteps, UniformTimesteps):
@@ -180,6 +204,12 @@ class ForwardDiffusion(nn.Module):
         t = self.timesteps(position, self.process.num_timesteps, key_from(self.seed), stage)
         self.process.check_steps(t)
         return t
+
+
+@cache
+def _import_triton() -> ModuleType:
+    """Import the kernel for CUDA devices; torch's packages for CUDA bring Triton."""
+    return import_module("ddpm_data.diffusion._triton")
 
 
 def _check_batch(images: Tensor, position: Tensor, stage: str) -> None:

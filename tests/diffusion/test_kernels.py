@@ -182,6 +182,28 @@ assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(eager, fir
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("when", ["compiling", "running"])
+def test_only_the_compilers_failure_ends_compiling(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory may be short for one batch. The next one is compiled again, so it gets the bits that other ranks get."""
+
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("tried to allocate")
+
+    transform, images = make(), batch(5, 3, 24, 24)
+    with monkeypatch.context() as patch:
+        if when == "running":
+            transform(*images)
+            for by_size in transform._compiler._compiled.values():
+                patch.setitem(by_size, 5, fail)
+        else:
+            _compile.cache_clear()
+            patch.setattr(torch._inductor, "compile", fail)
+        with pytest.raises(torch.OutOfMemoryError, match="tried to allocate"):
+            transform(*images)
+    assert all(torch.equal(a, b) for a, b in zip(transform(*images), make()(*images), strict=True))
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="only Linux lists a process's threads")
 def test_what_was_compiled_for_one_thread_runs_on_all_that_are_allowed_later() -> None:
     """In a process of its own, where no other operation has started threads."""

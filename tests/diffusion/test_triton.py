@@ -1,0 +1,63 @@
+"""The kernel for CUDA devices, run on a CPU by Triton's interpreter and compiled for cards that are not here."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+pytest.importorskip("triton", reason="comes with torch for CUDA devices")
+
+AGREEMENT = """
+import contextlib
+import torch
+from ddpm_data import ForwardDiffusion, ForwardProcess, UniformTimesteps, schedules
+from ddpm_data.diffusion import _triton
+
+_triton._on_device = lambda images: contextlib.nullcontext()
+process = ForwardProcess(schedules.linear(1000))
+draws = {
+    "independent": UniformTimesteps(),
+    "low discrepancy": UniformTimesteps(low_discrepancy=True),
+    "given": lambda position, num_timesteps, key, stage: position * 31 % num_timesteps,
+}
+cases = [  # shape, probability of a flip, stage, dtype of the results, dtype of the images
+    ((3, 3, 16, 16), 0.0, "train", torch.float32, torch.uint8),
+    ((9, 1, 28, 28), 0.5, "train", torch.float32, torch.uint8),
+    ((9, 1, 28, 28), 1.0, "train", torch.float32, torch.uint8),
+    ((4, 4, 33, 47), 0.5, "train", torch.float32, torch.uint8),  # in no way a multiple of 4, several blocks
+    ((2, 3, 5, 7), 0.5, "val", torch.float32, torch.float16),
+    ((3, 2, 1, 1), 0.5, "test", torch.float64, torch.bfloat16),
+    ((3, 3, 16, 16), 0.5, "train", torch.float16, torch.float32),
+    ((3, 3, 16, 16), 0.0, "predict", torch.bfloat16, torch.float64),
+]
+for shape, flip, stage, dtype, images_dtype in cases:
+    for name, timesteps in draws.items():
+        images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        images.view(-1)[0], images.view(-1)[-1] = 0, 255
+        if images_dtype != torch.uint8:
+            images = (images.double() / 127.5 - 1).to(images_dtype)
+        position = torch.arange(shape[0]) * 7919 + 2**40 - 2
+        transform = ForwardDiffusion(process, 2**63 + 5, timesteps, flip, compile=False)
+        expected = transform(images, position, stage, dtype)
+        transform._compiles, transform._make_compiled = True, transform._make_on_cuda  # as on a device
+        transform._should_compile = lambda images, dtype: True
+        transform._compiler.attempt = lambda key, compile: True  # the interpreter compiles nothing
+        x_t, t, noise = transform(images, position, stage, dtype)
+        assert torch.equal(t, expected.t), (shape, name)
+        error = 1e-5 if dtype in (torch.float32, torch.float64) else torch.finfo(dtype).eps * 8
+        assert x_t.dtype == noise.dtype == dtype and x_t.shape == noise.shape == images.shape
+        for result, wanted in ((noise, expected.noise), (x_t, expected.x_t)):
+            assert float((result.double() - wanted.double()).abs().max()) <= error, (shape, flip, stage, name, dtype)
+print("agrees")
+"""
+
+
+@pytest.mark.slow
+def test_the_kernel_for_cuda_devices_agrees_with_the_cpu() -> None:
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-c", AGREEMENT]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    assert result.stdout == "agrees\n", result.stderr
