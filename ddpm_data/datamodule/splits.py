@@ -24,8 +24,8 @@ from ddpm_data.types import ItemKey, Stage
 AnyDataset = MapDataset | Iterable[object]
 Source = AnyDataset | Callable[[], AnyDataset]
 CONTRACT = (  # the README's lines
-    "A dataset has `__len__` and `__getitem__(index)`, and gives the same item for the same index, in every process;",
-    "or it has `__iter__`, which begins anew each time and gives what this process and this worker are to read.",
+    "A dataset has `__len__` and `__getitem__(index)`, and returns the same item for the same index in every process.",
+    "Or it has `__iter__`, which starts from the beginning each time and yields the items of this process and worker.",
     "An item is a PIL image, a tensor or array (CHW, HWC, or HW), or a tuple, list or dict that holds one.",
 )
 
