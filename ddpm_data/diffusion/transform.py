@@ -15,8 +15,8 @@ from ddpm_data.rng.philox import STAGES, key_from
 from ddpm_data.types import Stage, Triple
 
 Augment = Callable[[Tensor], Tensor]
-# Images of fewer values run uncompiled, since a batch takes less than a millisecond either way. The size of the image
-# alone decides: in batches of two sizes, the same example must not be drawn by two kinds of code.
+# Smaller images run uncompiled, since a batch takes less than a millisecond either way. Compiled and uncompiled noise
+# differ by up to 1e-5, so the choice must not depend on the batch: it depends on the image's size alone.
 _MIN_COMPILED_VALUES = 512
 _COMPILED_DEVICES = ("cpu", "cuda")  # inductor generates code for both; measured on CPUs, not yet run on CUDA
 
@@ -149,7 +149,7 @@ class ForwardDiffusion(nn.Module):
     ) -> Tensor:
         assert self.latents is not None
         if not values.is_floating_point():
-            raise TypeError(f"images are {values.dtype}, and latents floats. Change `dataset.latents`.")
+            raise TypeError(f"images are {values.dtype}, but latents must be floats. Change `dataset.latents`.")
         kernel = _kernels.LatentKernel(self.latents, stage)
         outputs = self._compiler(kernel, tables, [values.contiguous(), position.contiguous()]) if compiles else None
         return outputs[0] if outputs is not None else kernel(*tables, values, position)[0]
@@ -158,8 +158,8 @@ class ForwardDiffusion(nn.Module):
         images, position, timesteps, flip, stage, dtype = batch
         position = position.contiguous()
         if flip and images.device.type == "cpu":
-            # Mirror in a separate pass over the bytes. It costs less than reading backwards within the compiled pass,
-            # which slows a CPU's vector units down.
+            # Mirror in a separate pass over the bytes. Reading backwards within the compiled pass would take longer,
+            # because a CPU's vector units read forwards.
             masks = self._compiler(_kernels.FlipMaskKernel(flip), tables, [position])
             if masks is None:
                 return _kernels.make_triple_in_blocks(tables, batch)
@@ -174,7 +174,7 @@ class ForwardDiffusion(nn.Module):
         return _kernels.make_triple_in_blocks(tables, batch) if outputs is None else Triple(*outputs)
 
     def _choose_timesteps(self, position: Tensor, stage: Stage) -> Timesteps | Tensor:
-        """Return what the kernel draws ``t`` with, or ``t`` itself from a draw that may not compile."""
+        """Return ``UniformTimesteps``, which the kernel can compile, or the ``t`` that another function draws."""
         if isinstance(self.timesteps, UniformTimesteps):
             return self.timesteps
         t = self.timesteps(position, self.process.num_timesteps, key_from(self.seed), stage)
