@@ -55,7 +55,8 @@ class Compiler:
     """Compiles each kernel on first use, and calls it. If compiling fails, it warns once and compiles nothing more.
 
     A batch of a new size is padded, or cut into pieces, to fit a compiled size. Only for a batch at least twice as
-    large as every compiled size, the kernel is compiled again. Examples do not affect each other, so this changes no result.
+    large as every compiled size, the kernel is compiled again. Examples do not affect each other, so padding and
+    cutting change no result.
     """
 
     def __init__(self) -> None:
@@ -96,9 +97,9 @@ class Compiler:
             self._failed = True
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             warnings.warn(
-                f"the batch transform could not be compiled ({reason}), so it runs uncompiled: several times slower, "
-                "with the same triples (noise differs by at most 1e-5). Install a C++ compiler (g++, clang or MSVC), or "
-                "set `compile=false` to silence this warning.",
+                f"the batch transform could not be compiled ({reason}), so it runs uncompiled: several times "
+                "slower, with the same triples (noise differs by at most 1e-5). Install a C++ compiler (g++, clang or "
+                "MSVC), or set `compile=false` to silence this warning.",
                 stacklevel=2,
             )
             return None
