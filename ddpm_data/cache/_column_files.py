@@ -38,10 +38,10 @@ class ColumnWriter:
         self._texts: list[str] = []
 
     def write(self, rows: Tensor | Sequence[str]) -> None:
-        """Append rows. Strings are written only by :meth:`finish`, since the longest decides the size of all.
+        """Append rows. Strings are kept until the last one, since the longest decides how much room each takes.
 
         Raises:
-            OSError: The disk has too little space; this is checked before the first row is written.
+            OSError: The disk has not enough space, which is known before the first row is written.
             TypeError: NumPy does not know the dtype.
         """
         if not isinstance(rows, Tensor):
@@ -91,7 +91,7 @@ class ColumnWriter:
 
 def open_memmap(path: Path) -> Tensor | np.ndarray[Any, Any]:
     """Map a file's array into memory: a tensor, or an array of strings."""
-    # Copy-on-write, because torch warns about read-only arrays. Nothing is ever written.
+    # Copy on write, as torch warns of what must not be written to; nothing is written.
     array = np.load(path, mmap_mode="c", allow_pickle=False)
     return array if array.dtype.kind == "U" else torch.from_numpy(array)
 

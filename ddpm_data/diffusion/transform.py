@@ -15,8 +15,8 @@ from ddpm_data.rng.philox import STAGES, key_from
 from ddpm_data.types import Stage, Triple
 
 Augment = Callable[[Tensor], Tensor]
-# Smaller images run uncompiled, since a batch takes less than a millisecond either way. Compiled and uncompiled noise
-# differ by up to 1e-5, so the choice must not depend on the batch: it depends on the image's size alone.
+# Images of fewer values run uncompiled, since a batch takes less than a millisecond either way. The size of the image
+# alone decides: in batches of two sizes, the same example must not be drawn by two kinds of code.
 _MIN_COMPILED_VALUES = 512
 _COMPILED_DEVICES = ("cpu", "cuda")  # inductor generates code for both; measured on CPUs, not yet run on CUDA
 
