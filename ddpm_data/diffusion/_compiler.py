@@ -74,21 +74,21 @@ class Compiler:
             batch: Its other arguments, contiguous, with one row per example.
 
         Returns:
-            The kernel's outputs; ``None`` if this or an earlier compilation failed.
+            What the kernel returns; ``None`` if compiling failed, now or before.
         """
         if self._failed:
             return None
         rows = tuple((tensor.shape[1:], tensor.dtype, tensor.device) for tensor in batch)
-        compiled_by_size = self._compiled.setdefault((kernel, len(tables[0]), rows), {})
+        by_size = self._compiled.setdefault((kernel, len(tables[0]), rows), {})
         count = len(batch[0])
         try:
-            if compiled := compiled_by_size.get(count):
+            if compiled := by_size.get(count):
                 return compiled(*tables, *batch)
-            size = _choose_size(count, compiled_by_size)
-            if size not in compiled_by_size:
+            size = _choose_size(count, by_size)
+            if size not in by_size:
                 signature = tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in tables)
-                compiled_by_size[size] = _compile(kernel, signature, rows, size)
-            compiled = compiled_by_size[size]
+                by_size[size] = _compile(kernel, signature, rows, size)
+            compiled = by_size[size]
             if size == count:
                 return compiled(*tables, *batch)
             pieces = [[_pad_batch(tensor[i : i + size], size) for tensor in batch] for i in range(0, count, size)]
@@ -97,16 +97,16 @@ class Compiler:
             self._failed = True
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             warnings.warn(
-                f"the batch transform could not be compiled ({reason}), so it runs uncompiled: several times "
-                "slower, with the same triples (noise differs by at most 1e-5). Install a C++ compiler (g++, clang or "
-                "MSVC), or set `compile=false` to silence this warning.",
+                f"the batch transform could not be compiled ({reason}), so it runs uncompiled: the same triples (noise "
+                "within 1e-5), several times slower. Install a C++ compiler (g++, clang or MSVC), or silence this: "
+                "`compile=false`.",
                 stacklevel=2,
             )
             return None
         return tuple(torch.cat(parts)[:count] for parts in zip(*results, strict=True))
 
     def __getstate__(self) -> dict[str, object]:
-        """Leave out the compiled code: every process compiles it again."""
+        """Leave out compiled code: another process compiles its own."""
         return {"_compiled": {}, "_failed": self._failed}
 
 

@@ -158,8 +158,8 @@ class ForwardDiffusion(nn.Module):
         images, position, timesteps, flip, stage, dtype = batch
         position = position.contiguous()
         if flip and images.device.type == "cpu":
-            # Mirror in a separate pass over the bytes. Reading backwards within the compiled pass would take longer,
-            # because a CPU's vector units read forwards.
+            # Mirror in a separate pass over the bytes. It costs less than reading backwards within the compiled pass,
+            # which slows a CPU's vector units down.
             masks = self._compiler(_kernels.FlipMaskKernel(flip), tables, [position])
             if masks is None:
                 return _kernels.make_triple_in_blocks(tables, batch)
@@ -174,7 +174,7 @@ class ForwardDiffusion(nn.Module):
         return _kernels.make_triple_in_blocks(tables, batch) if outputs is None else Triple(*outputs)
 
     def _choose_timesteps(self, position: Tensor, stage: Stage) -> Timesteps | Tensor:
-        """Return ``UniformTimesteps``, which the kernel can compile, or the ``t`` that another function draws."""
+        """Return what the kernel draws ``t`` with, or ``t`` itself from a draw that may not compile."""
         if isinstance(self.timesteps, UniformTimesteps):
             return self.timesteps
         t = self.timesteps(position, self.process.num_timesteps, key_from(self.seed), stage)
