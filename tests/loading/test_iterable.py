@@ -154,5 +154,7 @@ def test_an_epoch_without_images_ends_the_run(count: int, epoch: int, workers: i
     datamodule = DDPMDataModule(
         Spent(count), schedule=schedules.linear(10), batch_size=4, num_workers=workers, **options
     )
-    with pytest.raises(ValueError, match=rf"train gave no images in epoch {epoch}.*from the beginning.*`dataset\.train`"):
+    with pytest.raises(
+        ValueError, match=rf"train gave no images in epoch {epoch}.*from the beginning.*`dataset\.train`"
+    ):
         trainer(tmp_path, max_epochs=3).fit(Recorder(), datamodule=datamodule)
