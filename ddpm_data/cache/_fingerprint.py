@@ -18,21 +18,21 @@ _ITEMS_COMPARED = 16  # items whose content is part of the digest
 
 
 def fingerprint(images: MapStyleImages, version: int) -> str:
-    """Compute a hash of everything that determines a dataset's pixels.
+    """Digest what decides a dataset's pixels.
 
-    It covers the dataset's class and length, the names, sizes and times of its files, the content of a few items, and
-    the processor. Without files, only those few items identify the dataset.
+    That is its kind and length, its files' names, sizes and times, the content of a few items, and the processor. A
+    dataset that is neither files nor subsets of them is known by those few items' content alone.
 
     Args:
         images: The dataset and its processor.
-        version: The version of the cache's format.
+        version: Of whatever the digest names.
 
     Returns:
         24 hexadecimal digits.
 
     Raises:
         OSError, TypeError, ValueError: An item cannot be converted.
-        ValueError: An item differs each time it is read.
+        ValueError: An item is another each time it is asked for.
     """
     digest = blake2b(digest_size=12)
     options = [version, sorted(vars(images.processor).items()), images.condition, images.replaces]
@@ -74,8 +74,8 @@ def _load_sample(images: MapStyleImages) -> list[Tensor]:
     for item, again in zip(first, second, strict=True):
         if not torch.equal(item.image, again.image):
             raise ValueError(
-                f"{images.name}[{item.item}] is a different image each time it is read (a random transform?), and a "
-                "cache would store only one. Move the randomness to `dataset.augment` or `dataset.flip`, which are "
-                "applied after the cache, or set `loader.cache_dir` to null."
+                f"{images.name}[{item.item}] is another image each time it is asked for (a random transform?), and a "
+                "cache would keep one for ever. Move the randomness to `dataset.augment` or `dataset.flip`, which come "
+                "after the cache, or leave `loader.cache_dir` null."
             )
     return [item.image for item in first]

@@ -79,7 +79,7 @@ class DDPMDataModule(L.LightningDataModule):
         num_workers: Worker processes that load images; 0 loads in the main process.
         seed: In ``[0, 2**64)``; decides shuffling, flips, ``t`` and noise.
         timesteps: How ``t`` is drawn, see :class:`~ddpm_data.diffusion.transform.ForwardDiffusion`.
-        flip, augment: The augmentation of training batches on the device, see the same class.
+        flip, augment: How training batches are changed on the device before they are noised, see there.
         image_key, image_size, value_range, channels, resize, crop, background: How items become images, see
             :class:`~ddpm_data.images.processor.ImageProcessor`.
         latents: The settings of latents, see :class:`~ddpm_data.latents.Latents`; ``None`` for images.

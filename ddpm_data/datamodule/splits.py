@@ -23,7 +23,7 @@ from ddpm_data.types import ItemKey, Stage
 
 AnyDataset = MapDataset | Iterable[object]
 Source = AnyDataset | Callable[[], AnyDataset]
-CONTRACT = (  # the same lines as in the README
+CONTRACT = (  # the README's lines
     "A dataset has `__len__` and `__getitem__(index)`, and returns the same item for the same index in every process.",
     "Or it has `__iter__`, which starts from the beginning each time and yields the items of this process and worker.",
     "An item is a PIL image, a tensor or array (CHW, HWC, or HW), or a tuple, list or dict that holds one.",
@@ -37,7 +37,7 @@ class Splits:
         sources: A dataset or factory for each stage; for ``val`` also the fraction of ``train`` to hold out.
         processor: Makes an image of an item.
         condition: Where an item holds its condition; ``None`` takes none.
-        key: The seed's key, which picks the held-out images.
+        key: The seed's, which picks the held-out images.
         cache_dir: Folder for decoded images; ``None`` keeps none.
         options: The loader's options, for building the cache and for bad items.
 
@@ -197,11 +197,11 @@ def build_split(
 
     Args:
         dataset: Map-style, iterable, or a DataLoader.
-        name: The dataset's name in errors.
+        name: What errors call it.
         processor: Makes an image of an item.
         condition: Where an item holds its condition; ``None`` takes none.
-        replaces: Whether to replace bad items.
-        subset: The items of a map-style dataset that belong to the stage; ``None`` takes all.
+        replaces: Whether bad items are replaced.
+        subset: Which items of a map-style dataset belong to the stage; ``None`` is all.
         cache: The images of a map-style dataset, if they have been decoded before.
 
     Raises:

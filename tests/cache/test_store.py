@@ -255,7 +255,7 @@ SHAPES[-1] = SHAPES[0]  # the last is always looked at
 @pytest.mark.parametrize(
     ("dataset", "options", "error", "says"),
     [
-        (Random(), {}, ValueError, r"train\[0\] is a different image each time .*`dataset\.augment`"),
+        (Random(), {}, ValueError, r"train\[0\] is another image each time .*`dataset\.augment`"),
         (Stream(), {}, ValueError, r"train is a Stream.*`loader\.cache_dir`"),
         (
             SHAPES,
