@@ -60,7 +60,7 @@ class Compiler:
     """
 
     def __init__(self) -> None:
-        # By kernel, length of the tables, and shapes and dtypes of the rows: the compiled kernel for each batch size.
+        # For each kernel, length of the tables and kind of rows: the compiled function by batch size.
         self._compiled: dict[tuple[object, ...], dict[int, CompiledKernel]] = {}
         self._failed = False
 

@@ -16,7 +16,7 @@ from ddpm_data.latents import Latents
 from ddpm_data.rng.philox import Key, Purpose, normal_quarters, words
 from ddpm_data.types import Stage, Triple
 
-_EAGER_NUMBERS = 2**19  # noised at once if not compiled: intermediates of a few MB, which stay in the CPU's caches
+_EAGER_NUMBERS = 2**19  # drawn at once without a compiler: intermediates of a few MB, which stay in the caches
 
 
 class TripleInputs(NamedTuple):
