@@ -31,7 +31,7 @@ OPTIONS: dict[str, int | bool] = {
 # Otherwise code compiled while torch has one thread would always use one, whatever torch.set_num_threads() says later.
 OPTIONS["cpp.dynamic_threads"] = True
 
-CompiledKernel = Callable[..., tuple[Tensor, ...]]
+Compiled = Callable[..., tuple[Tensor, ...]]
 Signature = tuple[tuple[torch.Size, torch.dtype, torch.device], ...]
 
 
@@ -46,7 +46,7 @@ class Kernel(Protocol):
         ...
 
     @property
-    def __call__(self) -> CompiledKernel:
+    def __call__(self) -> Compiled:
         """Take tensors by name, and return a tuple of tensors."""
         ...
 
@@ -61,7 +61,7 @@ class Compiler:
 
     def __init__(self) -> None:
         # For each kernel, length of the tables and kind of rows: the compiled function by batch size.
-        self._compiled: dict[tuple[object, ...], dict[int, CompiledKernel]] = {}
+        self._compiled: dict[tuple[object, ...], dict[int, Compiled]] = {}
         self._failed = False
 
     def __call__(self, kernel: Kernel, tables: Sequence[Tensor], batch: Sequence[Tensor]) -> tuple[Tensor, ...] | None:
@@ -124,7 +124,7 @@ def _pad_batch(tensor: Tensor, size: int) -> Tensor:
 
 
 @lru_cache(maxsize=256)
-def _compile(kernel: Kernel, tables: Signature, rows: Signature, size: int) -> CompiledKernel:
+def _compile(kernel: Kernel, tables: Signature, rows: Signature, size: int) -> Compiled:
     """Compile a kernel for one batch size; cached, so that all transforms of a process share the code."""
     _keep_freed_memory()
     batch = [(torch.Size((size, *shape)), dtype, device) for shape, dtype, device in rows]
@@ -139,7 +139,7 @@ def _compile(kernel: Kernel, tables: Signature, rows: Signature, size: int) -> C
         examples: list[Any] = [torch.zeros(s, dtype=dtype, device=d) for s, dtype, d in (*tables, *batch)]
         # A lambda, because make_fx would treat a method's self as one of the tensors.
         graph = make_fx(lambda *tensors: kernel(*tensors))(*examples)
-        compiled: CompiledKernel = torch._inductor.compile(graph, examples, OPTIONS)
+        compiled: Compiled = torch._inductor.compile(graph, examples, OPTIONS)
     return compiled
 
 

@@ -225,7 +225,7 @@ class IterableBatches(StageBatches, IterableDataset[WorkerBatch]):
 def _refuse_identical_workers(batches: Iterator[ImageBatch], num_workers: int) -> Iterator[ImageBatch]:
     first: dict[bytes, int] = {}
     for number, batch in enumerate(batches):
-        if number < num_workers > 1 and batch.images.min() < batch.images.max():  # different blank images may be equal
+        if number < num_workers > 1 and batch.images.min() < batch.images.max():  # blank ones may well be alike
             other = first.setdefault(blake2b(batch.images.numpy().tobytes()).digest(), number)
             if other != number:
                 raise ValueError(

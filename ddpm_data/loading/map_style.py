@@ -88,7 +88,7 @@ class MapStyleImages(Dataset[Tensor]):
         dataset: Anything with ``__getitem__`` and ``__len__``; its ``__getitems__``, if any, fetches whole batches.
         processor: Makes an image of an item.
         name: What errors call the dataset.
-        subset: Which items belong to the set; ``None`` is all. Indices are those of the whole dataset.
+        subset: Which items belong to the set; ``None`` is all. Indices stay those of the dataset.
         condition: Where an item holds its condition; ``None`` takes none.
         replaces: Whether a neighbour takes the place of an item that cannot be used, instead of an error.
         store: The dataset's images and conditions, if they have been decoded before.

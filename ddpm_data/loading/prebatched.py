@@ -85,7 +85,7 @@ class PrebatchedImages(SelfOrderedImages):
             try:
                 images = self.processor.convert(self._find_images(batch)).contiguous()
                 condition = None if self.condition is None else find_condition(batch, self.condition)
-            except Exception as error:  # every error names the batch
+            except Exception as error:  # whatever it is, the batch is named
                 raise with_item_context(f"{self.name}, batch {number}", error) from error
             yield images, condition
 
