@@ -155,8 +155,8 @@ def _explain_disk_errors(name: str, folder: Path) -> Iterator[None]:
     except OSError as error:
         free = f" ({shutil.disk_usage(folder).free / 1e9:.3g} GB are free)" if folder.is_dir() else ""
         raise OSError(
-            f"the cache of {name} cannot be written to {folder.absolute()}{free}: {error}. Set `loader.cache_dir` to "
-            "another folder, or to null to decode in every epoch."
+            f"the cache of {name} cannot be written to {folder.absolute()}{free}: {error}. Choose another folder, "
+            "or null to decode in every epoch: `loader.cache_dir`."
         ) from error
 
 
