@@ -27,7 +27,7 @@ from tqdm import tqdm
 from ddpm_data import DDPMDataModule, ForwardProcess, Triple, plots
 from ddpm_data._checks import check_float, check_int
 
-_NO_NEWS = (
+_IGNORED_WARNINGS = (
     "The '.*' does not have many workers",  # for data in memory no workers are fastest
     "Experiment logs directory .* exists and is not empty",  # Hydra has just created it
     "The dirpath has changed",  # a resumed run has its own folder
@@ -238,7 +238,7 @@ def check(cfg: DictConfig) -> None:
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float:
     """Train and draw; returns the last validation loss, or the training loss if there is no validation split."""
-    for message in _NO_NEWS:
+    for message in _IGNORED_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     began, folder = time.monotonic(), Path(HydraConfig.get().runtime.output_dir)
     check(cfg)

@@ -9,7 +9,7 @@ import ddpm_data
 _COMMANDS = {
     "check": "look at every item of a dataset before you train on it",
     "report": "draw schedules: beta, signal left, SNR, density of t, loss weights, noised images",
-    "verify": "train in one process, in several and resumed, and compare the streams",
+    "verify": "train in one process, in several and from a checkpoint, and compare the streams",
     "compare": "make one table and one picture of a sweep",
 }
 _HELP = f"""ddpm_data {ddpm_data.__version__}: any image dataset in; (x_t, t, noise) out, on the training device.
@@ -22,7 +22,7 @@ as your training:
   ddpm-data report schedule=linear,cosine
   ddpm-data check dataset=image_folder dataset.root=/path/to/images dataset.image_size=64
 
-In a Hydra app of your own the config groups are ddpm_data/schedule, ddpm_data/datamodule and so on."""
+In your own Hydra app the config groups are ddpm_data/schedule, ddpm_data/datamodule and so on."""
 
 
 def main() -> int:

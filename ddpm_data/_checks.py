@@ -11,7 +11,7 @@ from torch import Tensor
 def check_int(call: str, key: str, value: object, minimum: int) -> int:
     """Return ``value`` as an int, or refuse it if it is no whole number of at least ``minimum``.
 
-    NumPy's integers of every width, and whatever else Python takes as an index, are whole numbers too.
+    NumPy's integers of every width, and all other types that Python accepts as an index, are whole numbers too.
 
     Args:
         call: The class or function that the user called, for error messages.
@@ -58,7 +58,7 @@ def check_float(call: str, key: str, value: object) -> float:
 
 
 def check_key(key: str, value: object) -> int | str | None:
-    """Return where an item holds something: an index into a tuple, or the key of a dict; ``None`` stays ``None``.
+    """Return ``value`` if it is an index into a tuple, the key of a dict or ``None``; refuse anything else.
 
     Args:
         key: The config key that sets the value; its last part is the argument's name.

@@ -1,4 +1,4 @@
-"""One walk over nested conditions: dicts, lists and tuples of tensors and of lists of strings.
+"""Walk over nested conditions: dicts, lists and tuples of tensors and of lists of strings.
 
 A list of strings is a leaf, since that is what ``torch.utils.data.default_collate`` makes of one string per example.
 """
@@ -11,8 +11,8 @@ class StructureError(TypeError):
     """Two nested values differ in structure.
 
     Args:
-        expected: What the value should have been, in words.
-        value: What it is.
+        expected: The structure that the value should have, in words.
+        value: The value.
     """
 
     def __init__(self, expected: str, value: object) -> None:
@@ -48,7 +48,7 @@ def map_leaves(function: Callable[..., Any], tree: Any, *others: Any) -> Any:  #
 
 
 def leaves(tree: Any) -> list[Any]:  # noqa: ANN401  # nested values of any kind
-    """List the leaves, in the order of the dicts' keys and the lists' places."""
+    """List the leaves, in the order of the dicts and lists."""
     collected: list[Any] = []
     map_leaves(collected.append, tree)
     return collected

@@ -1,4 +1,4 @@
-"""What our configs need in Python: the DataModule built from its groups, and a Hydra callback that records jobs."""
+"""Python code for our configs: build the DataModule from its groups, and record Hydra jobs."""
 
 import difflib
 import json
@@ -22,15 +22,15 @@ DATASET_KEYS = (  # arguments of DDPMDataModule that the group dataset holds
     *("train", "val", "test", "predict", "image_key", "image_size", "value_range", "channels", "resize", "crop"),
     *("background", "flip", "augment", "latents", "condition", "condition_dropout", "null_condition"),
 )
-SOURCE_KEYS = (  # what else it may hold, for its own train and val to refer to: ${..root}
+SOURCE_KEYS = (  # further keys, which its train and val refer to: ${..root}
     *("root", "path", "shards", "split", "key", "count"),
-    "own",  # a mapping of whatever your own configs refer to
+    "own",  # a mapping for values that your own configs refer to
 )
 LOADER_KEYS = (  # arguments of DDPMDataModule that the group loader holds
     *("batch_size", "num_workers", "drop_last", "prefetch_factor", "persistent_workers", "multiprocessing_context"),
     *("timeout", "on_bad_item", "max_bad_fraction", "cache_dir"),
 )
-DEFAULTS = {"val": 0.1, "channels": 3, "flip": 0.5, "batch_size": 128}  # where the configs leave a key out
+DEFAULTS = {"val": 0.1, "channels": 3, "flip": 0.5, "batch_size": 128}  # for keys that the configs leave out
 RECORD, ERROR = "job.json", "error.txt"
 
 
@@ -59,10 +59,10 @@ def merge_groups(
     Args:
         dataset: The group; its keys are :data:`DATASET_KEYS` and :data:`SOURCE_KEYS`.
         loader: The group; its keys are :data:`LOADER_KEYS`.
-        **arguments: Further arguments of the DataModule, which win over the groups.
+        **arguments: Further arguments of the DataModule, which override the groups.
 
     Raises:
-        ValueError: A group has another key, which nothing would read.
+        ValueError: A group has an unknown key.
     """
     groups = {"dataset": dict(dataset or {}), "loader": dict(loader or {})}
     for name, group in groups.items():
@@ -72,7 +72,7 @@ def merge_groups(
 
 
 def check_keys(group: str, keys: Iterable[str]) -> None:
-    """Refuse keys of a config group that nothing reads: they would change nothing and say nothing.
+    """Refuse unknown keys of a config group, which would silently have no effect.
 
     Args:
         group: ``"dataset"`` or ``"loader"``.
@@ -86,9 +86,9 @@ def check_keys(group: str, keys: Iterable[str]) -> None:
         if key not in known[group]:
             names = {name: f"{owner}.{name}" for owner in (group, *known) for name in known[owner]}
             near = difflib.get_close_matches(str(key), names, 1)
-            own = " Values of your own go below `dataset.own`." if group == "dataset" else ""
+            own = " Put your own values below `dataset.own`." if group == "dataset" else ""
             raise ValueError(
-                f"`{group}.{key}` is not a key of the config group {group}, so nothing would read it. "
+                f"`{group}.{key}` is not a key of the config group {group}, so it would have no effect. "
                 + (f"Did you mean `{names[near[0]]}`?" if near else f"Its keys are {', '.join(known[group])}.")
                 + own
             )
@@ -97,10 +97,11 @@ def check_keys(group: str, keys: Iterable[str]) -> None:
 class JobRecords(Callback):
     """A Hydra callback that records every job: ``hydra.callbacks.jobs._target_=ddpm_data.hydra.JobRecords``.
 
-    Every job leaves ``config.yaml``, its configuration with every value resolved, and ``job.json``, with its overrides,
-    how it ended, after how many seconds and with what value. A job of a sweep that fails leaves ``error.txt`` too, and
-    the sweep goes on; it is named when the sweep ends, which is then with status 1. It counts as a job without a value:
-    a sweeper that searches for a best value (Optuna's) goes on without it.
+    Each job's folder gets ``config.yaml``, the configuration with every value resolved, and ``job.json``, with the
+    overrides, how the job ended, its seconds and its value.
+
+    A failed job does not end its sweep. Its folder also gets ``error.txt``. At its end, the sweep names the failed jobs
+    and exits with status 1. For a sweeper that searches for the best value (Optuna's), a failed job has no value.
     """
 
     def __init__(self) -> None:
@@ -116,15 +117,15 @@ class JobRecords(Callback):
             try:
                 OmegaConf.save(resolved, _folder(config) / "config.yaml", resolve=True)
             except OmegaConfBaseException:
-                (_folder(config) / "config.yaml").unlink(missing_ok=True)  # the job itself will say what is wrong
+                (_folder(config) / "config.yaml").unlink(missing_ok=True)  # the job itself will raise the error
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:  # noqa: ANN401  # Hydra's
-        """Write how the job ended; if it failed, let its sweep go on."""
+        """Write how the job ended; if it failed, let the sweep continue."""
         record: dict[str, object] = {"seconds": round(time.monotonic() - self._began, 1)}
         error = job_return._return_value if job_return.status == JobStatus.FAILED else None
         if isinstance(error, Exception):
             cause = error
-            while isinstance(cause.__cause__, Exception):  # Hydra's own error only says where in the config
+            while isinstance(cause.__cause__, Exception):  # Hydra's own error only names the place in the config
                 cause = cause.__cause__
             record |= {"status": "failed", "error": f"{type(cause).__name__}: {cause}"}
         else:
@@ -135,7 +136,7 @@ class JobRecords(Callback):
         if isinstance(error, Exception) and config.hydra.mode == RunMode.MULTIRUN:
             job_return.return_value, job_return.status = None, JobStatus.COMPLETED
             (_folder(config) / ERROR).write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-            print(f"job {_folder(config).name} failed, and the sweep goes on: {record['error']}", flush=True)
+            print(f"job {_folder(config).name} failed, and the sweep continues: {record['error']}", flush=True)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:  # noqa: ANN401  # Hydra's
         """Print how many jobs finished, and name those that failed.

@@ -15,7 +15,7 @@ PerChannel = float | tuple[float, ...]
 
 @dataclass(frozen=True)
 class Latents:
-    """The settings that turn stored latents into what is noised: ``(latent - shift) * scale``.
+    """The settings of stored latents, which are noised as ``(latent - shift) * scale``.
 
     Choose ``shift`` and ``scale`` so that the result has mean 0 and variance 1.
 
@@ -48,7 +48,7 @@ class Latents:
         object.__setattr__(self, "std_key", check_key("dataset.latents.std_key", self.std_key))
         if self.std_key is not None and self.stacked:
             raise ValueError(
-                f"Latents(std_key={self.std_key!r}, stacked=True): the standard deviation is either a value of its own "
+                f"Latents(std_key={self.std_key!r}, stacked=True): the standard deviation is either a separate value "
                 "in an item (std_key) or half of its channels (stacked), not both. Change `dataset.latents`."
             )
 
@@ -77,7 +77,7 @@ class Latents:
             latents = mean + std * noise
         if isinstance(self.shift, float) and isinstance(self.scale, float):
             return (latents - self.shift) * self.scale
-        # Python numbers, one channel at a time: a tensor of them would have to be uploaded to the device.
+        # One channel at a time, with Python numbers, because a tensor of them would have to be copied to the device.
         channels = range(latents.shape[1])
         pairs = [(_pick_channel(self.shift, channel), _pick_channel(self.scale, channel)) for channel in channels]
         return torch.stack([(latents[:, i] - shift) * scale for i, (shift, scale) in enumerate(pairs)], dim=1)

@@ -1,4 +1,4 @@
-"""The tuples that travel between the parts: batches of images into the transform, training triples out of it."""
+"""The named tuples for batches: images before the transform, training triples after it."""
 
 from typing import Any, Literal, NamedTuple
 

@@ -234,7 +234,7 @@ def test_what_is_no_latent_is_refused(
                 torch.zeros(1, 4, 8, 8, dtype=torch.uint8), torch.arange(1)
             ),
             TypeError,
-            r"latents floats.*`dataset\.latents`",
+            r"latents must be floats.*`dataset\.latents`",
         ),
     ],
 )

@@ -214,7 +214,7 @@ def test_shared_memory_is_spoken_of_only_where_it_is_a_folder(tmp_path: Path, mo
     for module in ("map_style", "worker"):
         monkeypatch.setattr(f"ddpm_data.loading.{module}.SHARED_MEMORY", tmp_path / "no such folder")
     datamodule = DDPMDataModule(Stuck(), schedule=schedules.linear(10), num_workers=1, timeout=1)
-    with pytest.raises(RuntimeError, match=r"Look at the memory and at the dataset"):
+    with pytest.raises(RuntimeError, match=r"Check the memory and the dataset"):
         trainer(tmp_path).fit(Recorder(), datamodule=datamodule)
 
 

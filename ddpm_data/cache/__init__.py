@@ -1,1 +1,1 @@
-"""Images are decoded once and read from a memory map afterwards."""
+"""Decode images once, and read them from a memory map afterwards."""

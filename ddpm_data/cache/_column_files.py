@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ddpm_data._nested import map_leaves
 
 _BLOCK = 2**24  # bytes checked at once
-_CANNOT_RESERVE = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}  # what file systems say that have no such thing
+_CANNOT_RESERVE = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}  # the errors of file systems that cannot reserve space
 
 
 class ColumnWriter:
@@ -53,7 +53,7 @@ class ColumnWriter:
         self._write(array.data)
 
     def finish(self) -> dict[str, object]:
-        """Bring the file to the disk, and return what :func:`find_damage` checks it by."""
+        """Flush the file to the disk, and return the record that :func:`find_damage` compares it with."""
         if self._texts:
             texts = np.array(self._texts)
             self._begin(texts.dtype, ())
@@ -109,17 +109,17 @@ def take_rows(tree: Any, indices: Tensor) -> Any:  # noqa: ANN401  # nested colu
 
 
 def find_damage(path: Path, record: Mapping[str, Any]) -> str | None:
-    """Describe what is wrong with a file, by the record of :meth:`ColumnWriter.finish`; ``None`` if nothing is."""
+    """Compare a file with the record of :meth:`ColumnWriter.finish`; return the damage, or ``None`` without any."""
     if not path.is_file():
         return "is gone"
     stat = path.stat()
     if stat.st_size != record["bytes"]:
         return f"has {stat.st_size} bytes instead of {record['bytes']}"
-    # Whatever changes a file changes its time. A copy has another time too, and is read through once, to see.
+    # A change to a file changes its time. A copy has a different time too, so its content is checked once.
     if stat.st_mtime_ns != record["modified"]:
         if _digest(path) != record["blake2b"]:
             return "has been changed or damaged"
-        with suppress(OSError):  # another user's
+        with suppress(OSError):  # the file belongs to another user
             os.utime(path, ns=(stat.st_atime_ns, record["modified"]))
     return None
 
@@ -135,7 +135,7 @@ def _digest(path: Path) -> str:
 
 
 def _reserve(file: BinaryIO, size: int) -> None:
-    """Reserve a file's disk space; where the system cannot do so, check that there is enough now."""
+    """Reserve disk space for a file. If the system cannot do this, check that enough is free now."""
     if hasattr(os, "posix_fallocate"):
         try:
             os.posix_fallocate(file.fileno(), 0, size)
@@ -148,6 +148,6 @@ def _reserve(file: BinaryIO, size: int) -> None:
 
 
 def sync_to_disk(file: BinaryIO) -> None:
-    """Wait until the disk has what was written."""
+    """Wait until the written data are on the disk."""
     file.flush()
     os.fsync(file.fileno())

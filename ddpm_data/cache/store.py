@@ -1,8 +1,8 @@
 """The cache: a dataset's images, decoded and resized once, in one memory-mapped ``.npy`` file.
 
 ``<dataset>-<fingerprint>.npy`` holds the images. ``.1.npy`` and so on hold conditions, and a ``.json`` file describes
-them. The description is written last and makes the files a cache: where building was interrupted, there is none.
-Another dataset, size or processor has another fingerprint.
+them. The ``.json`` file is written last. If it is missing, building was interrupted, and the other files are not used.
+A different dataset, size or processor has a different fingerprint.
 """
 
 import itertools
@@ -37,12 +37,12 @@ _BATCH_SIZE = 64  # images that a worker decodes at once
 
 
 class Cache(NamedTuple):
-    """Decoded images and their conditions, mapped into memory: all processes that read them share their pages.
+    """Decoded images and their conditions, mapped into memory that all processes share.
 
     Attributes:
         path: The images' file.
         array: Its content, uint8 (latents: floats), shape ``(count, channels, height, width)``.
-        condition: The conditions' arrays, in nested dicts and lists; ``None`` where there are none.
+        condition: The conditions' arrays, in nested dicts and lists; ``None`` without conditions.
         bad_items: Why some images were replaced when the cache was built, by index.
     """
 
@@ -53,7 +53,7 @@ class Cache(NamedTuple):
 
     @property
     def bytes_per_image(self) -> int:
-        """In a batch."""
+        """Bytes of one image in a batch."""
         return self.array[0].nbytes
 
     def batch(self, indices: Tensor) -> ItemBatch:
@@ -64,15 +64,15 @@ class Cache(NamedTuple):
         return ItemBatch(self.array.index_select(0, indices), take_rows(self.condition, indices), bad_items)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Send the path alone: a worker maps the files itself."""
+        """Pickle the path only, so that a worker maps the files itself."""
         return _open_cache, (self.path,)
 
 
 def decoding_options(options: LoaderOptions, count: int) -> LoaderOptions:
-    """Return the options by which a cache is built: as given, but with at least one worker (0: one per core).
+    """Return the options for building a cache: those of training, but with one worker per core instead of none.
 
     Args:
-        options: Those of training.
+        options: The options of training.
         count: Images to decode.
     """
     return replace(
@@ -86,32 +86,32 @@ def decoding_options(options: LoaderOptions, count: int) -> LoaderOptions:
 
 
 def open_or_build(images: MapStyleImages, folder: Path, options: LoaderOptions) -> Cache:
-    """Open a dataset's cache; where there is none, build it in one process while others that want it wait.
+    """Open a dataset's cache. If there is none, build it in one process while the other processes wait.
 
     Args:
         images: All images of the dataset, inspected.
-        folder: Where caches are kept.
+        folder: The folder of caches.
         options: How many workers decode, and how they start: see :func:`decoding_options`.
 
     Raises:
         OSError: The folder cannot be written to, the disk is full, or an image cannot be read.
         TypeError: An item holds no image.
-        ValueError: An image cannot be converted, images differ in shape, or an item is another each time.
+        ValueError: An image cannot be converted, images differ in shape, or an item differs each time it is read.
     """
     path = (
         folder
         / f"{type(images.dataset).__name__}-{call_in_worker(options, images.name, fingerprint, images, _FORMAT)}.npy"
     )
-    if _is_complete(path):  # looked for without a lock, which a folder that cannot be written to would not give
+    if _is_complete(path):  # checked without a lock, because a read-only folder has none
         return _open_cache(path)
-    with _naming_the_folder(images.name, folder):
+    with _explain_disk_errors(images.name, folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock = _lock(path)
     try:
         if not _is_complete(path, warn=True):
-            with _naming_the_folder(images.name, folder):
-                for debris in folder.glob(f"{path.stem}.*.part"):  # of a killed process: only we hold the lock now
-                    debris.unlink()
+            with _explain_disk_errors(images.name, folder):
+                for leftover in folder.glob(f"{path.stem}.*.part"):  # from a killed process, since we hold the lock
+                    leftover.unlink()
             _build(images, path, options)
     finally:
         lock.release()
@@ -142,21 +142,21 @@ def _lock(path: Path) -> FileLock:
     try:
         lock.acquire(timeout=1)
     except Timeout:
-        tqdm.write(f"Waiting for another process, which is making {path}", file=sys.stderr)
+        tqdm.write(f"Waiting for another process to build {path}", file=sys.stderr)
         lock.acquire()
     return lock
 
 
 @contextmanager
-def _naming_the_folder(name: str, folder: Path) -> Iterator[None]:
-    """Have an error of the disk say which cache it kept from being written, and what to do."""
+def _explain_disk_errors(name: str, folder: Path) -> Iterator[None]:
+    """Add to a disk error which cache could not be written, and what to do."""
     try:
         yield
     except OSError as error:
         free = f" ({shutil.disk_usage(folder).free / 1e9:.3g} GB are free)" if folder.is_dir() else ""
         raise OSError(
-            f"the cache of {name} cannot be kept in {folder.absolute()}{free}: {error}. Give another folder, or null "
-            "to decode every time: `loader.cache_dir`."
+            f"the cache of {name} cannot be written to {folder.absolute()}{free}: {error}. Choose another folder, "
+            "or null to decode in every epoch: `loader.cache_dir`."
         ) from error
 
 
@@ -165,7 +165,7 @@ def _is_complete(path: Path, warn: bool = False) -> bool:
         return False
     damage = _find_damage(path)
     if damage and warn:
-        warnings.warn(f"the cache {path} {damage}; it is made anew.", stacklevel=2)
+        warnings.warn(f"the cache {path} {damage}; it is built again.", stacklevel=2)
     return not damage
 
 
@@ -175,7 +175,7 @@ def _find_damage(path: Path) -> str | None:
         files, _ = list(record["files"]), (record["condition"], record["faults"])
         damages = [find_damage(_column_file(path, number), file) for number, file in enumerate(files)]
     except (ValueError, KeyError, TypeError, AttributeError):
-        return f"is not what {_record_file(path).name} describes, which is damaged itself"
+        return f"cannot be checked, because {_record_file(path).name} is damaged"
     return next(filter(None, damages), None)
 
 
@@ -184,7 +184,7 @@ def _build(images: MapStyleImages, path: Path, options: LoaderOptions) -> None:
     unfinished = path.with_suffix(f".{os.getpid()}.part")
     try:
         record = _write_columns(images, path, options, columns)
-        with _naming_the_folder(images.name, path.parent):
+        with _explain_disk_errors(images.name, path.parent):
             record["files"] = [column.finish() for column in columns]
             for number, column in enumerate(columns):
                 os.replace(column.path, _column_file(path, number))
@@ -213,7 +213,7 @@ def _write_columns(
                     columns.append(ColumnWriter(Path(f"{stem}.{os.getpid()}.{number}.part"), len(images)))
             elif batch.shape[1:] != shape:
                 raise ValueError(shape_mismatch_message(images.name, 0, shape, bar.n, batch.shape[1:]))
-            with _naming_the_folder(images.name, path.parent):
+            with _explain_disk_errors(images.name, path.parent):
                 for column, part in zip(columns, parts, strict=True):
                     column.write(part)
             bar.update(len(batch))
@@ -235,6 +235,6 @@ def _number_leaves(condition: Any) -> Any:  # noqa: ANN401  # nested conditions
 
 
 def _make_decoding_loader(images: MapStyleImages, options: LoaderOptions) -> StreamLoader:
-    world = World(1, 0)  # others wait
+    world = World(1, 0)  # the other processes wait
     counter = BadItemCounter(images.name, options.max_bad_fraction, len(images))
     return make_loader(images, "predict", images.eval_order(options, world), options, world, seed=0, counter=counter)

@@ -11,7 +11,7 @@ from PIL import Image
 def log_picture(trainer: L.Trainer, name: str, path: Path) -> None:
     """Show a picture in every logger that can show one: TensorBoard, W&B and MLflow.
 
-    Other loggers, such as the CSV logger, show nothing; the file is still there. Call this on rank zero only.
+    Other loggers, such as the CSV logger, show nothing, but the file exists. Call this on rank zero only.
 
     Args:
         trainer: The Trainer that has the loggers.

@@ -1,4 +1,4 @@
-"""The callback that measures how fast training batches come, and where their time goes."""
+"""The callback that measures the speed of training batches, and how their time is spent."""
 
 import time
 from typing import Any
@@ -14,7 +14,7 @@ from ddpm_data.types import ConditionedTriple, Triple
 
 
 class Throughput(L.Callback):
-    """A callback that logs images per second in training, and which share of the time the data takes.
+    """A callback that logs images per second in training, and the share of the time that the data side takes.
 
     It logs ``images_per_s``: images per second over all processes, with loading and without validation. For the batches
     of a DDPMDataModule it also logs how the time from one batch to the next is spent on the first process, as shares in
@@ -76,7 +76,7 @@ class Throughput(L.Callback):
         batch: Triple | ConditionedTriple,
         batch_idx: int,
     ) -> None:
-        """Mark the moment at which the triple is there."""
+        """Mark the moment at which the triple is ready."""
         self._watch.mark("made")
 
     def on_train_batch_end(
@@ -97,7 +97,7 @@ class Throughput(L.Callback):
         if self._batches == self.every_n_steps:
             pl_module.log("images_per_s", self._images * trainer.world_size / self._seconds, prog_bar=True)
             self._images, self._batches, self._seconds = 0, 0, 0.0
-            laps = self._watch.take()  # also where no shares are logged: else the stopwatch would keep every batch
+            laps = self._watch.take()  # also if no shares are logged: otherwise the stopwatch would keep all laps
             self._unread = laps if self._hook is not None else []
         if self._unread and _stopwatch.has_passed(self._unread):
             shares = _stopwatch.shares(self._unread)

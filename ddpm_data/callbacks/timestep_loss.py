@@ -15,7 +15,7 @@ from ddpm_data.types import ConditionedTriple, Triple
 
 
 class TimestepLoss(L.Callback):
-    """A callback that logs the validation loss in ranges of t, so that you see at which steps the model is weak.
+    """A callback that logs the validation loss in ranges of t, so that you see where the loss is high.
 
     Your ``validation_step`` returns the loss of each example: a float tensor of shape ``(batch,)``, alone or in a dict
     under ``losses``. The callback logs each range's mean over all processes, such as ``val_loss_t/0000-0099``. A range
@@ -73,7 +73,7 @@ class TimestepLoss(L.Callback):
     ) -> None:
         """Check a batch's losses, and add them to the sums.
 
-        The sanity check's sums are thrown away: it only finds a ``validation_step`` that returns something else.
+        The sums of the sanity check are discarded. It only detects a ``validation_step`` with another return value.
 
         Raises:
             TypeError: ``validation_step`` did not return a loss per example.

@@ -1,4 +1,4 @@
-"""Preliminaries that the commands share: the console, the parser, renamed options, and a check for matplotlib."""
+"""Set up a command: the console, the parser, renamed options, and a check for matplotlib."""
 
 import argparse
 from pathlib import Path
@@ -12,7 +12,7 @@ def start_command(command: str, doc: str | None) -> argparse.ArgumentParser:
 
     Args:
         command: The word after ``ddpm-data``.
-        doc: The docstring of the command's module. ``--help`` shows what follows the first colon.
+        doc: The docstring of the command's module. ``--help`` shows the text after the first colon.
     """
     escape_unprintable()
     description = (doc or "").partition(": ")[2].replace("``", "")
@@ -29,7 +29,7 @@ def add_option(parser: argparse.ArgumentParser, name: str, old_name: str, **opti
         options: See :meth:`argparse.ArgumentParser.add_argument`.
     """
     action = parser.add_argument(name, old_name, **options)
-    action.option_strings = [name]  # what help and errors show; the parser has noted both already
+    action.option_strings = [name]  # for help and errors; the parser already knows both spellings
 
 
 def add_output_option(parser: argparse.ArgumentParser, default: Path | None, default_text: str) -> None:
@@ -45,7 +45,7 @@ def add_output_option(parser: argparse.ArgumentParser, default: Path | None, def
 
 
 def explain_missing_picture(name: str) -> str | None:
-    """Say why a picture cannot be drawn, or return ``None`` where it can be.
+    """Return the reason why a picture cannot be drawn, or ``None`` if it can.
 
     Args:
         name: The picture's file name.

@@ -1,4 +1,4 @@
-"""The user's configuration, composed for a command as it would be for training."""
+"""Compose the user's configuration for a command, as training would."""
 
 import argparse
 from collections.abc import Iterator
@@ -12,10 +12,12 @@ _KEYS = ("datamodule", "ddpm_data.datamodule")
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:
     """Add the options by which a command finds the configuration that training would use."""
-    parser.add_argument("--config-dir", type=Path, help="folder of your configs (default conf; where it is not, ours)")
-    parser.add_argument("--config-name", help=f"the root config (default {' or '.join(_ROOTS)})")
-    parser.add_argument("--key", help=f"where in it the DataModule is (default {' or '.join(_KEYS)})")
-    parser.add_argument("overrides", nargs="*", help="as for training: dataset=digits loader.batch_size=32")
+    parser.add_argument(
+        "--config-dir", type=Path, help="folder of your configs (default: conf, or ours if there is no folder conf)"
+    )
+    parser.add_argument("--config-name", help=f"name of the root config (default: {' or '.join(_ROOTS)})")
+    parser.add_argument("--key", help=f"key of the DataModule in the root config (default: {' or '.join(_KEYS)})")
+    parser.add_argument("overrides", nargs="*", help="overrides as in training: dataset=digits loader.batch_size=32")
 
 
 @contextmanager
@@ -31,11 +33,13 @@ def configs(args: argparse.Namespace) -> Iterator[str]:
 
     folder = args.config_dir or next(path for path in (Path("conf"), ours()) if path.is_dir())
     if not folder.is_dir():
-        raise SystemExit(f"there is no folder {folder.absolute()}: give the one of your configs, --config-dir")
+        raise SystemExit(f"there is no folder {folder.absolute()}. Set --config-dir to the folder of your configs.")
     names = [args.config_name] if args.config_name else _ROOTS
     name = next((name for name in names if (folder / name).with_suffix(".yaml").is_file()), None)
     if name is None:
-        raise SystemExit(f"{folder.absolute()} has no {' or '.join(names)}.yaml: say which is the root, --config-name")
+        raise SystemExit(
+            f"{folder.absolute()} has no {' or '.join(names)}.yaml. Set --config-name to your root config."
+        )
     with hydra.initialize_config_dir(str(folder.absolute()), version_base="1.3"):
         yield name
 
@@ -54,7 +58,7 @@ def find_datamodule_config(args: argparse.Namespace) -> Any:  # noqa: ANN401  # 
     keys = [args.key] if args.key else _KEYS
     node = next((node for key in keys if (node := OmegaConf.select(cfg, key)) is not None), None)
     if node is None:
-        raise SystemExit(f"the configuration has no {' or '.join(keys)}: say where its DataModule is, --key")
+        raise SystemExit(f"the configuration has no {' or '.join(keys)}. Set --key to the key of its DataModule.")
     return node
 
 
@@ -73,7 +77,7 @@ def compose_datamodule(args: argparse.Namespace) -> dict[str, Any]:
     assert isinstance(node, dict)
     values = {str(name): value for name, value in node.items()}
     if values["_target_"] != "ddpm_data.hydra.build_datamodule":
-        return values  # of the user's own config, which names the class itself
+        return values  # from the user's own config, which names the class itself
     target, convert = values.pop("cls"), values.pop("_convert_")
     del values["_target_"]
     return {"_target_": target, "_convert_": convert} | merge_groups(**values)

@@ -1,9 +1,9 @@
 """``ddpm-data check``: look at every item of a dataset before you train on it.
 
-The command reads every item of every split in your configuration, in worker processes, and goes on after bad ones. It
-reports what the images are, which items are bad and why, which are there twice (also in training and in validation),
-how fast they are read, and what memory they take. ``check.json`` has all of it, and ``check.png`` shows some images as
-the model will see them. A dataset that can only be read in its own order is read from its beginning, in one process.
+The command reads every item of every split in your configuration, in worker processes, and continues after bad items.
+It reports the kinds of images, the bad items and their errors, duplicates (also between training and validation), the
+speed of reading, and the memory that images take. ``check.json`` has all results, and ``check.png`` shows some images
+as the model will see them. An iterable dataset is read from its beginning, in one process.
 """
 
 import argparse
@@ -44,8 +44,8 @@ class Findings(NamedTuple):
     """The findings of a check.
 
     Attributes:
-        summaries: What each split holds, by its name.
-        leakage: What two splits have in common, by their names, such as ``"train and val"``.
+        summaries: The summary of each split, by its name.
+        leakage: The images that two splits have in common, by their names, such as ``"train and val"``.
         previews: Images to show, by the title above them.
     """
 
@@ -97,7 +97,7 @@ def _print_findings(findings: Findings) -> None:
 
 
 def _run_checks(args: argparse.Namespace) -> Findings:
-    """Scan every split that has a dataset of its own, and compare every two splits."""
+    """Scan every split that has its own dataset, and compare every two splits."""
     from hydra.utils import instantiate
 
     datamodule: DDPMDataModule = instantiate(compose_datamodule(args))
@@ -152,7 +152,7 @@ def _held_out_mask(splits: Splits) -> Tensor | None:
 
 
 def _inspect_dataset(images: ScannableImages, reading: LoaderOptions) -> tuple[bool, str | None]:
-    """Tell whether a cache would be built, and what error ``setup()`` would raise even if bad items were replaced."""
+    """Return whether a cache would be built, and the error of ``setup()`` that replacing bad items would not avoid."""
     if not isinstance(images, MapStyleImages):
         return False, None
     all_images = MapStyleImages(images.dataset, images.processor, images.name, None, images.condition, replaces=True)
@@ -164,7 +164,7 @@ def _inspect_dataset(images: ScannableImages, reading: LoaderOptions) -> tuple[b
 
 
 def _compare_splits(scans: Mapping[Stage, ScanResult], held_out: Tensor | None) -> dict[str, DuplicateSummary]:
-    """Find what every two splits have in common; held-out items of the training set count as validation items."""
+    """Find the images that two splits have in common; held-out items of the training set count as validation items."""
     splits: dict[str, tuple[ScannableImages, Rows]] = {}
     for stage, scan in scans.items():
         rows = scan.stats.rows

@@ -1,8 +1,8 @@
 """``ddpm-data compare``: make one table and one picture of a sweep.
 
 The table (``compare.csv``, ``compare.md``) has a line per job: the values that were varied, how the job ended, and the
-lowest and the last value of a metric. The picture (``compare.png``) shows the jobs' schedules over each other, and
-their validation losses by timestep if ``callbacks.TimestepLoss`` wrote them.
+lowest and the last value of a metric. The picture (``compare.png``) shows the jobs' schedules in one panel, and their
+validation losses by timestep if ``callbacks.TimestepLoss`` wrote them.
 """
 
 import csv
@@ -182,7 +182,7 @@ def _load_process(folder: Path) -> ForwardProcess | None:
     node = next((node for key in _SCHEDULE_KEYS if (node := OmegaConf.select(cfg, key)) is not None), None)
     try:
         return None if node is None else ForwardProcess(instantiate(node))
-    except Exception as error:  # any error of the user's function: the job may have failed for that very reason
+    except Exception as error:  # any error of the user's function, which may also be why the job failed
         print(f"job {folder.name} is not in the picture: {str(error).splitlines()[0]}")
         return None
 

@@ -1,8 +1,8 @@
 """``ddpm-data report``: show on one page what a noise schedule does, such as ``ddpm-data report schedule=cosine``.
 
-``report.png`` shows beta, the signal that is left, the signal-to-noise ratio, how often each step is drawn, the weight
-that the loss gives it, and images of your dataset as they are noised. A table has the numbers. To see several schedules
-over each other, separate the values of any key by commas: ``schedule=linear,cosine``.
+``report.png`` shows beta, the signal that is left, the signal-to-noise ratio, how often each step is drawn, its weight
+in the loss, and images of your dataset at several steps. The printed table has the numbers. To compare schedules in one
+picture, separate the values of any key by commas: ``schedule=linear,cosine``.
 """
 
 import argparse
@@ -67,11 +67,11 @@ def expand_sweep(overrides: Sequence[str]) -> dict[str, list[str]]:
         overrides: Hydra overrides, such as ``schedule=linear,cosine``.
 
     Returns:
-        The overrides of each combination, by a name that tells it from the others.
+        The overrides of each combination, by a name that is different for each.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    choices: list[list[tuple[str, str]]] = []  # for each override, the texts that may take its place, and their names
+    choices: list[list[tuple[str, str]]] = []  # for each override, one override per value, and its name
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         key = override.get_key_element()
         values = list(override.sweep_string_iterator()) if override.is_sweep_override() else []

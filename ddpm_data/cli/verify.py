@@ -1,8 +1,8 @@
 """``ddpm-data verify``: check that one process and several see the same stream with your configuration.
 
-The command trains a model that learns nothing for a few steps, on real processes (gloo, CPU), through real Lightning
-Trainers: in one process, in several, and in several from a checkpoint that the first run wrote half way. Then it
-compares, example by example, what reached the model. An error here is one that your training would have had.
+The command trains a dummy model for a few steps, with real processes (gloo, CPU) and real Lightning Trainers: in one
+process, in several, and in several from a checkpoint that the first run wrote halfway. Then it compares every example
+that reached the model. If a run fails here, your training would fail too.
 """
 
 import argparse
@@ -167,8 +167,8 @@ def _run(folder: Path, processes: int, batch_size: int, steps: int, half: int, r
         processes: How many processes train.
         batch_size: Images per process and step.
         steps: Optimizer steps.
-        half: The step at which a run in one process writes its checkpoint.
-        resume: Whether to start from that checkpoint, and to write none.
+        half: The step after which the run in one process writes its checkpoint.
+        resume: Whether to start from that checkpoint instead of writing one.
 
     Raises:
         SystemExit: A process failed; its error is in the message.
@@ -202,7 +202,7 @@ def _environment() -> dict[str, str]:
 
 
 class _Recorder(L.LightningModule):
-    """A model that learns nothing and keeps a digest of every example."""
+    """A dummy model that keeps a digest of every example."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What the DataModule reads from the Trainer it is attached to; without one, from torch's process group."""
+"""Read precision and processes from the Trainer, or without a Trainer from torch's process group."""
 
 import os
 import warnings
@@ -20,14 +20,14 @@ _DTYPES = {
 
 
 def get_batch_dtype(trainer: L.Trainer | None) -> torch.dtype | None:
-    """Return the dtype that the Trainer's precision wants batches in; ``None`` is float32."""
+    """Return the dtype of batches under the Trainer's precision; ``None`` means float32."""
     return _DTYPES.get(trainer.precision) if trainer else None
 
 
 def get_trainer_world(trainer: L.Trainer | None) -> World:
     """Return the processes that share the data: the Trainer's; without a Trainer, those of torch's process group.
 
-    Under model parallelism they are groups of processes: all of a group work on the same batch.
+    Under model parallelism, a group of processes counts as one, because they all work on the same batch.
     """
     if trainer:
         sharing = getattr(trainer.strategy, "distributed_sampler_kwargs", None) or {}
@@ -43,10 +43,10 @@ def get_trainer_world(trainer: L.Trainer | None) -> World:
 
 
 def refuse_clashes(trainer: L.Trainer | None) -> None:
-    """Refuse what would silently take the DataModule's place.
+    """Refuse settings that would silently replace the DataModule's sampler or hook.
 
     Raises:
-        ValueError: ``overfit_batches`` is set, or the model has an ``on_after_batch_transfer`` of its own.
+        ValueError: ``overfit_batches`` is set, or the model overrides ``on_after_batch_transfer``.
     """
     if getattr(trainer, "overfit_batches", 0):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The stream without a Trainer: in loops of your own, with Fabric or torch alone."""
+"""Training triples without a Trainer, for your own loop with Fabric or torch alone."""
 
 from collections.abc import Iterator
 
@@ -17,7 +17,7 @@ def triples(
     Args:
         datamodule: The DataModule, after ``setup("fit")``.
         loader: Its ``train_dataloader()``, whose ``set_epoch`` you call before each epoch, or another of its loaders.
-        device: Where the triples are made.
+        device: The device on which the triples are made.
 
     Yields:
         Triples; with ``condition=``, :class:`~ddpm_data.types.ConditionedTriple`.

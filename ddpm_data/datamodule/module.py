@@ -58,13 +58,13 @@ class Conditioning:
 
 
 class DDPMDataModule(L.LightningDataModule):
-    """Any image dataset as training triples: ``x_t, t, noise = batch`` in every step of the model.
+    """A DataModule that turns any image dataset into training triples: ``x_t, t, noise = batch`` in the model's step.
 
     Workers deliver uint8 images. After the transfer to the device, ``on_after_batch_transfer`` makes the triple there
     (:class:`~ddpm_data.diffusion.transform.ForwardDiffusion`). Training triples depend only on the seed and on each
     example's position in the stream. Validation, test and prediction triples are the same every time.
 
-    A dataset has ``__getitem__`` and ``__len__``, or at least ``__iter__`` (docs/stream.md has the difference). Its
+    A dataset has ``__getitem__`` and ``__len__``, or at least ``__iter__`` (docs/stream.md explains both). Its
     items are PIL images, tensors or arrays (CHW or HWC), or tuples or dicts that hold one. Instead of a dataset you can
     give a factory: a function without arguments that returns one. It is called in ``prepare_data``, first on one
     process per node, so that a download happens once.
@@ -82,16 +82,16 @@ class DDPMDataModule(L.LightningDataModule):
         flip, augment: How training batches are changed on the device before they are noised, see there.
         image_key, image_size, value_range, channels, resize, crop, background: How items become images, see
             :class:`~ddpm_data.images.processor.ImageProcessor`.
-        latents: Where items are latents: how they are scaled and sampled, see :class:`~ddpm_data.latents.Latents`.
+        latents: The settings of latents, see :class:`~ddpm_data.latents.Latents`; ``None`` for images.
         condition: Place in a tuple, or key in a dict, where an item holds its label, caption, embedding or a dict of
             these; batches are then :class:`~ddpm_data.types.ConditionedTriple`.
         condition_dropout, null_condition: How often training drops a condition, and what takes its place, see
             :class:`~ddpm_data.diffusion.guidance.ConditionDropout`.
         drop_last, prefetch_factor, persistent_workers, multiprocessing_context, timeout: See
             :class:`~ddpm_data.loading.options.LoaderOptions`.
-        on_bad_item, max_bad_fraction: What becomes of items that cannot be used, see there.
-        cache_dir: Folder for decoded images (:mod:`ddpm_data.cache`). Map-style sets whose images are not in an array
-            already are decoded and resized once per node, in ``prepare_data``, and read from there afterwards.
+        on_bad_item, max_bad_fraction: The handling of items that cannot be used, see the same class.
+        cache_dir: Folder for decoded images (:mod:`ddpm_data.cache`). Map-style datasets are decoded and resized once
+            per node, in ``prepare_data``, and then read from this folder. A dataset in one array needs no cache.
         compile: Compile the batch transform, see :class:`~ddpm_data.diffusion.transform.ForwardDiffusion`.
 
     Raises:
@@ -178,9 +178,9 @@ class DDPMDataModule(L.LightningDataModule):
         self._checkpoint: StreamCheckpoint | None = None
         self._device = torch.device("cpu")
         if val is None and type(self).val_dataloader is DDPMDataModule.val_dataloader:
-            # Else Lightning takes our method for a validation set, and warns of every model without validation_step.
-            absent = partial(L.LightningDataModule.val_dataloader, self)
-            self.val_dataloader = absent  # type: ignore[method-assign]  # Lightning asks the instance what it overrides
+            # Otherwise Lightning assumes a validation split, and warns if the model has no validation_step.
+            base_method = partial(L.LightningDataModule.val_dataloader, self)
+            self.val_dataloader = base_method  # type: ignore[method-assign]  # Lightning asks the instance what it overrides
 
     @property
     def batch_size(self) -> int:
@@ -193,15 +193,15 @@ class DDPMDataModule(L.LightningDataModule):
         self.splits.prepare(_STAGES_OF[fn] if fn else STAGES)
 
     def setup(self, stage: str | None = None) -> None:
-        """Build the stage's datasets, and refuse now what would fail in the middle of an epoch.
+        """Build the stage's datasets, and raise errors now instead of in the middle of an epoch.
 
         Args:
-            stage: ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``; ``None`` is all of them.
+            stage: ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``; ``None`` sets up all of them.
 
         Raises:
             TypeError: An item holds no image.
             ValueError: There is no such stage; a set is missing, empty or too small; images cannot be converted or
-                differ in shape; the model has an ``on_after_batch_transfer`` of its own.
+                differ in shape; the model overrides ``on_after_batch_transfer``.
         """
         if stage not in (None, *_STAGES_OF):
             raise ValueError(f"setup({stage!r}): the stages are {', '.join(_STAGES_OF)}.")
@@ -238,7 +238,7 @@ class DDPMDataModule(L.LightningDataModule):
         return self._make_loader("predict")
 
     def on_before_batch_transfer(self, batch: ImageBatch, dataloader_idx: int) -> ImageBatch:
-        """Drop conditions that are strings, which stay on the host; a batch that is not ours is left alone."""
+        """Drop conditions that are strings, since strings stay on the host. Other batches pass unchanged."""
         if not isinstance(batch, ImageBatch) or batch.meta.stage != "train":
             return batch
         condition = self.dropout.drop_strings(batch.meta.condition, batch.position)
@@ -249,12 +249,12 @@ class DDPMDataModule(L.LightningDataModule):
 
         Raises:
             TypeError: The batch does not come from this module's loaders, ``augment`` returned images of another dtype,
-                or ``null_condition`` is not like the conditions.
+                or ``null_condition`` does not match the conditions.
             ValueError: ``augment`` changed the number of images.
         """
         if not isinstance(batch, ImageBatch):
             raise TypeError(
-                f"DDPMDataModule was handed a batch of {type(batch).__name__}, but makes triples of its own "
+                f"DDPMDataModule got a batch of {type(batch).__name__}, but it can make triples only from its own "
                 "loaders' ImageBatch. Pass datasets to DDPMDataModule(train=..., val=...), not loaders to the Trainer."
             )
         images, (position, stage, condition) = batch
@@ -265,14 +265,14 @@ class DDPMDataModule(L.LightningDataModule):
         return ConditionedTriple(*triple, self.dropout(condition, position) if stage == "train" else condition)
 
     def state_dict(self) -> dict[str, int]:
-        """Return the offset in the training stream, for Lightning to put into a checkpoint: a few whole numbers."""
+        """Return the offset in the training stream as a few integers, which Lightning saves to checkpoints."""
         return self._checkpoint.save(self.trainer) if self._checkpoint and self.trainer and self._is_fitting() else {}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Resume the training stream where a checkpoint left it.
 
         Raises:
-            ValueError: The checkpoint is of another stream: its seed, training set or number of steps differs.
+            ValueError: The checkpoint belongs to another stream: its seed, training set or number of steps differs.
         """
         if self._checkpoint and self._is_fitting():
             self._checkpoint.load(state_dict)
@@ -281,7 +281,7 @@ class DDPMDataModule(L.LightningDataModule):
         return self.trainer is not None and self.trainer.state.fn == "fit"
 
     def _begin_stream(self, images: StageImages) -> None:
-        """Make the training order, and what keeps its place in checkpoints."""
+        """Create the training order, and the callback that saves its offset to checkpoints."""
         world, seed = get_trainer_world(self.trainer), self.transform.seed
         order = images.train_order(self.loader_options, world, key_from(seed), self._current_epoch)
         identity = {"seed": seed, "num_timesteps": self.transform.process.num_timesteps}
@@ -312,15 +312,15 @@ class DDPMDataModule(L.LightningDataModule):
         )
 
     def _log_bad_items(self, stage: str, count: int) -> None:
-        """Log the number of replaced items at an epoch's end, where there were any."""
+        """Log the number of items that were replaced in an epoch."""
         for logger in self.trainer.loggers if self.trainer else ():
             step = self.trainer.global_step  # type: ignore[union-attr]  # it has loggers, so it is there
             logger.log_metrics({f"{stage}_bad_items": count}, step)
 
     def _move_tables(self, device: torch.device) -> None:
-        """Move the tables, once per device: a DataModule is no nn.Module, so Lightning does not move them."""
+        """Move the transform's tables, which Lightning does not do: a DataModule is no nn.Module."""
         if device == self._device:
             return
-        with torch.inference_mode(False):  # tables made in validate() would be inference tensors, of no use to fit()
+        with torch.inference_mode(False):  # fit() cannot use inference tensors, which validate() would leave
             self.transform.to(device)
         self._device = device

@@ -1,8 +1,8 @@
-"""Resuming inside an epoch: the offset in the stream goes into checkpoints, and Lightning's counters follow it.
+"""Resume inside an epoch: save the offset in the stream to checkpoints, and convert Lightning's counters to it.
 
-Lightning restores its counters but no offset in the data. Its counters count batches, which mean something else once
-their size or the number of processes has changed. So the DataModule saves an offset, and when a checkpoint is loaded,
-:func:`rewrite_progress` sets the counters to how much of the epoch is done in batches of today's size.
+Lightning saves how many batches of the epoch are done, but no offset in the data. If the batch size or the number of
+processes changes, this count becomes wrong. So the DataModule saves the offset. When it loads a checkpoint,
+:func:`rewrite_progress` converts Lightning's counters to batches of the current size.
 """
 
 from copy import deepcopy
@@ -24,9 +24,9 @@ class StreamCheckpoint(L.Callback):
     before Lightning restores its loops, if the callback is the first in the list.
 
     Args:
-        plans: The training order's, which are told where to begin.
-        identity: What makes it this stream and no other (seed, length, steps): a checkpoint must agree.
-        owner: The name under which Lightning stores the DataModule's state: its class's.
+        plans: The plans of the training order. After a checkpoint is loaded, they begin at its offset.
+        identity: The values that identify the stream (seed, length, steps). A checkpoint must have the same values.
+        owner: The name of the DataModule's class, under which Lightning stores its state.
     """
 
     def __init__(self, plans: EpochPlans, identity: dict[str, int], owner: str) -> None:
@@ -34,21 +34,21 @@ class StreamCheckpoint(L.Callback):
         self.identity = identity
         self.owner = owner
         self._loaded: dict[str, int] | None = None
-        self._done_before = (0, 0)  # the resumed epoch, and how many of its batches, of today's size, were done before
+        self._done_before = (0, 0)  # the resumed epoch, and its batches of the current size that were done before
         self._restore_step = False
 
     def attach(self, trainer: L.Trainer) -> None:
-        """Become the first of the Trainer's callbacks, in place of the one of an earlier ``fit``."""
+        """Become the first of the Trainer's callbacks, and replace the one of an earlier ``fit``."""
         callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector of the Trainer's
         callbacks[:] = [self, *(callback for callback in callbacks if not isinstance(callback, StreamCheckpoint))]
 
     def save(self, trainer: L.Trainer) -> dict[str, int]:
-        """Return the state after the last optimizer step; right in any hook, also in the middle of a step.
+        """Return the state after the last optimizer step, in any hook and also in the middle of a step.
 
         Returns:
-            ``epoch``. ``place``, the offset of the first example that no finished step has seen. ``window``, the
-            batches of an open accumulation window, which a resumed run repeats. ``ended``, 1 if all of the epoch's
-            batches were delivered. And the identity.
+            The identity and four integers: ``epoch``; ``place``, the offset of the first example that no finished step
+            has seen; ``window``, the batches of an unfinished gradient accumulation, which a resumed run repeats; and
+            ``ended``, 1 if all batches of the epoch were delivered.
         """
         batches: Any = trainer.fit_loop.epoch_loop.batch_progress  # Lightning types its trackers as their base class
         epoch, done = trainer.current_epoch, batches.current.processed
@@ -62,24 +62,24 @@ class StreamCheckpoint(L.Callback):
         return {"epoch": epoch, "place": offset, "window": window, "ended": int(ended)} | self.identity
 
     def load(self, state: dict[str, int]) -> None:
-        """Keep what :meth:`save` returned until Lightning's part of the checkpoint is at hand.
+        """Store the state that :meth:`save` returned until Lightning calls :meth:`on_load_checkpoint`.
 
         Raises:
-            ValueError: It belongs to another stream.
+            ValueError: The state belongs to another stream.
         """
         for key, now in self.identity.items():
             if state.get(key) != now:
                 raise ValueError(
                     f"the checkpoint was written with {key}={state.get(key)}, and this run has {key}={now}: it would "
-                    "not see the rest of the same stream. Restore that value, or begin anew without the checkpoint."
+                    "not continue the same stream. Set that value back, or start a new run without the checkpoint."
                 )
         self._loaded = state
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Point the order to the offset, and rewrite the counters that Lightning will load.
+        """Let the order begin at the offset, and rewrite the counters that Lightning will load.
 
         Raises:
-            ValueError: The checkpoint was written inside an epoch, and does not say where in the stream.
+            ValueError: The checkpoint was written inside an epoch, and has no offset in the stream.
         """
         if trainer.state.fn != "fit":
             return
@@ -90,7 +90,7 @@ class StreamCheckpoint(L.Callback):
         progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
         has_begun = progress["ready"] != progress["processed"]
         done, left = self._count_batches(trainer, offset) if has_begun else (0, 1)
-        left = 0 if ended and self.plans.full.length == ENDLESS else left  # the plan does not know how long it was
+        left = 0 if ended and self.plans.full.length == ENDLESS else left  # the plan does not know the epoch's length
         self.plans.resume_at(epoch, offset)
         self._done_before = (epoch, done)
         self._restore_step = True
@@ -105,7 +105,7 @@ class StreamCheckpoint(L.Callback):
         batch: Any,  # noqa: ANN401  # Lightning's
         batch_idx: int,
     ) -> None:
-        """Keep the loggers' step at the optimizer's when restarting; in manual optimisation, at the batch's."""
+        """Set the loggers' step after a restart: to the optimizer's step, or in manual optimisation to the batch's."""
         loop: Any = trainer.fit_loop.epoch_loop
         if self._restore_step:
             batches = loop.batch_progress.total.processed
@@ -113,18 +113,18 @@ class StreamCheckpoint(L.Callback):
         self._restore_step = False
 
     def _count_batches(self, trainer: L.Trainer, offset: int) -> tuple[int, int]:
-        """Count the epoch's batches, of today's size, before and after an offset."""
+        """Count the epoch's batches, of the current size, before and after an offset."""
         plan, limit = self.plans.full, trainer.limit_train_batches
         total = plan.count_batches()
         count = min(total, limit) if isinstance(limit, int) else int(total * limit)
         left = plan._replace(start=offset).count_batches()
-        if count < total:  # the epoch ends early, at an offset of its own
+        if count < total:  # a limit ends the epoch early
             left = min(left, max(0, -(-(plan.end(count - 1) - offset) // plan.global_batch_size)))
         return count - left, left
 
 
 def _refuse_unknown_offset(checkpoint: dict[str, Any], owner: str) -> None:
-    """Refuse a checkpoint from inside an epoch that another DataModule wrote, or none: its rest could not be found."""
+    """Refuse a checkpoint from inside an epoch that another DataModule wrote, or none: it has no offset."""
     progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
     if progress["ready"] == progress["processed"]:  # written between two epochs: the next one begins anyway
         return
@@ -132,27 +132,27 @@ def _refuse_unknown_offset(checkpoint: dict[str, Any], owner: str) -> None:
     states = " and ".join(others) or "no DDPMDataModule"
     raise ValueError(
         f"the checkpoint was written inside epoch {progress['processed']}, and holds the state of {states} in place of "
-        f"{owner}. So nobody knows which examples the epoch had left: resumed, it would repeat some and never see "
+        f"{owner}. So the rest of the epoch is unknown, and a resumed run would repeat some examples and skip "
         "others. Give the DataModule's class its old name, or resume from a checkpoint written when an epoch ended."
     )
 
 
 def rewrite_progress(fit_loop: dict[str, Any], release: str, done: int, window: int, is_last: bool) -> dict[str, Any]:
-    """Return Lightning's fit-loop counters with the running epoch counted in batches of today's size.
+    """Convert Lightning's fit-loop counters to batches of the current size, and return them.
 
     Args:
         fit_loop: ``checkpoint["loops"]["fit_loop"]``; not changed.
         release: Lightning's version.
         done: Batches of the epoch that are done.
-        window: Batches of an open accumulation window, which are repeated and so not counted as done.
-        is_last: Whether none of the epoch's batches is left.
+        window: Batches of an unfinished gradient accumulation, which are repeated and so not counted as done.
+        is_last: Whether no batch of the epoch is left.
 
     Raises:
-        RuntimeError: The counters of this release of Lightning are not known.
+        RuntimeError: We do not know the counters of this release of Lightning.
     """
     if ".".join(release.split(".")[:2]) not in _LIGHTNING_RELEASES:
         raise RuntimeError(
-            f"lightning {release}: how its checkpoints count batches is not known, so a run cannot be resumed inside "
+            f"lightning {release}: we do not know how its checkpoints count batches, so a run cannot resume inside "
             f"an epoch. Install a release of {' or '.join(_LIGHTNING_RELEASES)}: pip install 'lightning<2.7'."
         )
     counters = deepcopy(fit_loop)

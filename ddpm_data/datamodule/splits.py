@@ -1,4 +1,4 @@
-"""The train, val, test and predict sets: what the user gave, built on first use."""
+"""The train, val, test and predict splits: datasets or factories from the user, built on first use."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from numbers import Real
@@ -24,14 +24,14 @@ from ddpm_data.types import ItemKey, Stage
 AnyDataset = MapDataset | Iterable[object]
 Source = AnyDataset | Callable[[], AnyDataset]
 CONTRACT = (  # the README's lines
-    "A dataset has `__len__` and `__getitem__(index)`, and gives the same item for the same index, in every process;",
-    "or it has `__iter__`, which begins anew each time and gives what this process and this worker are to read.",
+    "A dataset has `__len__` and `__getitem__(index)`, and returns the same item for the same index in every process.",
+    "Or it has `__iter__`, which starts from the beginning each time and yields the items of this process and worker.",
     "An item is a PIL image, a tensor or array (CHW, HWC, or HW), or a tuple, list or dict that holds one.",
 )
 
 
 class Splits:
-    """The sets of all stages. Each dataset is built once per process.
+    """The splits of all stages. Each dataset is built once per process.
 
     Args:
         sources: A dataset or factory for each stage; for ``val`` also the fraction of ``train`` to hold out.
@@ -39,7 +39,7 @@ class Splits:
         condition: Where an item holds its condition; ``None`` takes none.
         key: The seed's, which picks the held-out images.
         cache_dir: Folder for decoded images; ``None`` keeps none.
-        options: How images are decoded into it, and what becomes of bad items.
+        options: The loader's options, for building the cache and for bad items.
 
     Raises:
         TypeError: A source is neither a dataset nor a factory, or ``cache_dir`` no folder.
@@ -76,11 +76,11 @@ class Splits:
         self._images: dict[Stage, StageImages] = {}
 
     def has(self, stage: Stage) -> bool:
-        """Tell whether there is a set for this stage."""
+        """Return whether this stage has a split."""
         return stage in self._sources or (stage == "val" and self.fraction is not None)
 
     def prepare(self, stages: Iterable[Stage]) -> None:
-        """Call every factory, for what it downloads, and decode what some stages need into the cache.
+        """Call every factory, so that it downloads its data, and build the caches that the stages need.
 
         The datasets are kept for :meth:`open`.
         """
@@ -92,7 +92,7 @@ class Splits:
                     self._cache(self._owner(stage))
 
     def open(self, stage: Stage) -> StageImages:
-        """Build one stage's images and look at some of them, which an iterable source does not allow.
+        """Build one stage's images and check some of them, except those of an iterable source.
 
         Raises:
             TypeError: A factory returned no dataset, or an item holds no image.
@@ -101,13 +101,13 @@ class Splits:
         cache = self._cache(self._owner(stage))
         images = self.unchecked(stage, cache)
         if cache is None:
-            warns = is_rank_zero() and stage == self._owner(stage)  # a held-out part says nothing new
+            warns = is_rank_zero() and stage == self._owner(stage)  # a held-out part needs no second check
             images.inspect(self.options, warns)
         self._images[stage] = images
         return images
 
     def unchecked(self, stage: Stage, cache: Cache | None = None) -> StageImages:
-        """Build one stage's images without a look at any of them.
+        """Build one stage's images without checking any.
 
         Args:
             stage: The stage.
@@ -117,7 +117,7 @@ class Splits:
             TypeError: A factory returned no dataset.
             ValueError: The set leaves nothing to train or validate on, or none can be held out of it.
         """
-        owner = self._owner(stage)  # an index in an error is one of the dataset that was given, so the name is too
+        owner = self._owner(stage)  # an error's index belongs to the dataset that the user passed, so its name does too
         dataset, subset = self._dataset(owner), None
         if self._shares_train(stage):
             if not _is_map_style(dataset):
@@ -132,26 +132,26 @@ class Splits:
         """Return what :meth:`open` has built.
 
         Raises:
-            RuntimeError: It has not been called.
+            RuntimeError: :meth:`open` has not been called.
         """
         if stage not in self._images:
             raise RuntimeError(f"the {stage} set is not open: call setup() before asking for its loader.")
         return self._images[stage]
 
     def _cache(self, stage: Stage) -> Cache | None:
-        """Return a dataset's cache, built if it is missing; ``None`` where there is no folder or no need for one."""
+        """Return a dataset's cache, and build it if it is missing; ``None`` without a folder or a need for one."""
         if self.cache_dir is None or stage in self._caches:
             return self._caches.get(stage)
         dataset = self._dataset(stage)
         if not _is_map_style(dataset):
             raise ValueError(
                 f"cache_dir={str(self.cache_dir)!r}: {stage} is a {type(dataset).__name__}, which gives its items in "
-                "an order of its own, so that none could be found in a cache. Leave `loader.cache_dir` null."
+                "its own order, so it cannot be cached. Set `loader.cache_dir` to null."
             )
         if self.processor.crop == "random":
             raise ValueError(
-                f"cache_dir={str(self.cache_dir)!r}: a cache holds one crop of each image, and crop='random' wants "
-                "another each epoch. Change `dataset.crop`, or leave `loader.cache_dir` null."
+                f"cache_dir={str(self.cache_dir)!r}: a cache holds one crop of each image, but crop='random' "
+                "needs a different one each epoch. Change `dataset.crop`, or set `loader.cache_dir` to null."
             )
         images = MapStyleImages(dataset, self.processor, stage, None, self.condition, self.options.replaces)
         options = decoding_options(self.options, len(images))
@@ -166,14 +166,14 @@ class Splits:
         return self._datasets[stage]
 
     def _owner(self, stage: Stage) -> Stage:
-        """Return the stage whose dataset this one reads: itself, or ``train`` where a fraction of that is held out."""
+        """Return the stage whose dataset this one reads: itself, or ``train`` if it is held out of that."""
         return "train" if self._shares_train(stage) else stage
 
     def _shares_train(self, stage: Stage) -> bool:
         return self.fraction is not None and stage in ("train", "val")
 
     def _pick_subset(self, stage: Stage, length: int) -> RandomSubset:
-        """Pick the items that are held out, or those that are not."""
+        """Pick the held-out items for validation, or the other items for training."""
         count = round(length * (self.fraction or 0.0))
         if length and not 0 < count < length:
             raise ValueError(
@@ -260,8 +260,8 @@ def _check_dataset(name: str, dataset: object) -> AnyDataset:
         raise TypeError(f"{name} is a {kind} of {keys}: give one of its datasets, `dataset.{name}`.")
     if isinstance(dataset, Iterator) and not isinstance(dataset, IterableDataset):  # LitData's is both
         raise TypeError(
-            f"{name} is a {kind}, which can be gone through once: there would be no second epoch. Give an "
-            f"IterableDataset, or another object whose __iter__ begins anew: `dataset.{name}`."
+            f"{name} is a {kind}, which can be iterated over only once, so there would be no second epoch. Give an "
+            f"IterableDataset, or another object whose __iter__ starts from the beginning: `dataset.{name}`."
         )
     if isinstance(dataset, bytes) or not (_is_map_style(dataset) or isinstance(dataset, Iterable)):
         raise TypeError(

@@ -1,9 +1,9 @@
-"""Functions of a batch, compiled once per kind of batch; a short last batch compiles nothing new.
+"""Compile functions of a batch once per kind of batch. A short last batch needs no second compilation.
 
-``torch.compile`` looks, at every call, for what may have changed since it traced a function. Beside a training step,
-which leaves no cache warm, that took longer than making the triples of a small batch (``benchmarks/transform.md``).
-Here everything that can change is in a dictionary's key. So a function is traced once (``make_fx``), compiled by
-inductor, and called.
+``torch.compile`` checks at every call whether anything has changed since it traced a function. In training these checks
+took longer than making the triples of a small batch, because the model's step leaves the CPU's caches cold
+(``benchmarks/transform.md``). Here everything that can change is part of a dictionary key. So a function is traced once
+(``make_fx``), compiled once by inductor, and then called directly.
 """
 
 import warnings
@@ -20,14 +20,15 @@ from tqdm import tqdm
 
 from ddpm_data._distributed import is_rank_zero
 
-# Quarters are to be written to their places in the result at once. For CUDA inductor would sooner write bfloat16
-# ones elsewhere and join them by another kernel: 29 bytes per number instead of 5, by its count (benchmarks.kernels).
+# Make kernels write the quarters of an image directly into the result. For bfloat16 on CUDA, inductor would otherwise
+# write them elsewhere and join them in a second kernel. By its own count, that moves 29 bytes per number instead of 5
+# (benchmarks.kernels).
 OPTIONS: dict[str, int | bool] = {
     name: 0
     for name in ("max_pointwise_cat_inputs", "max_complex_pointwise_cat_inputs")
     if hasattr(torch._inductor.config, name)
 }
-# Otherwise what is compiled while torch has one thread would keep to one, whatever torch.set_num_threads() says later.
+# Otherwise code compiled while torch has one thread would always use one, whatever torch.set_num_threads() says later.
 OPTIONS["cpp.dynamic_threads"] = True
 
 Compiled = Callable[..., tuple[Tensor, ...]]
@@ -35,26 +36,27 @@ Signature = tuple[tuple[torch.Size, torch.dtype, torch.device], ...]
 
 
 class Kernel(Protocol):
-    """A function of tensors alone: the tables, then the batch's.
+    """A function that takes only tensors: first the tables, then the tensors of a batch.
 
-    It equals another where all else that it depends on is equal, and returns tensors whose rows belong to the batch's.
+    Two kernels are equal if they compute the same. Row ``i`` of each returned tensor belongs to row ``i`` of the batch.
     """
 
     def __hash__(self) -> int:
-        """Hash as equality demands."""
+        """Return the same hash for equal kernels."""
         ...
 
     @property
     def __call__(self) -> Compiled:
-        """Take named tensors, return some."""
+        """Take tensors by name, and return a tuple of tensors."""
         ...
 
 
 class Compiler:
-    """Calls kernels compiled. Once compiling has failed, it says so once and does nothing more.
+    """Compiles each kernel on first use, and calls it. If compiling fails, it warns once and compiles nothing more.
 
-    Batches of a size that was not compiled for are padded, or cut into pieces, to fit a size that was, unless they are
-    at least twice as large as any: every example's result is its own.
+    A batch of a new size is padded, or cut into pieces, to fit a compiled size. Only for a batch at least twice as
+    large as every compiled size, the kernel is compiled again. Examples do not affect each other, so padding and
+    cutting change no result.
     """
 
     def __init__(self) -> None:
@@ -68,9 +70,9 @@ class Compiler:
 
         Args:
             kernel: The kernel.
-            tables: Its first arguments, which do not depend on the batch; of one dtype and, except for their length, of
-                one shape from call to call.
-            batch: Its other arguments, with one row per example, contiguous.
+            tables: Its first arguments, which do not depend on the batch. In every call they have the same dtypes and,
+                except for their length, the same shapes.
+            batch: Its other arguments, contiguous, with one row per example.
 
         Returns:
             What the kernel returns; ``None`` if compiling failed, now or before.
@@ -122,9 +124,9 @@ class Compiler:
 
 
 def _choose_size(count: int, sizes: Iterable[int]) -> int:
-    """Choose which batch size a batch is served by: the smallest it fits in, else the largest, else its own."""
-    if larger := [size for size in sizes if size >= count]:
-        return min(larger)
+    """Choose the compiled size for ``count`` examples: the smallest that fits, else the largest, else ``count``."""
+    if fitting_sizes := [size for size in sizes if size >= count]:
+        return min(fitting_sizes)
     largest = max(sizes, default=0)
     return largest if count < 2 * largest else count
 
@@ -136,7 +138,7 @@ def _pad_batch(tensor: Tensor, size: int) -> Tensor:
 
 @lru_cache(maxsize=256)
 def _compile(kernel: Kernel, tables: Signature, rows: Signature, size: int) -> Compiled:
-    """Compile a kernel for one batch size; cached, since one process needs the code once for all its transforms."""
+    """Compile a kernel for one batch size; cached, so that all transforms of a process share the code."""
     _keep_freed_memory()
     batch = [(torch.Size((size, *shape)), dtype, device) for shape, dtype, device in rows]
     bar = tqdm(
@@ -146,9 +148,9 @@ def _compile(kernel: Kernel, tables: Signature, rows: Signature, size: int) -> C
         leave=False,
         disable=not is_rank_zero(),
     )
-    with bar, torch.inference_mode(False), torch.no_grad():  # what is traced in inference mode would run in no other
+    with bar, torch.inference_mode(False), torch.no_grad():  # code traced in inference mode would run in no other mode
         examples: list[Any] = [torch.zeros(s, dtype=dtype, device=d) for s, dtype, d in (*tables, *batch)]
-        # A function of its own: make_fx would count a method's self among the tensors.
+        # A lambda, because make_fx would treat a method's self as one of the tensors.
         graph = make_fx(lambda *tensors: kernel(*tensors))(*examples)
         compiled: Compiled = torch._inductor.compile(graph, examples, OPTIONS)
     return compiled
@@ -156,12 +158,12 @@ def _compile(kernel: Kernel, tables: Signature, rows: Signature, size: int) -> C
 
 @cache
 def _keep_freed_memory() -> None:
-    """Have glibc keep freed memory, up to 64 MiB, instead of handing it back to the system.
+    """Make glibc keep up to 64 MiB of freed memory instead of returning it to the system.
 
-    Each batch frees the triple of the one before and allocates another. glibc hands freed blocks of some size back to
-    the system, which clears every page before it gives it again: up to 1,800 page faults per batch in a Trainer's loop,
-    or none, depending on how the heap happens to lie (``benchmarks/transform.md``). Freeing one block just below 32 MiB
-    makes glibc raise the limit to that size for the rest of the process (mallopt(3), ``M_MMAP_THRESHOLD``). The cost is
-    that up to 64 MiB stay with the process. Other allocators do not react.
+    Each batch frees the previous triple and allocates a new one. glibc returns large freed blocks to the system, which
+    clears every page before it hands it out again. In a Trainer's loop that caused up to 1,800 page faults per batch,
+    depending on the layout of the heap (``benchmarks/transform.md``). Freeing one block just below 32 MiB makes glibc
+    raise its limit to that size for the rest of the process (mallopt(3), ``M_MMAP_THRESHOLD``). The cost is up to
+    64 MiB of memory per process. Other allocators ignore this.
     """
     torch.empty(31 * 2**20, dtype=torch.uint8)

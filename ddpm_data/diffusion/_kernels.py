@@ -1,7 +1,8 @@
-"""The transform's arithmetic as plain functions of tensors, written to be compiled into one pass over the images.
+"""The arithmetic of the batch transform: draw ``t`` and noise, and compute ``x_t`` (DDPM, Eq. 4).
 
-The four quarters of an image are worked on side by side: a block of four Philox words becomes one number in each of
-them. So a compiled kernel reads and writes contiguous runs, and words, noise and ``x_t`` stay in its registers.
+These are plain functions of tensors, written to be compiled into one pass over the images. They process the four
+quarters of an image side by side, because a block of four Philox words gives one number to each quarter. So a compiled
+kernel reads and writes contiguous memory and keeps words, noise and ``x_t`` in registers.
 """
 
 from typing import NamedTuple
@@ -22,15 +23,15 @@ _EAGER_NUMBERS = 2**24
 
 
 class TripleInputs(NamedTuple):
-    """What a triple is made of, besides the tables.
+    """The inputs for a batch of triples, besides the tables.
 
     Attributes:
-        images: uint8 or floats, shape ``(batch, channels, height, width)``.
-        position: Of the examples in the stream, int64, shape ``(batch,)``.
-        timesteps: ``t``, or what draws it.
-        flip: Probability of mirroring; 0 draws nothing.
-        stage: The stream.
-        dtype: Of ``x_t`` and the noise.
+        images: Clean images, uint8 or float, shape ``(batch, channels, height, width)``.
+        position: Positions of the examples in the stage's stream, int64, shape ``(batch,)``.
+        timesteps: ``t``, int64, shape ``(batch,)``, or the function that draws it.
+        flip: Probability of mirroring an image; 0 draws nothing.
+        stage: The stage whose stream the positions belong to.
+        dtype: The dtype of ``x_t`` and the noise.
     """
 
     images: Tensor
@@ -42,12 +43,12 @@ class TripleInputs(NamedTuple):
 
 
 class Tables(NamedTuple):
-    """What stays on the device.
+    """The tensors that stay on the device from batch to batch.
 
     Attributes:
-        signal: Of ``x_0`` in ``x_t``, float32, shape ``(num_timesteps,)``.
-        sigma: Of the noise in ``x_t``, likewise.
-        key: The seed's two words, int64, shape ``(2,)``.
+        signal: The factor of ``x_0`` in ``x_t`` at each step, float32, shape ``(num_timesteps,)``.
+        sigma: The factor of the noise in ``x_t`` at each step, float32, shape ``(num_timesteps,)``.
+        key: The two words of the seed's key, int64, shape ``(2,)``.
     """
 
     signal: Tensor
@@ -60,22 +61,22 @@ class Tables(NamedTuple):
 
 
 def flip_mask(tables: Tables, position: Tensor, probability: float) -> Tensor:
-    """Draw which training images are mirrored: bool, shape ``(batch,)``."""
+    """Draw which training images to mirror; returns bool, shape ``(batch,)``."""
     word = words(tables.key_words(), Purpose.FLIP, "train", position)[0][:, 0]
     return word < round(probability * 2**32)
 
 
 def mirror(images: Tensor, mirrored: Tensor) -> Tensor:
-    """Mirror some of the images left to right."""
+    """Mirror the images left to right for which ``mirrored`` is true."""
     mask = mirrored.view(-1, *[1] * (images.dim() - 1))
     if images.dtype != torch.uint8 or images.device.type != "cpu":
-        return torch.where(mask, images.flip(-1), images)  # on a GPU it becomes part of the one kernel
-    # On a CPU torch.where takes six times as long on bytes: it does not vectorise.
+        return torch.where(mask, images.flip(-1), images)  # on a GPU this becomes part of the one kernel
+    # On a CPU, torch.where on bytes takes six times as long, because it is not vectorised.
     return images.flip(-1).bitwise_xor_(images).bitwise_and_(mask.to(torch.uint8) * 255).bitwise_xor_(images)
 
 
 def make_triple(tables: Tables, batch: TripleInputs) -> Triple:
-    """Make the triple, contiguous; computed in float32, cast last."""
+    """Make the triple: contiguous tensors, computed in float32 and cast last."""
     images, position, _, flip, stage, dtype = batch
     if flip:
         images = mirror(images, flip_mask(tables, position, flip))
@@ -91,7 +92,7 @@ def make_triple(tables: Tables, batch: TripleInputs) -> Triple:
 
 
 def make_triple_in_blocks(tables: Tables, batch: TripleInputs) -> Triple:
-    """Do what :func:`make_triple` does, a few images at a time, for where nothing is compiled."""
+    """Make the triple without a compiler, a few images at a time, as :func:`make_triple` does."""
     images, position, _, _, _, dtype = batch
     t = _draw_timesteps(tables, batch)
     x_t = torch.empty(images.shape, dtype=dtype, device=images.device)
@@ -106,7 +107,7 @@ def make_triple_in_blocks(tables: Tables, batch: TripleInputs) -> Triple:
 
 
 class FlipMaskKernel(NamedTuple):
-    """:func:`flip_mask` as a function of tensors alone."""
+    """A kernel that calls :func:`flip_mask`."""
 
     probability: float
 
@@ -116,7 +117,7 @@ class FlipMaskKernel(NamedTuple):
 
 
 class TripleKernel(NamedTuple):
-    """:func:`make_triple` as a function of tensors alone; ``low_discrepancy`` is ``None`` where ``t`` is given."""
+    """A kernel that calls :func:`make_triple`; ``low_discrepancy`` is ``None`` if ``t`` is one of its arguments."""
 
     low_discrepancy: bool | None
     flip: float
@@ -134,7 +135,7 @@ class TripleKernel(NamedTuple):
 
 
 class LatentKernel(NamedTuple):
-    """:meth:`~ddpm_data.latents.Latents.sample` as a function of tensors alone."""
+    """A kernel that calls :meth:`~ddpm_data.latents.Latents.sample`."""
 
     latents: Latents
     stage: Stage
@@ -146,7 +147,7 @@ class LatentKernel(NamedTuple):
 
 
 def scale_images(images: Tensor) -> Tensor:
-    """Scale uint8 images to float32 in ``[-1, 1]``, 0 and 255 to the ends exactly; floats are taken as they are."""
+    """Scale uint8 images to float32 in ``[-1, 1]``, with 0 at exactly -1 and 255 at exactly 1; keep floats unscaled."""
     return images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images.float()
 
 

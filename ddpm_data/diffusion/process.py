@@ -1,4 +1,8 @@
-"""The forward process: DDPM's formulas (Ho et al. 2020), on buffers computed once in float64."""
+"""The forward process: DDPM's formulas (Ho et al. 2020), on buffers computed once in float64.
+
+Training batches do not call :meth:`ForwardProcess.q_sample`. The batch transform reads the buffers and computes Eq. 4
+itself, in ``diffusion/_kernels.py``, because one compiled pass draws the noise and adds it.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -26,7 +30,7 @@ class ForwardProcess(nn.Module):
 
     All methods take images and noise as floating point, shape ``(batch, ...)``, with any number of trailing dimensions.
     ``t`` is int64, shape ``(batch,)``, zero-based, in ``[0, num_timesteps)``. Results have the images' shape and dtype.
-    bfloat16 and float16 are computed in float32 and cast last; otherwise the first steps would add no noise.
+    bfloat16 and float16 images are noised in float32 and cast last. Otherwise the first steps would add no noise.
 
     The buffers are float32, shape ``(num_timesteps,)``:
 
@@ -119,7 +123,7 @@ class ForwardProcess(nn.Module):
             t: Steps, int64, shape ``(batch,)``.
         """
         mean = _scale(self.sqrt_alphas_cumprod, x_0, t)
-        # The root squared, not 1 - abar: near t = 0 that difference would have lost half of float32's digits.
+        # The square of the root, not 1 - abar: near t = 0 that difference would lose half of float32's digits.
         return Gaussian(mean, _broadcast(self.sqrt_one_minus_alphas_cumprod.square(), x_0, t))
 
     def q_posterior(self, x_0: Tensor, x_t: Tensor, t: Tensor) -> Gaussian:
@@ -134,7 +138,7 @@ class ForwardProcess(nn.Module):
         return Gaussian(mean, _broadcast(self.posterior_variance, x_0, t))
 
     def predict_x_0(self, x_t: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """Predict the ``x_0`` that becomes ``x_t`` by ``noise`` (DDPM, Eq. 4 solved for x_0).
+        """Predict the ``x_0`` that ``noise`` turns into ``x_t`` (DDPM, Eq. 4 solved for x_0).
 
         Args:
             x_t: Noised images.
@@ -145,7 +149,7 @@ class ForwardProcess(nn.Module):
             ValueError: A step in ``t`` has zero signal-to-noise ratio.
         """
         if self._has_no_signal:
-            self._refuse_zeros(t, self.alphas_cumprod, "predict_x_0", "x_t is pure noise there and says nothing of x_0")
+            self._refuse_zeros(t, self.alphas_cumprod, "predict_x_0", "x_t is pure noise and contains nothing of x_0")
         return _combine(self.sqrt_recip_alphas_cumprod, x_t, -self.sqrt_recipm1_alphas_cumprod, noise, t)
 
     def predict_noise(self, x_t: Tensor, t: Tensor, x_0: Tensor) -> Tensor:
@@ -161,7 +165,7 @@ class ForwardProcess(nn.Module):
         """
         sigma = self.sqrt_one_minus_alphas_cumprod
         if self._has_no_noise:
-            self._refuse_zeros(t, sigma, "predict_noise", "x_t equals x_0 there, without noise")
+            self._refuse_zeros(t, sigma, "predict_noise", "x_t equals x_0 and contains no noise")
         return _combine(1 / sigma, x_t, -self.sqrt_alphas_cumprod / sigma, x_0, t)
 
     def velocity(self, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
@@ -205,12 +209,12 @@ class ForwardProcess(nn.Module):
         bad_steps = t[_gather(table, t) == 0]
         if bad_steps.numel():
             raise ValueError(
-                f"{method}: asked at t={int(bad_steps[0])}, but {reason}. Leave that step out, or let the model "
+                f"{method}: called at t={int(bad_steps[0])}, but {reason}. Leave that step out, or let the model "
                 "predict the velocity and use predict_x_0_from_velocity."
             )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ForwardProcess":
-        """Follow a parent module to another device, but never to another precision."""
+        """Move the buffers with a parent module to another device, but keep their dtype."""
 
         def move(buffer: Tensor) -> Tensor:
             result = fn(buffer)
@@ -225,7 +229,7 @@ def _compute_buffers(betas: Tensor) -> dict[str, Tensor]:
     alphas_cumprod = torch.cumprod(alphas, 0)
     alphas_cumprod_prev = torch.cat([alphas_cumprod.new_ones(1), alphas_cumprod[:-1]])
     noise = 1 - alphas_cumprod
-    # Without noise so far x_{t-1} = x_t = x_0: the posterior is that one point, as at t = 0, whose variance is 0.
+    # At a step without noise x_{t-1} = x_t = x_0. The posterior is that one point, with variance 0, as at t = 0.
     has_noise = noise > 0
     variance = torch.where(has_noise, betas * (1 - alphas_cumprod_prev) / noise, 0.0)
     return {
@@ -246,7 +250,7 @@ def _compute_buffers(betas: Tensor) -> dict[str, Tensor]:
 
 
 def _invert(values: Tensor) -> Tensor:
-    """Take reciprocals, with 0 for a value of 0."""
+    """Return reciprocals; the result for a value of 0 is 0."""
     return torch.where(values > 0, 1 / values, 0.0)
 
 
@@ -298,7 +302,7 @@ def _gather(table: Tensor, t: Tensor) -> Tensor:
 def _check_steps(t: Tensor, num_timesteps: int) -> None:
     if t.dtype != torch.int64:
         raise TypeError(f"t must be int64, not {t.dtype}: steps are whole numbers that index tables.")
-    # On the CPU only: on another device the check would force a sync. Indexing there refuses t >= num_timesteps itself.
+    # Only on the CPU, because a check on a device would force a sync. Indexing on a device refuses t >= num_timesteps.
     if t.device.type == "cpu" and not torch.compiler.is_compiling() and t.numel():
         low, high = t.aminmax()
         if low < 0 or high >= num_timesteps:

@@ -42,7 +42,7 @@ class TimestepBins:
 
     Args:
         num_timesteps: T, number of steps.
-        count: Number of ranges; with fewer steps than that, each step has a range of its own.
+        count: Number of ranges; with fewer steps than that, each step has its own range.
     """
 
     def __init__(self, num_timesteps: int, count: int) -> None:
@@ -73,7 +73,7 @@ class TimestepBins:
         """Return the sums over no examples, to add to: zeros, shape ``(2, count)``.
 
         Args:
-            device: Where to put them. They are float64, or float32 on Apple's devices, which have no float64.
+            device: The device of the sums. They are float64, or float32 on Apple's devices, which have no float64.
         """
         dtype = torch.float32 if device.type == "mps" else torch.float64
         return torch.zeros(2, self.count, dtype=dtype, device=device)
@@ -155,7 +155,7 @@ def write_losses(rows: Sequence[BinLoss], path: Path) -> None:
         os.replace(part_file, path)
     except PermissionError as error:
         warnings.warn(
-            f"{path} cannot be replaced ({error.strerror}). Is it open in another program? Then close it there. Until "
+            f"{path} cannot be replaced ({error.strerror}). If it is open in another program, close it there. Until "
             f"the next validation the table is in {part_file}.",
             stacklevel=2,
         )

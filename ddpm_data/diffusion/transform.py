@@ -161,7 +161,7 @@ class ForwardDiffusion(nn.Module):
     ) -> Tensor:
         assert self.latents is not None
         if not values.is_floating_point():
-            raise TypeError(f"images are {values.dtype}, and latents floats. Change `dataset.latents`.")
+            raise TypeError(f"images are {values.dtype}, but latents must be floats. Change `dataset.latents`.")
         kernel = _kernels.LatentKernel(self.latents, stage)
         outputs = self._compiler(kernel, tables, [values.contiguous(), position.contiguous()]) if compiles else None
         return outputs[0] if outputs is not None else kernel(*tables, values, position)[0]

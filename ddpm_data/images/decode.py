@@ -98,7 +98,7 @@ def decode_image(image: Image.Image, fit: ResizeSpec | None, background: Colour,
     Args:
         image: A PIL image of any mode but LAB. Of an animation the current frame is decoded: the first one, in a file
             just opened.
-        fit: The size that the image will have in the end. A JPEG that PIL has opened but not decoded is decoded at a
+        fit: The final size of the image. A JPEG that PIL has opened but not decoded is decoded at a
             half, a quarter or an eighth of its own size, if that is still twice the final size, and then resized here.
         background: The colour behind transparent pixels, ``(red, green, blue)`` in ``[0, 255]``.
         alpha: Whether to keep transparency as a fourth channel instead. Then only fully transparent pixels take the
@@ -121,7 +121,7 @@ def decode_image(image: Image.Image, fit: ResizeSpec | None, background: Colour,
     except Exception as error:  # PIL's decoders raise many types of error on damaged files, and few name the file
         raise unreadable_error(getattr(image, "filename", "an image"), error) from error
     if fit is not None and orientation.transpose:
-        fit = fit.transposed()  # `fit` is about the upright image, the decoders see the stored one
+        fit = fit.transposed()  # `fit` describes the upright image, but the decoders see the stored one
     target = None if fit is None else fit.target(image.height, image.width)
     try:
         area = None
@@ -136,7 +136,7 @@ def decode_image(image: Image.Image, fit: ResizeSpec | None, background: Colour,
         raise unreadable_error(getattr(image, "filename", "an image"), error) from error
     values, area = jpeg or (_to_tensor(image, background, alpha), area)
     if target is not None and area is not None:
-        # The last row and column may stand for a fraction of a pixel: the scale follows from the area, not the array.
+        # The last row and column may be a fraction of a pixel, so compute the scale from the area, not from the array.
         scale = _scale_to(target[0], area[1], values.shape[1]), _scale_to(target[1], area[0], values.shape[2])
         values = F.interpolate(values[None], scale_factor=scale, mode="bilinear", antialias=True)[0]
     values = values.transpose(1, 2) if orientation.transpose else values
@@ -188,13 +188,13 @@ def unreadable_error(path: object, error: Exception) -> OSError:
 
 
 def mark_as_own(image: Image.Image) -> Image.Image:
-    """Mark an image that nobody else holds, so that it may be changed while it is decoded; returns it."""
+    """Mark an image that only we hold, so that decoding may change it; returns the image."""
     image._ddpm_data_owns_it = True  # type: ignore[attr-defined]  # PIL's images take further attributes
     return image
 
 
 def _reduce(image: Image.Image, target: Size) -> tuple[Image.Image, tuple[float, float] | None]:
-    """Ask PIL to decode a JPEG at a reduced scale, in a copy: to do so changes an image, which the user may keep.
+    """Ask PIL to decode a JPEG at a reduced scale. This changes an image, so a user's image is copied first.
 
     Returns:
         The image to decode, and the width and height that it has at the reduced scale; ``None`` at full size.
@@ -212,20 +212,20 @@ def _reduce(image: Image.Image, target: Size) -> tuple[Image.Image, tuple[float,
 
 
 def _copy_undecoded(image: Image.Image) -> Image.Image:
-    """Open a JPEG once more; a file that PIL has opened is replaced by its content, so that it does not stay open."""
+    """Open a second copy of a JPEG. If PIL opened the file by itself, keep its content and close it."""
     file = image.fp  # type: ignore[attr-defined]  # one that is not decoded has a file
     if isinstance(file, BytesIO):
         content = file.getvalue()
     else:
-        place = file.tell()
+        offset = file.tell()
         file.seek(0)
         content = file.read()
-        file.seek(place)
+        file.seek(offset)
         if image.format == "JPEG" and getattr(image, "_exclusive_fp", False):
             file.close()
             image.fp = BytesIO(content)  # type: ignore[attr-defined]  # as above
     copy = Image.open(BytesIO(content), formats=["JPEG"])
-    copy.filename = getattr(image, "filename", "")  # errors name it
+    copy.filename = getattr(image, "filename", "")  # for error messages
     return copy
 
 

@@ -21,7 +21,7 @@ class BadItem(NamedTuple):
     Attributes:
         item: Its index in the dataset; from an iterable source, how many items came before it.
         reason: The error that it raised.
-        path: Its file, where that is known; in training it stands in ``reason``.
+        path: Its file, if known; in training, ``reason`` contains it.
     """
 
     item: int
@@ -33,7 +33,7 @@ class WorkerBatch(NamedTuple):
     """A batch as a worker sends it.
 
     Attributes:
-        images: What the transform gets.
+        images: The batch for the transform.
         bad_items: The items that were replaced.
     """
 
@@ -47,8 +47,8 @@ class BadItemCounter:
     Args:
         name: The stage, for messages.
         limit: Share of an epoch's images that may be replaced, in ``[0, 1]``.
-        length: Images per epoch and process; ``None`` where only the source knows.
-        report: Called at an epoch's end with the name and the count, if there were any.
+        length: Images per epoch and process; ``None`` if only the source knows.
+        report: A function that gets the name and the count at the end of an epoch with replaced items.
     """
 
     def __init__(
@@ -79,28 +79,28 @@ class BadItemCounter:
         for item in bad_items[: max(0, _WARNINGS_PER_EPOCH - len(self.bad_items))]:
             warnings.warn(f"replaced by a neighbour: {item.reason}", stacklevel=2)
         self.bad_items += bad_items
-        # Where the length is not known, one bad item among the first few says nothing about its share yet.
+        # If the length is unknown, one bad item among the first few images does not yet exceed the limit.
         total = self.length if self.length is not None else max(self.seen, 1 / self.limit if self.limit else 0)
         if bad_items and len(self.bad_items) > self.limit * total:
             raise ValueError(
                 f"{len(self.bad_items)} of the first {self.seen} {self.name} images cannot be used, more than "
                 f"max_bad_fraction={self.limit:g} of {total:.0f} allows; the last: {bad_items[-1].reason}. "
-                "`ddpm-data check` lists them all. Mend the data, or change `loader.max_bad_fraction`."
+                "`ddpm-data check` lists them all. Repair the data, or change `loader.max_bad_fraction`."
             )
 
     def end(self) -> None:
-        """Print and report the epoch's count, if there were any."""
+        """Print and report the epoch's count, if it is not 0."""
         if count := len(self.bad_items):
             tqdm.write(f"{self.name}: {count} of {self.seen} images were bad and replaced", file=sys.stderr)
             self.report(self.name, count)
 
 
 def with_item_context(where: str, error: Exception, path: str | None = None) -> Exception:
-    """Return an error of a plain kind that says which item it comes from.
+    """Return an error of a built-in type that names the item.
 
     Args:
         where: The item, such as ``train[3]``.
-        error: Whatever the dataset raised.
+        error: The error that the dataset raised.
         path: The item's file, if it is known.
 
     Returns:
@@ -142,6 +142,6 @@ def small_images_message(name: str, raw: Sequence[Tensor], size: tuple[int, int]
     height, width = min(small, key=torch.Size.numel)
     return (
         f"{len(small)} of the {len(raw)} {name} images looked at are smaller than image_size={tuple(size)}, down to "
-        f"({height}, {width}), and are enlarged: a model learns to draw blurred ones. Lower `dataset.image_size`, or "
-        "leave them out."
+        f"({height}, {width}), and are enlarged: a model learns to draw blurred images. Lower `dataset.image_size`, or "
+        "remove these images."
     )

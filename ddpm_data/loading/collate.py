@@ -14,7 +14,7 @@ def collate_conditions(name: str, conditions: Sequence[object]) -> Any:  # noqa:
         conditions: One per example.
 
     Raises:
-        TypeError: They are of a kind that makes no batch, or differ in shape.
+        TypeError: The conditions have a type that cannot be batched, or different shapes.
     """
     try:
         return default_collate(list(conditions))

@@ -1,7 +1,7 @@
-"""Iterable sources, which decide themselves which image comes next.
+"""Iterable sources, which decide the order of their images.
 
-The stream decides the rest: each item gets a position of its own. Sources are split over processes and workers by
-themselves or by :mod:`ddpm_data.sources._sharding`. The position of item ``c`` of worker ``w`` of ``W`` on rank ``r``
+Each item gets its own position in the stream. Sources are split over processes and workers by themselves or by
+:mod:`ddpm_data.sources._sharding`. The position of item ``c`` of worker ``w`` of ``W`` on rank ``r``
 of ``R`` is ``epoch * POSITIONS_PER_EPOCH + (c * R + r) * W + w``. No two items share a position, but it depends on
 ``R`` and ``W``.
 """
@@ -37,25 +37,25 @@ POSITIONS_PER_EPOCH = (
 class IterableOrder:
     """The order in which batches of an iterable source arrive: see :class:`~ddpm_data.loading.samplers.Order`.
 
-    After a checkpoint, the batches that were seen before are read again and left out.
+    After a resume, the batches that were seen before are read again and skipped.
 
     Args:
-        epoch: Asked for the epoch, where nobody calls ``set_epoch``; ``None`` in evaluation, the same in every epoch.
+        epoch: A function that returns the epoch, for loops that do not call ``set_epoch``; ``None`` in evaluation.
     """
 
     sampler = None
 
     def __init__(self, epoch: Callable[[], int] | None = None) -> None:
-        # Offsets count batches here, each of which is one "example" of the plan.
+        # For iterable sources, offsets count batches: one batch is one "example" of the plan.
         self.plans = EpochPlans(EpochPlan(0, ENDLESS, 1, 1, drop_last=False)) if epoch else None
         self.current_epoch = epoch or (lambda: 0)
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch comes next, instead of being asked."""
+        """Set the next epoch."""
         self.current_epoch = lambda: epoch
 
     def place_batches(self, batches: Iterator[ImageBatch], num_workers: int) -> Iterator[ImageBatch]:
-        """Move the epoch's batches to their positions; after a checkpoint, only those that it had not seen.
+        """Move the epoch's batches to their positions. After a resume, skip the batches that were seen before.
 
         Raises:
             ValueError: Two workers begin with the same images.
@@ -70,7 +70,7 @@ class IterableOrder:
 
 
 class SelfOrderedImages:
-    """What iterable and prebatched data have in common: the source decides what comes next.
+    """The base of iterable and prebatched images: the source decides their order.
 
     See :class:`~ddpm_data.loading.stage_images.StageImages`.
     """
@@ -164,7 +164,7 @@ class IterableImages(SelfOrderedImages):
         return image, None if self.condition is None else find_condition(item, self.condition)
 
     def _iterate_source(self, where: str) -> Iterator[object]:
-        """Yield the source's items; after an error of its own there are no more, so nothing can be replaced."""
+        """Yield the source's items. An error of the source ends its iteration, so it cannot be replaced."""
         count, items = 0, iter(self.source)
         while True:
             try:
@@ -182,11 +182,11 @@ class IterableBatches(StageBatches, IterableDataset[WorkerBatch]):
 
     Args:
         images: The source.
-        stage: The stream that they are served to.
+        stage: The stage that gets the batches.
         batch_size: Images per batch.
         drop_last: Whether an incomplete batch, which each worker may end with, is dropped.
         world_size: Number of processes.
-        rank: This one.
+        rank: This process's rank.
     """
 
     def __init__(
@@ -202,7 +202,7 @@ class IterableBatches(StageBatches, IterableDataset[WorkerBatch]):
         self._epoch.share_memory_()  # type: ignore[no-untyped-call]  # torch's; so that persistent workers see the change
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch comes next, before workers begin it."""
+        """Set the next epoch, before workers begin it."""
         self._epoch.fill_(epoch)
 
     def __iter__(self) -> Iterator[WorkerBatch]:

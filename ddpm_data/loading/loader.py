@@ -1,4 +1,4 @@
-"""The loader: batches of one stage, counted as they arrive."""
+"""The DataLoader for one stage. It yields batches and counts replaced items."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,7 +12,7 @@ from ddpm_data.loading.bad_items import BadItemCounter, WorkerBatch
 from ddpm_data.loading.options import LoaderOptions
 from ddpm_data.loading.samplers import Order
 from ddpm_data.loading.stage_images import StageBatches, StageImages
-from ddpm_data.loading.worker import naming_lost_workers, wait_before_fork
+from ddpm_data.loading.worker import explain_lost_workers, wait_before_fork
 from ddpm_data.rng.philox import key_from
 from ddpm_data.types import ImageBatch, Stage
 
@@ -20,12 +20,13 @@ from ddpm_data.types import ImageBatch, Stage
 class StreamLoader(DataLoader[WorkerBatch]):
     """A DataLoader that starts its workers at the first batch instead of at ``iter()``.
 
-    Lightning calls ``iter()`` before ``set_epoch()``; a resumed run would get the positions of an earlier epoch.
+    Lightning calls ``iter()`` before ``set_epoch()``. Workers that start at ``iter()`` would give a resumed run the
+    positions of an earlier epoch.
 
     Args:
-        dataset: Makes the batches.
-        order: In which order they come.
-        counter: Counts the items that were replaced.
+        dataset: The dataset that makes the batches.
+        order: The order of the batches.
+        counter: The counter of replaced items.
         options: Any other option of :class:`torch.utils.data.DataLoader`.
     """
 
@@ -44,26 +45,26 @@ class StreamLoader(DataLoader[WorkerBatch]):
         self._watcher: Callable[[str], None] | None = None
 
     def watch(self, watcher: Callable[[str], None]) -> None:
-        """Have a function told when a batch is ``"asked"`` for, and when it has ``"arrived"``."""
+        """Call ``watcher("asked")`` when a batch is requested, and ``watcher("arrived")`` when it arrives."""
         self._watcher = watcher
 
     def __iter__(self) -> Iterator[ImageBatch]:  # type: ignore[override]  # any iterator will do for every caller
-        self._tell("asked")
+        self._notify("asked")
         if self.num_workers:
             wait_before_fork()
         self.dataset.set_epoch(self.order.current_epoch())
         for batch in self.order.place_batches(self._count(super().__iter__()), self.num_workers):
-            self._tell("arrived")
+            self._notify("arrived")
             yield batch
-            self._tell("asked")
+            self._notify("asked")
         if not self.counter.seen and self.order.sampler is None:
             raise ValueError(
                 f"{self.counter.name} gave no images in epoch {self.order.current_epoch()}. A source is iterated over "
-                "once per epoch, so its __iter__ has to begin anew each time: it must not return an iterator that it "
-                f"keeps. Change `dataset.{self.dataset.stage}`."
+                "once per epoch. Each time, its __iter__ must return a new iterator that starts from the beginning. "
+                f"Change `dataset.{self.dataset.stage}`."
             )
 
-    def _tell(self, moment: str) -> None:
+    def _notify(self, moment: str) -> None:
         if self._watcher is not None:
             self._watcher(moment)
 
@@ -71,7 +72,7 @@ class StreamLoader(DataLoader[WorkerBatch]):
         self.counter.begin()
         try:
             while True:
-                with naming_lost_workers(self.counter.name, self.timeout):
+                with explain_lost_workers(self.counter.name, self.timeout):
                     batch, bad_items = next(batches, (None, ()))
                 if batch is None:
                     return
@@ -81,17 +82,17 @@ class StreamLoader(DataLoader[WorkerBatch]):
             self.counter.end()
 
     def set_epoch(self, epoch: int, offset: int = 0) -> None:
-        """Say which epoch of the training stream comes next, in a loop without a Trainer: 0, then 1, and so on.
+        """Set the next epoch of the training stream. In a loop without a Trainer, call this before each epoch.
 
-        Evaluation is the same in every epoch.
+        For validation, test and prediction this has no effect.
 
         Args:
-            epoch: At least 0.
-            offset: Where to begin in the epoch: how many of its examples all processes together have seen before. For
-                an iterable source, how many of its batches this process has seen; they are read again and left out.
+            epoch: The epoch, counted from 0.
+            offset: The number of the epoch's examples that all processes together have already seen. For an iterable
+                source, the number of batches that this process has already seen. They are read again and skipped.
 
         Raises:
-            TypeError: One of them is no whole number.
+            TypeError: ``epoch`` or ``offset`` is no whole number.
             ValueError: The epoch has fewer examples.
         """
         epoch = check_int("StreamLoader.set_epoch", "epoch", epoch, 0)
@@ -101,14 +102,14 @@ class StreamLoader(DataLoader[WorkerBatch]):
             return
         if offset > plans.full.length:
             raise ValueError(
-                f"StreamLoader.set_epoch(epoch={epoch}, offset={offset}): an epoch has {plans.full.length} examples. "
-                "Count those of all processes, from the epoch's beginning: `offset`."
+                f"StreamLoader.set_epoch(epoch={epoch}, offset={offset}): an epoch has only {plans.full.length} "
+                "examples. Set `offset` to the number of this epoch's examples that all processes have seen."
             )
         plans.resume_at(epoch, offset)
         self.order.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, int]:
-        """Return nothing: the DataModule keeps the position. Without this method Lightning warns that it is lost."""
+        """Return nothing: the DataModule saves the position. Without this method Lightning warns that it is lost."""
         return {}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
@@ -128,24 +129,24 @@ def make_loader(
     """Make the loader of one stage.
 
     Args:
-        images: What to load.
-        stage: The stream that the batches are served to.
-        order: In which order.
-        options: How.
-        world: The processes, and which one this is.
-        seed: Decides random crops, and what a dataset draws from torch's generator in a worker.
-        pin_memory: Whether batches are copied to page-locked memory.
-        counter: Counts replaced items; by default one that only prints.
+        images: The images to load.
+        stage: The stage that gets the batches.
+        order: The order of the batches.
+        options: The loader's options.
+        world: The number of processes, and this process's rank.
+        seed: The seed for random crops, and for a dataset's draws from torch's generator in a worker.
+        pin_memory: Whether to copy batches to page-locked memory.
+        counter: The counter of replaced items; the default one only prints.
 
     Raises:
-        ValueError: The batches that workers keep ready would not fit into shared memory, or there are other processes
-            than when the order was made.
+        ValueError: The workers' prefetched batches would not fit into shared memory, or the processes have changed
+            since the order was made.
     """
-    planned = (getattr(order, "num_replicas", world.size), getattr(order, "rank", world.rank))
-    if planned != world:
+    planned_world = (getattr(order, "num_replicas", world.size), getattr(order, "rank", world.rank))
+    if planned_world != world:
         raise ValueError(
-            f"setup() found {planned[0]} process(es), and now this is process {world.rank} of {world.size}. Connect "
-            "the processes (torch.distributed.init_process_group, Fabric's launch) before setup()."
+            f"setup() found {planned_world[0]} process(es), and now this is process {world.rank} of {world.size}. "
+            "Connect the processes (torch.distributed.init_process_group, Fabric's launch) before setup()."
         )
     num_workers = 0 if images.brings_workers else options.num_workers
     length = None if images.length is None else -(-images.length // world.size)
@@ -153,13 +154,15 @@ def make_loader(
         images.batches(stage, options, world, key_from(seed)),
         order,
         counter or BadItemCounter(stage, options.max_bad_fraction, length),
-        batch_size=None,  # the sampler, or the dataset, makes whole batches
+        batch_size=None,  # the sampler or the dataset makes whole batches
         sampler=order.sampler,
         num_workers=num_workers,
         prefetch_factor=options.prefetch_factor if num_workers else None,
         persistent_workers=options.persistent_workers and num_workers > 0,
         multiprocessing_context=options.start_method if num_workers else None,
-        generator=torch.Generator().manual_seed((seed + world.rank) % 2**63),  # else drawn from the global one
+        generator=torch.Generator().manual_seed(
+            (seed + world.rank) % 2**63
+        ),  # otherwise drawn from the global generator
         pin_memory=pin_memory,
         timeout=options.timeout if num_workers else 0,
     )

@@ -33,7 +33,7 @@ from ddpm_data.sources._arrays import BackingArrays, MapDataset, all_equal, find
 from ddpm_data.sources._paths import path_of
 from ddpm_data.types import BatchMeta, ImageBatch, ItemKey, Stage
 
-_NEIGHBOURS = 64  # tried in place of a bad item
+_NEIGHBOURS = 64  # neighbours to try instead of a bad item
 
 
 class RawItem(NamedTuple):
@@ -51,13 +51,13 @@ class RawItem(NamedTuple):
 
 
 class Inspection(NamedTuple):
-    """What a look at some items tells.
+    """The findings from a check of some items.
 
     Attributes:
-        serves_arrays: Whether the dataset's items are just what is in its arrays.
-        is_stored: Whether an array in memory holds the images just as they are wanted, so that a cache would be idle.
-        bytes_per_image: In a batch.
-        small_images: What to warn of images that have to be enlarged; ``None`` where there are none.
+        serves_arrays: Whether the dataset returns the rows of its arrays unchanged.
+        is_stored: Whether an array in memory holds the final images, so that a cache would not help.
+        bytes_per_image: Bytes of one image in a batch.
+        small_images: The warning about images that have to be enlarged; ``None`` if there are none.
     """
 
     serves_arrays: bool
@@ -67,11 +67,11 @@ class Inspection(NamedTuple):
 
 
 class DecodedStore(Protocol):
-    """Where items are kept that have been decoded before."""
+    """A store of items that have been decoded before."""
 
     @property
     def bytes_per_image(self) -> int:
-        """In a batch."""
+        """Bytes of one image in a batch."""
         ...
 
     def batch(self, indices: Tensor, /) -> ItemBatch:
@@ -180,11 +180,11 @@ class MapStyleImages(Dataset[Tensor]):
         return good
 
     def inspect(self, options: LoaderOptions | None = None, warns: bool = True) -> Inspection:
-        """Look at up to 128 items (all, if there are no more) and raise now what a batch would raise later.
+        """Check up to 128 items, and raise now what a batch would raise later.
 
         Args:
-            options: If they have workers, one looks in place of this process.
-            warns: Whether to warn of images that have to be enlarged.
+            options: The loader's options. If they have workers, the items are read in a worker.
+            warns: Whether to warn about images that have to be enlarged.
 
         Raises:
             OSError, RuntimeError: An item cannot be read.
@@ -204,10 +204,10 @@ class MapStyleImages(Dataset[Tensor]):
         return inspection
 
     def _inspect(self) -> Inspection:
-        # Where size and channels are both asked for, shapes cannot differ, and fewer items tell type and range.
+        # If size and channels are given, shapes cannot differ, and fewer items show the dtype and range.
         size = self.processor.image_size
         count = min(len(self), 32 if size and self.processor.channels else 128)
-        shuffled = permute(torch.arange(count), len(self), Key(0, 0), Purpose.CHECK)  # even steps would meet patterns
+        shuffled = permute(torch.arange(count), len(self), Key(0, 0), Purpose.CHECK)  # even steps could meet a pattern
         places = torch.tensor(sorted({0, len(self) - 1, *shuffled.tolist()}))
         raw = self.load_raw(self._indices(places).tolist())
         images = [item.image for item in raw]
@@ -235,11 +235,11 @@ class MapStyleImages(Dataset[Tensor]):
         return EvalSampler(len(self), options.batch_size, *world, self.subset)
 
     def stream_identity(self, options: LoaderOptions, world: World) -> dict[str, int]:
-        """Return the length: batch size and ranks only cut the stream."""
+        """Return the length. Batch size and ranks only divide the stream."""
         return {"length": len(self)}
 
     def batches(self, stage: Stage, options: LoaderOptions, world: World, key: Key) -> "MapStyleBatches":
-        """Return the batches of any rank, made on request.
+        """Return the batches of any rank, loaded on request.
 
         Raises:
             ValueError: The batches that workers keep ready would not fit into shared memory.
@@ -249,7 +249,7 @@ class MapStyleImages(Dataset[Tensor]):
         return MapStyleBatches(self, stage, key if crops else None)
 
     def _check_shared_memory(self, options: LoaderOptions) -> None:
-        """Refuse what would fill the shared memory: a worker that writes beyond it dies of a bus error."""
+        """Refuse batches that do not fit into shared memory, where a bus error would kill the worker."""
         if not options.num_workers or not SHARED_MEMORY.is_dir():
             return
         measured = self.store or self._inspection
@@ -294,7 +294,7 @@ class MapStyleImages(Dataset[Tensor]):
         return image
 
     def __getstate__(self) -> dict[str, object]:
-        """Leave out the arrays: a worker finds them anew in its own copy of the dataset."""
+        """Leave out the arrays, which a worker finds again in its own copy of the dataset."""
         return self.__dict__ | {"_arrays": self._arrays is not None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -307,10 +307,10 @@ class MapStyleImages(Dataset[Tensor]):
         )
 
     def _fetch(self, indices: Sequence[int]) -> list[Any]:
-        """Ask for items all at once; return none where the dataset cannot do so, or where one of them is bad."""
+        """Fetch items all at once; return none if the dataset cannot do so or if one of them is bad."""
         fetch = getattr(self.dataset, "__getitems__", None)
         if callable(fetch):
-            with suppress(Exception):  # asked for one by one, below, the bad one says which it is
+            with suppress(Exception):  # fetched one by one, below, the error names the bad item
                 items = list(fetch(list(indices)))
                 return items if len(items) == len(indices) else []
         return []
@@ -325,14 +325,14 @@ class MapStyleImages(Dataset[Tensor]):
         return raw, None if self.condition is None else self._call(index, find_condition, item, self.condition)
 
     def _call(self, index: int, function: Any, *arguments: Any) -> Any:  # noqa: ANN401  # any call about one item
-        """Call a function, and have its error name the item."""
+        """Call a function, and name the item in its error."""
         try:
             return function(*arguments)
         except Exception as error:  # a user's dataset may raise anything
             raise with_item_context(f"{self.name}[{index}]", error, path_of(self.dataset, index)) from error
 
     def _load_neighbour(self, index: int, crop_offset: Tensor | None, error: Exception) -> tuple[Tensor, Any]:
-        """Load what takes a bad item's place: the next good one of the set, the same in every run."""
+        """Load the replacement for a bad item: the next good item of the split, the same in every run."""
         for neighbour in self._neighbours(index) if self.replaces else ():
             with suppress(*ITEM_ERRORS):
                 return self._load_example(neighbour, crop_offset)
@@ -348,8 +348,8 @@ class MapStyleBatches(StageBatches):
 
     Args:
         images: The images.
-        stage: The stream that they are served to.
-        key: The seed's, where images are cropped by their positions; else ``None``.
+        stage: The stage that gets the batches.
+        key: The seed's key, if images are cropped by their positions; otherwise ``None``.
     """
 
     def __init__(self, images: MapStyleImages, stage: Stage, key: Key | None) -> None:

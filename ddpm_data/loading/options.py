@@ -10,7 +10,7 @@ from ddpm_data.types import Stage
 
 @dataclass(frozen=True)
 class LoaderOptions:
-    """How batches are loaded. Where the names are those of :class:`torch.utils.data.DataLoader`, so is the meaning.
+    """The options of the loader. Options with a name from :class:`torch.utils.data.DataLoader` mean the same.
 
     Args:
         batch_size: Images per process and step, at least 1.
@@ -20,13 +20,13 @@ class LoaderOptions:
         multiprocessing_context: How workers start: ``"fork"``, ``"forkserver"`` or ``"spawn"``; ``None`` is the
             system's default.
         drop_last: Leave out an epoch's last global batch where it is incomplete.
-        timeout: Seconds to wait for a worker's batch before the run ends with an error; 0 waits for ever.
-        on_bad_item: ``"raise"`` ends the run at an item that cannot be used; ``"replace"`` takes a neighbour instead.
+        timeout: Seconds to wait for a worker's batch before the run ends with an error; 0 waits forever.
+        on_bad_item: ``"raise"`` ends the run at an item that cannot be used; ``"replace"`` uses a neighbouring item.
         max_bad_fraction: Share of an epoch's images that may be replaced before the run ends, in ``[0, 1]``.
 
     Raises:
         TypeError: An argument is of the wrong type.
-        ValueError: It is out of range.
+        ValueError: An argument is out of range.
     """
 
     batch_size: int
@@ -77,12 +77,12 @@ class LoaderOptions:
 
     @property
     def replaces(self) -> bool:
-        """Whether a neighbour takes the place of an item that cannot be used."""
+        """Whether a neighbouring item replaces an item that cannot be used."""
         return self.on_bad_item == "replace"
 
     @property
     def start_method(self) -> str | None:
-        """How workers start; ``None`` is the system's default.
+        """The start method of workers; ``None`` is the system's default.
 
         In a job of joblib the default is loky's own method, which cannot start torch's workers.
         """
@@ -95,10 +95,10 @@ class LoaderOptions:
         return self.num_workers * (self.prefetch_factor or 2) * self.batch_size * bytes_per_image
 
     def check_length(self, stage: Stage, length: int, world_size: int) -> None:
-        """Refuse a set that would leave a process without a batch.
+        """Refuse a split that would leave a process without a batch.
 
         Raises:
-            ValueError: It is too small.
+            ValueError: The split is too small.
         """
         needed = world_size * self.batch_size if stage == "train" and self.drop_last else world_size
         if length < needed:

@@ -1,4 +1,4 @@
-"""DataLoaders of the user's own: their batches, in their order, at positions of ours."""
+"""The user's own DataLoaders: we keep their batches and order, and give each example a position."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -54,7 +54,7 @@ class PrebatchedImages(SelfOrderedImages):
 
         Raises:
             ValueError: There are several processes, and neither the loader's sampler, nor its batch sampler, nor its
-                dataset knows of them.
+                dataset splits itself over them.
         """
         sampler, batch_sampler = self.loader.sampler, self.loader.batch_sampler
         if world_size == 1 or isinstance(self.loader.dataset, IterableDataset):
@@ -70,7 +70,7 @@ class PrebatchedImages(SelfOrderedImages):
             )
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell the loader's samplers and dataset the epoch, as Lightning would."""
+        """Call ``set_epoch`` of the loader's samplers and dataset, as Lightning would."""
         for sampler in (self.loader.sampler, getattr(self.loader.batch_sampler, "sampler", None), self.loader.dataset):
             if callable(set_epoch := getattr(sampler, "set_epoch", None)):
                 set_epoch(epoch)
@@ -79,7 +79,7 @@ class PrebatchedImages(SelfOrderedImages):
         """Yield images with their conditions.
 
         Raises:
-            OSError, RuntimeError, TypeError, ValueError: Something is wrong with a batch, which is named.
+            OSError, RuntimeError, TypeError, ValueError: A batch cannot be used; the error names it.
         """
         for number, batch in enumerate(self.loader):
             try:
@@ -109,9 +109,9 @@ class PrebatchedBatches(StageBatches, IterableDataset[WorkerBatch]):
 
     Args:
         images: The batches.
-        stage: The stream that they are served to.
+        stage: The stage that gets the batches.
         world_size: Number of processes.
-        rank: This one.
+        rank: This process's rank.
     """
 
     def __init__(self, images: PrebatchedImages, stage: Stage, world_size: int, rank: int) -> None:

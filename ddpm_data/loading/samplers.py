@@ -1,8 +1,8 @@
-"""Samplers: which examples this rank reads next, and at which position of the stream.
+"""Samplers choose the examples that this rank reads next, and their positions in the stream.
 
 The position of a training example is ``n = epoch * len(dataset) + offset``, where ``offset`` examples of the epoch come
 before it. The position of an evaluation example is its offset in the set. Everything random about an example follows
-from its position, so ranks, batches and workers only cut one stream into pieces.
+from its position, so ranks, batches and workers only divide one stream.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,12 +24,12 @@ _BLOCK = 16384
 
 
 class BatchRequest(NamedTuple):
-    """One batch, as a sampler asks for it.
+    """A sampler's request for one batch.
 
     Attributes:
-        positions: Of the examples in the stream.
-        indices: Of the items in the dataset, int64. An array, because a tensor on its way to a worker would take a file
-            of shared memory.
+        positions: Positions of the examples in the stream.
+        indices: Indices of the items in the dataset, int64. An array, because sending a tensor to a worker would take a
+            file in shared memory.
     """
 
     positions: range
@@ -37,18 +37,18 @@ class BatchRequest(NamedTuple):
 
 
 class EpochPlan(NamedTuple):
-    """Where an epoch, or the rest of one, is cut into global batches.
+    """The division of an epoch, or of the rest of an epoch, into global batches.
 
-    Examples that are left over at the end and fill no batch are dropped under ``drop_last``. Otherwise they are a batch
-    of their own. If they are fewer than the ranks, they join the batch before, so that every rank gets some. If there
-    is no batch before (a resumed epoch with a handful of examples left), they are dropped.
+    If the last examples do not fill a batch, they are dropped with ``drop_last``. Otherwise they form a smaller batch.
+    If there are fewer examples than ranks, they are added to the previous batch, so that every rank gets an example. If
+    there is no previous batch (a resumed epoch with a few examples left), they are dropped.
 
     Attributes:
         start: First offset, in ``[0, length]``.
         length: Examples per epoch.
         global_batch_size: Examples per step, over all ranks.
         world_size: Number of ranks.
-        drop_last: Whether an incomplete batch is dropped.
+        drop_last: Whether to drop an incomplete batch.
     """
 
     start: int
@@ -73,7 +73,7 @@ class EpochPlan(NamedTuple):
 
 
 class EpochPlans:
-    """How each epoch is cut: all alike, except one that is resumed from inside.
+    """The plans of all epochs. They are equal, except for an epoch that is resumed in the middle.
 
     Args:
         full: The plan of a full epoch.
@@ -81,7 +81,7 @@ class EpochPlans:
 
     def __init__(self, full: EpochPlan) -> None:
         self.full = full
-        self._resumed = (0, 0)  # an epoch, and the offset at which a checkpoint was written
+        self._resumed = (0, 0)  # epoch and offset of the checkpoint
 
     def resume_at(self, epoch: int, offset: int) -> None:
         """Begin one epoch at an offset instead of at 0."""
@@ -93,16 +93,16 @@ class EpochPlans:
 
 
 class Order(Protocol):
-    """In which order a stage's examples reach this rank."""
+    """The order in which a stage's examples reach this rank."""
 
     @property
     def plans(self) -> EpochPlans | None:
-        """How epochs are cut and where a resumed one begins; ``None`` in evaluation, where all epochs are the same."""
+        """The plans of the epochs; ``None`` in evaluation, where all epochs are the same."""
         ...
 
     @property
     def sampler(self) -> Sampler[BatchRequest] | None:
-        """What requests batches from a map-style dataset; ``None`` where the source decides what comes next."""
+        """The sampler for a map-style dataset; ``None`` if the source decides its order."""
         ...
 
     def set_epoch(self, epoch: int, /) -> None:
@@ -138,7 +138,7 @@ class _RequestSampler(DistributedSampler[BatchRequest]):
         return self.epoch
 
     def place_batches(self, batches: Iterator[ImageBatch], num_workers: int) -> Iterator[ImageBatch]:
-        """Return the batches: the requests have placed them already."""
+        """Return the batches unchanged, because their requests contain the positions."""
         return batches
 
 
@@ -154,10 +154,10 @@ class StreamSampler(_RequestSampler):
         length: Examples per epoch.
         batch_size: Images per process and step.
         world_size: Number of ranks.
-        rank: This one.
-        key: The seed's.
-        drop_last: Whether an incomplete global batch is dropped.
-        subset: Which of the dataset's items belong to the set; ``None`` is all.
+        rank: This process's rank.
+        key: The seed's key.
+        drop_last: Whether to drop an incomplete global batch.
+        subset: The items of the dataset that belong to the split; ``None`` takes all.
     """
 
     plans: EpochPlans
@@ -179,7 +179,7 @@ class StreamSampler(_RequestSampler):
         self.subset = subset
 
     def __len__(self) -> int:
-        """Batches of a full epoch, also in one that is resumed: Lightning counts the earlier ones as done."""
+        """Return the batches of a full epoch, even if it is resumed: Lightning counts the earlier ones as done."""
         return self.plans.full.count_batches()
 
     def __iter__(self) -> Iterator[BatchRequest]:
@@ -206,8 +206,8 @@ class EvalSampler(_RequestSampler):
         length: Items of the set.
         batch_size: Images per process and step, at most.
         world_size: Number of ranks.
-        rank: This one.
-        subset: Which of the dataset's items belong to the set; ``None`` is all.
+        rank: This process's rank.
+        subset: The items of the dataset that belong to the split; ``None`` takes all.
     """
 
     def __init__(
@@ -239,7 +239,7 @@ def _take_share(start: int, stop: int, part: int, parts: int) -> range:
 def _make_requests(
     shares: Iterator[range], first_position: int, find_indices: Callable[[Tensor], Tensor]
 ) -> Iterator[BatchRequest]:
-    """Request batches for ranges of offsets; the indices of many are computed at once."""
+    """Request batches for ranges of offsets, and compute the indices of many batches at once."""
     for share in shares:
         block = [share, *islice(shares, _BLOCK // len(share))]
         offsets = torch.cat([torch.arange(part.start, part.stop) for part in block])

@@ -1,4 +1,4 @@
-"""What map-style, iterable and prebatched data have in common: the images of one stage."""
+"""The common interface of map-style, iterable and prebatched data: the images of one stage."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
@@ -15,12 +15,12 @@ from ddpm_data.types import Stage
 
 
 class ItemBatch(NamedTuple):
-    """Some of a dataset's items.
+    """Several items of a dataset as one batch.
 
     Attributes:
         images: uint8, shape ``(batch, channels, height, width)``, contiguous; latents are floats.
-        condition: Their conditions, batched; ``None`` where none is asked for.
-        bad_items: Those that were replaced.
+        condition: Their conditions, batched; ``None`` without conditions.
+        bad_items: The bad items that were replaced.
     """
 
     images: Tensor
@@ -29,25 +29,25 @@ class ItemBatch(NamedTuple):
 
 
 class StageBatches(Dataset[WorkerBatch]):
-    """A stage's batches, as workers make them; what a :class:`~ddpm_data.loading.loader.StreamLoader` loads from.
+    """A stage's batches, made in workers: the dataset of a :class:`~ddpm_data.loading.loader.StreamLoader`.
 
     Attributes:
-        stage: The stream that they are served to.
+        stage: The stage that gets the batches.
     """
 
     stage: Stage
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch comes next, before workers begin it."""
+        """Set the next epoch, before workers begin it."""
 
 
 class StageImages(Protocol):
-    """The images of one stage, whichever kind of dataset they come from.
+    """The images of one stage, from any kind of dataset.
 
     Attributes:
-        name: What errors call the dataset.
-        length: Examples per epoch over all ranks; ``None`` where only the source knows.
-        brings_workers: Whether the data come with workers of their own, so that ours would only be in the way.
+        name: The dataset's name in errors.
+        length: Examples per epoch over all ranks; ``None`` if only the source knows.
+        brings_workers: Whether the source has its own workers, so that we start none.
     """
 
     name: str
@@ -59,21 +59,21 @@ class StageImages(Protocol):
         ...
 
     def inspect(self, options: LoaderOptions | None = None, warns: bool = True) -> object:
-        """Look at some items and raise now what a batch would raise later; in a worker, if the options have any."""
+        """Check some items, and raise now what a batch would raise later; in a worker, if the options have workers."""
         ...
 
     def first_items(self, count: int, options: LoaderOptions | None = None) -> ItemBatch | None:
-        """Return the set's first items, read as :meth:`inspect` does; ``None`` where that would use up the source."""
+        """Return the first items, read as in :meth:`inspect`; ``None`` if reading would use up the source."""
         ...
 
     def train_order(self, options: LoaderOptions, world: World, key: Key, epoch: Callable[[], int]) -> Order:
         """Return the order of the training stream on one rank.
 
         Args:
-            options: Batch size, and what becomes of an incomplete batch.
-            world: The ranks, and which one it is.
-            key: The seed's.
-            epoch: Asked for the epoch, where nobody calls ``set_epoch``.
+            options: Options with the batch size and ``drop_last``.
+            world: The number of processes, and this process's rank.
+            key: The seed's key.
+            epoch: A function that returns the epoch, for loops that do not call ``set_epoch``.
         """
         ...
 
@@ -82,13 +82,13 @@ class StageImages(Protocol):
         ...
 
     def stream_identity(self, options: LoaderOptions, world: World) -> dict[str, int]:
-        """Return what the training stream depends on beside the seed: a checkpoint must agree with it."""
+        """Return what the training stream depends on beside the seed. A checkpoint must have the same values."""
         ...
 
     def batches(self, stage: Stage, options: LoaderOptions, world: World, key: Key) -> StageBatches:
         """Return the batches that one rank serves to a stage.
 
         Raises:
-            ValueError: They would not fit into shared memory, or every process would get the same ones.
+            ValueError: The batches would not fit into shared memory, or every process would get the same batches.
         """
         ...

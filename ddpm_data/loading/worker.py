@@ -1,9 +1,9 @@
-"""What a worker process is needed for beside batches: a look at some items before training begins.
+"""Calls in a worker process: check some items before training begins.
 
-Nothing of the user's is opened in the parent that workers will inherit. A dataset that opens its file, archive or
-client with the first item would otherwise share one file offset among forked workers (wrong images, without a word),
-could not be sent to spawned ones, or would hang on locks of its threads. So where there are workers, items are read in
-workers only.
+If there are workers, items are read only in workers, never in the main process. Otherwise a dataset that opens its
+file, archive or client with the first item would open it in the main process. Forked workers would then share one file
+offset and silently read wrong images, or hang on locks of the dataset's threads. For spawned workers, the dataset could
+not be pickled.
 """
 
 import sys
@@ -22,14 +22,14 @@ from torch.utils.data import DataLoader, Dataset
 from ddpm_data.loading.bad_items import ITEM_ERRORS
 from ddpm_data.loading.options import LoaderOptions
 
-SHARED_MEMORY = Path("/dev/shm")  # what workers hand batches over in, where the system has it
-# CPython before 3.11.10 (gh-112275): a process forked while another thread asks for the GIL may never wake up. gloo's
-# threads do so when they let go of a collective's tensors; this long after, they are done.
+SHARED_MEMORY = Path("/dev/shm")  # the memory for batches from workers, on systems that have it
+# CPython before 3.11.10 (gh-112275): a process that is forked while another thread waits for the GIL may hang forever.
+# gloo's threads wait for it when they release the tensors of a collective. After this pause they have finished.
 _SECONDS_BEFORE_FORK = 0.01 if sys.version_info < (3, 11, 10) else 0.0
 
 
 class _Outcome(NamedTuple):
-    """What a call in a worker came to."""
+    """The result of a call in a worker."""
 
     value: Any
     error: Exception | None
@@ -37,7 +37,7 @@ class _Outcome(NamedTuple):
 
 
 class _Call(Dataset[_Outcome]):
-    """A dataset of one item: what a function returns."""
+    """A dataset of one item, the result of a function call."""
 
     def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
         self.function = function
@@ -57,19 +57,19 @@ class _Call(Dataset[_Outcome]):
 
 
 def call_in_worker(options: LoaderOptions | None, name: str, function: Callable[..., Any], *arguments: Any) -> Any:  # noqa: ANN401  # any
-    """Call a function that reads items: in a short-lived worker process, or here where there are no workers.
+    """Call a function that reads items: in a short-lived worker process, or without workers in this process.
 
     Args:
-        options: How many workers load, and how they start; ``None`` has none.
-        name: What errors call the dataset.
-        function: What to call. Where workers are spawned, it and its arguments are sent by pickle.
+        options: The number of workers and their start method; ``None`` means no workers.
+        name: The dataset's name in errors.
+        function: The function to call. For a spawned worker, it and its arguments are pickled.
         arguments: Its arguments.
 
     Returns:
-        What the function returns. Its warnings are issued here.
+        The function's result. Its warnings are issued in this process.
 
     Raises:
-        OSError, RuntimeError, TypeError, ValueError: What the function raised.
+        OSError, RuntimeError, TypeError, ValueError: The function raised it.
         RuntimeError: The worker was killed, crashed, or took longer than ``options.timeout``.
     """
     if options is None or options.num_workers == 0:
@@ -82,9 +82,9 @@ def call_in_worker(options: LoaderOptions | None, name: str, function: Callable[
         collate_fn=_identity,
         multiprocessing_context=options.start_method,
         timeout=options.timeout,
-        generator=torch.Generator(),  # else the seed of the worker would be drawn from the global one
+        generator=torch.Generator(),  # otherwise the worker's seed would be drawn from the global generator
     )
-    with naming_lost_workers(name, options.timeout):
+    with explain_lost_workers(name, options.timeout):
         [outcome] = loader
     for warning in outcome.warnings:
         warnings.warn(warning, stacklevel=2)
@@ -94,15 +94,15 @@ def call_in_worker(options: LoaderOptions | None, name: str, function: Callable[
 
 
 @contextmanager
-def naming_lost_workers(name: str, timeout: float) -> Iterator[None]:
-    """Have the error of a worker that was killed, crashed or hung say whose it was and what to look at.
+def explain_lost_workers(name: str, timeout: float) -> Iterator[None]:
+    """Explain the error of a worker that was killed, crashed or hung: which dataset, and what to check.
 
     Args:
-        name: What errors call the dataset.
-        timeout: Seconds that are waited for a batch.
+        name: The dataset's name in errors.
+        timeout: Seconds to wait for a batch.
 
     Raises:
-        RuntimeError: A worker was lost; other errors are left as they are.
+        RuntimeError: A worker was lost. Other errors pass unchanged.
     """
     try:
         yield
@@ -112,13 +112,13 @@ def naming_lost_workers(name: str, timeout: float) -> Iterator[None]:
         memory = f"memory ({SHARED_MEMORY} too)" if SHARED_MEMORY.is_dir() else "memory"
         raise RuntimeError(
             f"a worker that loads {name} images was killed, crashed, or gave no batch within {timeout:g} s "
-            f"({type(error).__name__}: {error}). Look at the {memory} and at the dataset; change `loader.num_workers`, "
+            f"({type(error).__name__}: {error}). Check the {memory} and the dataset, or change `loader.num_workers`, "
             "`loader.prefetch_factor` or `loader.timeout`."
         ) from error
 
 
 def wait_before_fork() -> None:
-    """Wait until no thread of torch's process group would keep a forked process from waking up."""
+    """Wait until no thread of torch's process group can make a forked process hang."""
     if distributed.is_available() and distributed.is_initialized():
         time.sleep(_SECONDS_BEFORE_FORK)
 

@@ -25,8 +25,8 @@ from ddpm_data.plots._axes import (
 )
 from ddpm_data.rng.philox import key_from
 
-_DRAWS = 2**20  # draws of t from which its density is counted
-_BARS = 40  # parts that the draws are counted in: uniform draws come within 2% of the mean in each (3 sigma)
+_DRAWS = 2**20  # draws of t, to count its density
+_BARS = 40  # bins for these draws: uniform draws are within 2% of the mean in each (3 sigma)
 _COLOURED = 2 * len(COLOURS)  # curves that can still be told apart
 _OTHERS = {"color": "#BBBBBB", "linewidth": 1, "zorder": 1}
 _EARLIER = 20  # earlier validations drawn beside the last one, spread over the training
@@ -65,7 +65,7 @@ def schedule_sheet(
     images: Tensor | None = None,
     columns: int = 10,
 ) -> None:
-    """Draw what follows from one schedule, or from several over each other, and images noised by each.
+    """Draw the curves of one or more schedules, and images noised by each.
 
     Args:
         processes: Forward processes by name, at least one. Their numbers of steps may differ.

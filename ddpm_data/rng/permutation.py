@@ -1,4 +1,4 @@
-"""A keyed shuffle without an array: the index at any place of an epoch, computed from the key alone."""
+"""A shuffle without an array: compute the index at any place of an epoch from the key."""
 
 import math
 from collections.abc import Callable
@@ -32,7 +32,7 @@ def permute(places: Tensor, length: int, key: Key, purpose: Purpose, epoch: int 
         places: Places in the shuffled order, in ``[0, length)``, int64, any shape.
         length: N, number of items, at most ``2**62``.
         key: The seed's key, from :func:`~ddpm_data.rng.philox.key_from`.
-        purpose: The use of the order; each purpose has its own orders.
+        purpose: The purpose of the order; each purpose has different orders.
         epoch: At least 0; each epoch has its own order.
 
     Returns:
@@ -42,7 +42,7 @@ def permute(places: Tensor, length: int, key: Key, purpose: Purpose, epoch: int 
     width = -(-length // height)
     words = partial(_draw_words, key=key, purpose=purpose, epoch=epoch)
     rounds = np.arange(_SMALL_SET_ROUNDS if height * width < _SMALL_SET else _ROUNDS)
-    # With at least as many places as a side has values, it is faster to tabulate each round's function once.
+    # For many places it is faster to compute a table of each round's function first.
     build = _build_tables if height <= places.numel() else _build_functions
     left_shifts, right_shifts = build(words, width, height, rounds[::2]), build(words, height, width, rounds[1::2])
 
@@ -62,7 +62,7 @@ def permute(places: Tensor, length: int, key: Key, purpose: Purpose, epoch: int 
 class RandomSubset:
     """A random subset of a dataset: the items at places ``start`` to ``stop`` of an order that the key selects.
 
-    Subsets with one key and length do not overlap if their places do not. So a dataset is cut into random splits.
+    Subsets with the same key and length do not overlap if their places do not. This divides a dataset into splits.
 
     Args:
         key: The seed's key, from :func:`~ddpm_data.rng.philox.key_from`.
@@ -81,7 +81,7 @@ class RandomSubset:
         return self.stop - self.start
 
     def indices(self, numbers: Tensor) -> Tensor:
-        """Return the dataset's indices of the subset's items ``numbers``.
+        """Return the dataset's indices for items of the subset.
 
         Args:
             numbers: Numbers of items within the subset, in ``[0, len(self))``, int64, any shape.

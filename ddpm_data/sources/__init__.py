@@ -1,4 +1,4 @@
-"""Datasets that we ship, and helpers that read other libraries' datasets faster or split them by rank."""
+"""Datasets that we ship, and helpers that read other libraries' datasets faster or split them over processes."""
 
 from ddpm_data.sources.array_files import ArrayFile, TensorFile
 from ddpm_data.sources.digits import digits
@@ -7,6 +7,6 @@ from ddpm_data.sources.tar_shards import TarShards
 
 __all__ = ["ArrayFile", "ImageFiles", "TarShards", "TensorFile", "digits"]
 
-# A cache's fingerprint contains the dataset's module. With any other module here, every cache would be decoded again.
+# A cache's fingerprint contains the dataset's module. If this changed, every cache would be built again.
 for _dataset_class in (ArrayFile, ImageFiles, TarShards, TensorFile):
     _dataset_class.__module__ = __name__

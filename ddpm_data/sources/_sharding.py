@@ -1,4 +1,4 @@
-"""The share of a streamed source that each process reads in an epoch."""
+"""Split a streamed source over processes."""
 
 from collections.abc import Iterable
 
@@ -10,10 +10,10 @@ def split_by_rank(source: Iterable[object], share: EpochShard) -> Iterable[objec
     """Return the part of an iterable source that one process reads in one epoch.
 
     - Streamed datasets of Hugging Face's ``datasets`` and :class:`TarShards` are split over processes here.
-    - LitData finds its rank itself at construction; here it is checked.
+    - LitData asks for its rank when it is created. We check that the rank is right.
     - Any other source has to split itself over processes.
 
-    A source with a ``set_epoch`` method is told the epoch. Every source splits its part over its workers itself.
+    If a source has ``set_epoch``, it is called. Every source splits its own part over its workers.
 
     Args:
         source: Any iterable dataset.

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from ddpm_data._distributed import is_rank_zero
 from ddpm_data.images.decode import mark_as_own, unreadable_error
 
-# EPS is a program, which PIL would start Ghostscript to run. PIL reads no pixels of the other formats by itself.
+# An EPS file is a program, and PIL would run it in Ghostscript. PIL alone decodes none of the other formats.
 _EXCLUDED_FORMATS = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"}
 _UNREAD_SUFFIXES = {  # of images that PIL alone does not read
     *(".heic", ".heif", ".jxl", ".svg", ".exr", ".hdr", ".eps", ".wmf", ".emf"),
@@ -84,7 +84,7 @@ class ImageFiles(Dataset[Image.Image]):
 
 
 def _list_formats() -> list[str]:
-    Image.init()  # without it, only the formats that other code has imported are registered
+    Image.init()  # without this, PIL knows only the formats that other code has imported
     return [format_ for format_ in Image.OPEN if format_ not in _EXCLUDED_FORMATS]
 
 
@@ -92,16 +92,16 @@ def _open_image(content: bytes, suffix: str) -> Image.Image:
     """Read an image's header, from bytes: a file handle would stay open if the image is never decoded."""
     format_ = Image.registered_extensions()[suffix].replace("MPO", "JPEG")  # PIL's JPEG reader reads MPO too
     try:
-        return Image.open(BytesIO(content), formats=[format_])  # to try every format takes as long as a small image
+        return Image.open(BytesIO(content), formats=[format_])  # trying every format is as slow as a small image
     except UnidentifiedImageError:
         return Image.open(BytesIO(content), formats=_list_formats())  # the suffix may be wrong
 
 
 def _find_files(root: Path) -> Iterator[str]:
-    """Yield the files under a folder by their names below it, with forward slashes; links are followed.
+    """Yield the paths of the files under a folder, relative to it and with forward slashes; links are followed.
 
-    Hidden ones are left out, and what is no regular file: opening a named pipe would wait for ever. A link that leads
-    nowhere counts as a file, so that the error names it when it is read.
+    Hidden files are left out, and so are named pipes and other special files, since opening a pipe may wait forever. A
+    broken link counts as a file, so that reading it raises an error that names it.
     """
     pending: list[tuple[str, str, tuple[tuple[int, int], ...]]] = [(str(root), "", (_identify(str(root)),))]
     while pending:
@@ -118,7 +118,7 @@ def _find_files(root: Path) -> Iterator[str]:
                 continue
             if entry.is_dir():
                 identity = _identify(entry.path)
-                if identity not in ancestors:  # a link to a folder above would lead round and round
+                if identity not in ancestors:  # a link to a parent folder would cause an endless loop
                     pending.append((entry.path, f"{prefix}{entry.name}/", (*ancestors, identity)))
             elif entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path)):
                 yield prefix + entry.name

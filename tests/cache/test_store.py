@@ -133,7 +133,7 @@ def test_a_full_disk_is_said_at_once_and_leaves_nothing(tmp_path: Path) -> None:
     _, err = process.communicate(timeout=PATIENCE)
     last = err.strip().splitlines()[-1]
     assert process.returncode == 1
-    assert "the cache of train cannot be kept in" in last
+    assert "the cache of train cannot be written to" in last
     assert "GB are free" in last
     assert "0.000768 GB are needed" in last
     assert last.endswith("`loader.cache_dir`.")
@@ -155,7 +155,7 @@ def test_damaged_caches_are_made_anew(photographs: Path, tmp_path: Path, damage:
         path.unlink()
     else:
         path.with_suffix(".json").write_text("{" if damage == "what is said of it" else "[]")
-    with pytest.warns(UserWarning, match="it is made anew"):
+    with pytest.warns(UserWarning, match="it is built again"):
         assert torch.equal(images(ImageFiles(photographs), tmp_path / "cache"), decoded)
     assert torch.equal(images(ImageFiles(photographs), tmp_path / "cache"), decoded)  # and no warning now
 
@@ -310,5 +310,5 @@ def test_a_second_try_is_not_kept_waiting_by_the_first(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_none_is_named(photographs: Path, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("")
-    with pytest.raises(OSError, match=r"the cache of train cannot be kept in .*cache.*`loader\.cache_dir`"):
+    with pytest.raises(OSError, match=r"the cache of train cannot be written to .*cache.*`loader\.cache_dir`"):
         datamodule(ImageFiles(photographs), tmp_path / "cache").prepare_data()

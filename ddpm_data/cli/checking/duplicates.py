@@ -1,4 +1,4 @@
-"""Search for items that are there twice, in one dataset or in two, by 8-byte digests of their content."""
+"""Find duplicate items, in one dataset or in two, by 8-byte digests of their content."""
 
 from collections.abc import Sequence
 from hashlib import blake2b

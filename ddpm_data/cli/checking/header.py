@@ -1,4 +1,4 @@
-"""Properties of a PIL image that are gone once its values are taken: mode, format, size, orientation, transparency."""
+"""Properties of a PIL image that its decoded values do not show: mode, format, size, orientation, transparency."""
 
 from contextlib import suppress
 from typing import NamedTuple
@@ -18,7 +18,7 @@ class Header(NamedTuple):
         format: The file's format; ``None`` if the image comes from no file.
         channels: The channels of the mode.
         size: Height and width of the upright image.
-        is_turned: Whether its EXIF tag turns or mirrors it.
+        is_turned: Whether its EXIF tag turns or mirrors the image.
     """
 
     mode: str
@@ -46,7 +46,7 @@ class Header(NamedTuple):
         return image.size[::-1] if self.format == "TIFF" else self.size
 
     def find_features(self, image: Image.Image) -> dict[str, bool]:
-        """Tell whether the decoded image is transparent, turned by EXIF, or animated."""
+        """Find out whether the decoded image is transparent, turned by EXIF, or animated."""
         features = {"transparent": is_transparent(image), "turned": self.is_turned, "animated": False}
         with suppress(Exception):  # damage after the first frame does not matter
             features["animated"] = bool(getattr(image, "is_animated", False))

@@ -41,7 +41,7 @@ def summarize(
         images: The split's images.
         stats: The statistics of its items.
         loading: How it is loaded in training.
-        is_cached: Whether a cache would be built if there was a folder for it.
+        is_cached: Whether a cache would be built with a cache folder.
         problem: The error that ``setup()`` would raise even if bad items were replaced.
     """
     rows, counts = stats.rows, stats.counts
@@ -102,7 +102,7 @@ def format_table(summaries: Mapping[str, SplitSummary]) -> str:
 
 
 def list_messages(name: str, summary: SplitSummary) -> list[str]:
-    """List what does not fit into the table: a split's problems, bad items, copies and classes."""
+    """List a split's problems, bad items, copies and classes, which do not fit into the table."""
     messages = [f"{name}: {problem}" for problem in summary["problems"]]
     for bad in summary["bad"][:_MAX_BAD]:
         path, cause = bad["path"], next(iter(bad["cause"].splitlines()))[:_MAX_CAUSE]

@@ -20,7 +20,7 @@ from ddpm_data.loading.worker import call_in_worker
 _BLOCK_SIZE = 32  # items that a worker reads between two reports
 _MAX_PREVIEWS = 64  # images to show
 _MAX_SIDE = 128  # pixels of a preview's longer side
-_REREAD = 16  # items that an iterable dataset is asked for twice
+_REREAD = 16  # items that are read twice from an iterable dataset, to compare their order
 
 
 class ScanResult(NamedTuple):
@@ -65,8 +65,8 @@ def scan_map_style(images: MapStyleImages, options: LoaderOptions) -> ScanResult
                 bar.update(len(block_stats))
         except RuntimeError as error:
             raise RuntimeError(
-                f"a worker was killed or crashed at an item of {images.name} soon after item {bar.n} ({error}). Watch "
-                "the memory; --num-workers 0 leads to the item."
+                f"a worker was killed or crashed at an item of {images.name} soon after item {bar.n} ({error}). Check "
+                "the memory. --num-workers 0 shows which item it is."
             ) from error
     good = stats.rows["index"]
     previews = call_in_worker(options, images.name, _read_previews, images, good[_spread_evenly(len(good))].tolist())
@@ -108,7 +108,7 @@ def _scan_in_order(images: IterableImages, max_items: int, bar: tqdm) -> tuple[I
         bar.update()
         if image is not None and index % step == 0:
             previews.append(_shrink(image))
-        if len(previews) == 2 * _MAX_PREVIEWS:  # the number of items is not known, so thin out as they come
+        if len(previews) == 2 * _MAX_PREVIEWS:  # the number of items is unknown, so drop half of them
             previews, step = previews[::2], 2 * step
     return stats, previews
 
