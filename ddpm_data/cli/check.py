@@ -155,7 +155,7 @@ def _inspect_dataset(images: ScannableImages, reading: LoaderOptions) -> tuple[b
     """Tell whether a cache would be built, and what error ``setup()`` would raise even if bad items were replaced."""
     if not isinstance(images, MapStyleImages):
         return False, None
-    all_images = MapStyleImages(images.dataset, images.processor, images.name, None, images.condition, replaces=True)
+    all_images = MapStyleImages(images.dataset, images.processor, images.name, None, images.conditions, replaces=True)
     with warnings.catch_warnings(action="ignore"):
         try:
             return not all_images.inspect(reading).is_stored, None

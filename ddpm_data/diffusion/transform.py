@@ -124,8 +124,7 @@ class ForwardDiffusion(nn.Module):
         if dtype is None:
             is_half = images.dtype in (torch.bfloat16, torch.float16) and self.latents is None
             dtype = images.dtype if is_half else torch.float32
-        process = self.process
-        tables = _kernels.Tables(process.sqrt_alphas_cumprod, process.sqrt_one_minus_alphas_cumprod, self._key_words)
+        tables = self._tables()
         with torch.no_grad():
             if self.augment is not None and stage == "train":
                 images = _apply_augment(self.augment, images)
@@ -139,6 +138,37 @@ class ForwardDiffusion(nn.Module):
             return triple
         x_t, t, noise = triple
         return Triple(x_t.contiguous(memory_format=memory_format), t, noise.contiguous(memory_format=memory_format))
+
+    def flip_mask(self, position: Tensor, stage: Stage = "train") -> Tensor | None:
+        """Draw which images :meth:`forward` mirrors, for what is to be mirrored with them, such as masks.
+
+        Args:
+            position: Each example's position in its stage's stream, int64, shape ``(batch,)``.
+            stage: The stage whose stream the positions belong to.
+
+        Returns:
+            bool, shape ``(batch,)``, on the device of ``position``; ``None`` where nothing is mirrored.
+        """
+        if not self.flip or stage != "train":
+            return None
+        kernel, tables = _kernels.FlipMaskKernel(self.flip), self._tables()
+        compiles = self._compiles and len(position) > 0 and position.device.type in _COMPILED_DEVICES
+        with torch.no_grad():
+            masks = self._compiler(kernel, tables, [position.contiguous()]) if compiles else None
+            return (masks or kernel(*tables, position))[0]
+
+    def mirror(self, images: Tensor, mask: Tensor | None) -> Tensor:
+        """Mirror some images left to right; the others, and ``images`` itself, stay as they are.
+
+        Args:
+            images: Any dtype, shape ``(batch, ..., width)``.
+            mask: From :meth:`flip_mask`; ``None`` mirrors nothing.
+        """
+        return images if mask is None else _kernels.mirror(images, mask)
+
+    def _tables(self) -> _kernels.Tables:
+        process = self.process
+        return _kernels.Tables(process.sqrt_alphas_cumprod, process.sqrt_one_minus_alphas_cumprod, self._key_words)
 
     def _should_compile(self, images: Tensor) -> bool:
         is_large = len(images) > 0 and images.shape[1:].numel() >= _MIN_COMPILED_VALUES

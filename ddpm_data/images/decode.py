@@ -169,6 +169,13 @@ def exif_orientation(image: Image.Image) -> Orientation:
     return _ORIENTATIONS.get(tag, _ORIENTATIONS[1]) if isinstance(tag, int) else _ORIENTATIONS[1]
 
 
+def upright_size(image: Image.Image) -> Size:
+    """Return the height and width that an image has once :func:`decode_image` has turned it upright."""
+    if image.format == "TIFF":
+        image.load()
+    return (image.width, image.height) if exif_orientation(image).transpose else (image.height, image.width)
+
+
 def is_transparent(image: Image.Image) -> bool:
     """Return whether an image has an alpha channel or a colour that stands for transparency."""
     palette = getattr(image.palette, "mode", "")

@@ -104,7 +104,7 @@ def _scan_in_order(images: IterableImages, max_items: int, bar: tqdm) -> tuple[I
             stats.bad_items.append(BadItem(index, f"the source itself: {type(error).__name__}: {error}"))
             break
         stats.seconds += perf_counter() - started
-        image = stats.add_item(index, partial(_identity, item), images.processor, images.condition)
+        image = stats.add_item(index, partial(_identity, item), images.processor, images.conditions)
         bar.update()
         if image is not None and index % step == 0:
             previews.append(_shrink(image))
