@@ -18,7 +18,6 @@ from ddpm_data.images.items import channels_come_last, find_condition, find_imag
 from ddpm_data.images.processor import ImageProcessor, ItemProcessor, check_range, resize_and_crop, to_uint8
 from ddpm_data.types import ItemKey
 
-_INTERPOLATIONS = ("nearest", "bilinear")
 Keys = ItemKey | Sequence[ItemKey] | None
 
 
@@ -31,10 +30,12 @@ class ConditionImage:
             ``"bilinear"``, antialiased, for pictures, such as edges, depth or an image to edit.
         value_range: ``(lowest, highest)`` possible value of a picture of floats or wide integers, as
             :class:`~ddpm_data.images.processor.ImageProcessor` takes it for images.
+        channels: Number of channels of a picture, likewise; ``None`` keeps its own.
     """
 
     interpolation: str
     value_range: tuple[float, float] | None = None
+    channels: int | None = None
 
 
 class Conditions:
@@ -71,7 +72,7 @@ class Conditions:
         declared = {} if images is None else images
         if not isinstance(declared, Mapping):
             raise TypeError(
-                f"condition_images={images!r}: a mapping from a condition's key to {' or '.join(_INTERPOLATIONS)} is "
+                f"condition_images={images!r}: a mapping from a condition's key to nearest or bilinear is "
                 "needed. Change `dataset.condition_images`."
             )
         if declared and not self.keys:
@@ -90,6 +91,7 @@ class Conditions:
             key: ImageProcessor(
                 image_size=size,
                 value_range=how.value_range,
+                channels=how.channels,
                 resize=getattr(processor, "resize", "cover"),
                 background=getattr(processor, "background", "white"),
             )
@@ -195,7 +197,7 @@ class Conditions:
         """Return what decides the conditions' values, for a fingerprint; ``None`` where there are none."""
         if not self.keys:
             return None
-        images = sorted(([repr(key), how.interpolation, how.value_range] for key, how in self.images.items()), key=str)
+        images = sorted(([repr(key), *vars(how).values()] for key, how in self.images.items()), key=str)
         return [self.is_single, list(map(repr, self.keys)), images]
 
     def _map_named(self, function: Callable[[Any, ItemKey], Any], condition: Any) -> Any:  # noqa: ANN401  # as above
@@ -257,7 +259,7 @@ class Conditions:
                 return _to_labels(_read_labels(value, batched))
             picture = self._pictures[key]
             raw = _to_bchw(value) if batched else picture.decode(value)
-            return to_uint8(raw, picture.value_range)
+            return picture.convert_channels(to_uint8(raw, picture.value_range))
         except (TypeError, ValueError) as error:
             raise type(error)(
                 f"the condition {key!r}: {error} (For a condition: `dataset.condition_images={{{key}: ...}}`.)"
@@ -272,20 +274,21 @@ def _check_condition_key(key: object) -> ItemKey:
 
 
 def _check_image(key: ItemKey, how: object) -> ConditionImage:
-    options = {"interpolation": how} if isinstance(how, str) else how
+    options = {"interpolation": how} if isinstance(how, str) else vars(how) if isinstance(how, ConditionImage) else how
     message = (
-        f"condition_images={{{key!r}: {how!r}}}: expected {' or '.join(_INTERPOLATIONS)}, or a mapping of "
-        "interpolation and value_range. Change `dataset.condition_images`."
+        f"condition_images={{{key!r}: {how!r}}}: expected nearest or bilinear, or a mapping of interpolation and, for "
+        "bilinear, value_range and channels. Change `dataset.condition_images`."
     )
-    if isinstance(options, ConditionImage):
-        options = vars(options)
     if not isinstance(options, Mapping):
         raise TypeError(message)
-    if not {"interpolation"} <= set(options) <= {"interpolation", "value_range"}:
+    if not {"interpolation"} <= set(options) <= {"interpolation", "value_range", "channels"}:
         raise ValueError(message)
     value_range = check_range(options.get("value_range"), f"dataset.condition_images.{key}.value_range")
-    image = ConditionImage(options["interpolation"], value_range)
-    if image.interpolation not in _INTERPOLATIONS or (value_range and image.interpolation == "nearest"):
+    image = ConditionImage(options["interpolation"], value_range, options.get("channels"))
+    is_plain = (image.value_range, image.channels) == (None, None)
+    if image.channels not in (None, 1, 3, 4) or image.interpolation not in ("nearest", "bilinear"):
+        raise ValueError(message)
+    if image.interpolation == "nearest" and not is_plain:
         raise ValueError(message)
     return image
 

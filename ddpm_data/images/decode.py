@@ -200,6 +200,17 @@ def mark_as_own(image: Image.Image) -> Image.Image:
     return image
 
 
+def mark_as_rgb(image: Image.Image) -> Image.Image:
+    """Mark an image that is to have three channels though it may be grey; returns it."""
+    image._ddpm_data_is_rgb = True  # type: ignore[attr-defined]  # PIL's images take further attributes
+    return image
+
+
+def is_marked_as_rgb(image: Image.Image) -> bool:
+    """Return whether :func:`mark_as_rgb` has marked an image."""
+    return hasattr(image, "_ddpm_data_is_rgb")
+
+
 def _reduce(image: Image.Image, target: Size) -> tuple[Image.Image, tuple[float, float] | None]:
     """Ask PIL to decode a JPEG at a reduced scale, in a copy: to do so changes an image, which the user may keep.
 

@@ -10,7 +10,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from ddpm_data._checks import check_float, check_int, check_key
-from ddpm_data.images.decode import Colour, ResizeSpec, Size, decode_image
+from ddpm_data.images.decode import Colour, ResizeSpec, Size, decode_image, is_marked_as_rgb
 from ddpm_data.images.items import find_image, to_chw
 from ddpm_data.types import ItemKey
 
@@ -153,7 +153,9 @@ class ImageProcessor:
         image = find_image(item, self.image_key)
         if not isinstance(image, Image.Image):
             return to_chw(image)
+        is_rgb = self.channels is None and is_marked_as_rgb(image)
         values = decode_image(image, self._resize_spec(), self.background, self.channels == 4)
+        values = values.expand(3, -1, -1) if is_rgb and len(values) == 1 else values
         return to_uint8(values, self.value_range or _DEEP_RANGE) if values.dtype == torch.int32 else values
 
     def convert(self, image: Tensor, crop_offsets: Tensor | None = None) -> Tensor:
@@ -170,7 +172,7 @@ class ImageProcessor:
         Raises:
             ValueError: A value lies outside ``value_range``, a range is missing, or the channels cannot be converted.
         """
-        return self._resize(self._convert_channels(to_uint8(image, self.value_range)), crop_offsets)
+        return self._resize(self.convert_channels(to_uint8(image, self.value_range)), crop_offsets)
 
     def check_items(self, name: str, raw: Sequence[Tensor]) -> None:
         """Refuse a dataset whose black and white values cannot be known.
@@ -195,7 +197,15 @@ class ImageProcessor:
     def _resize_spec(self) -> ResizeSpec | None:
         return None if self.image_size is None else ResizeSpec(self.image_size, self.resize == "stretch")
 
-    def _convert_channels(self, image: Tensor) -> Tensor:
+    def convert_channels(self, image: Tensor) -> Tensor:
+        """Convert an image, or a batch of images, to the number of channels asked for.
+
+        Args:
+            image: uint8, shape ``(..., channels, height, width)``.
+
+        Raises:
+            ValueError: There is no conversion without a guess.
+        """
         count = image.shape[-3]
         if self.channels in (None, count):
             return image

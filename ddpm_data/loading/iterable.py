@@ -27,6 +27,7 @@ from ddpm_data.loading.samplers import ENDLESS, EpochPlan, EpochPlans, Order
 from ddpm_data.loading.stage_images import StageBatches
 from ddpm_data.rng.philox import Key
 from ddpm_data.sources._sharding import split_by_rank
+from ddpm_data.sources._undecoded import stream_without_decoding
 from ddpm_data.types import BatchMeta, ImageBatch, Stage
 
 POSITIONS_PER_EPOCH = (
@@ -152,7 +153,7 @@ class IterableImages(SelfOrderedImages):
     def shard(self, shard: EpochShard) -> "IterableImages":
         """Return what one process reads in one epoch."""
         images = copy.copy(self)
-        images.source = split_by_rank(self.source, shard)
+        images.source = stream_without_decoding(self.source, lambda source: split_by_rank(source, shard))
         return images
 
     def batches(self, stage: Stage, options: LoaderOptions, world: World, key: Key) -> "IterableBatches":

@@ -31,6 +31,7 @@ from ddpm_data.rng.permutation import RandomSubset, permute
 from ddpm_data.rng.philox import Key, Purpose, words
 from ddpm_data.sources._arrays import BackingArrays, MapDataset, all_equal, find_backing_arrays
 from ddpm_data.sources._paths import path_of
+from ddpm_data.sources._undecoded import without_decoding
 from ddpm_data.types import BatchMeta, ImageBatch, Stage
 
 _NEIGHBOURS = 64  # tried in place of a bad item
@@ -84,6 +85,10 @@ class MapStyleImages(Dataset[Tensor]):
 
     The methods are those of :class:`~ddpm_data.loading.stage_images.StageImages`, and some for map-style data alone.
 
+    Attributes:
+        items: The dataset, or what reads its items without decoding them, see
+            :func:`~ddpm_data.sources._undecoded.without_decoding`.
+
     Args:
         dataset: Anything with ``__getitem__`` and ``__len__``; its ``__getitems__``, if any, fetches whole batches.
         processor: Makes an image of an item.
@@ -115,6 +120,7 @@ class MapStyleImages(Dataset[Tensor]):
         self.store = store
         self._inspection: Inspection | None = None
         self._arrays = self._find_arrays()
+        self.items = without_decoding(dataset)
 
     def __len__(self) -> int:
         return len(self.dataset) if self.subset is None else len(self.subset)
@@ -301,12 +307,13 @@ class MapStyleImages(Dataset[Tensor]):
         return self.processor.convert(raw, crop_offset), self.conditions.convert(condition, raw, crop_offset)
 
     def __getstate__(self) -> dict[str, object]:
-        """Leave out the arrays: a worker finds them anew in its own copy of the dataset."""
-        return self.__dict__ | {"_arrays": self._arrays is not None}
+        """Leave out what is found in the dataset: a worker finds it anew in its own copy."""
+        return self.__dict__ | {"_arrays": self._arrays is not None, "items": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._arrays = self._find_arrays() if state["_arrays"] else None
+        self.items = without_decoding(self.dataset)
 
     def _find_arrays(self) -> BackingArrays | None:
         return find_backing_arrays(
@@ -315,7 +322,7 @@ class MapStyleImages(Dataset[Tensor]):
 
     def _fetch(self, indices: Sequence[int]) -> list[Any]:
         """Ask for items all at once; return none where the dataset cannot do so, or where one of them is bad."""
-        fetch = getattr(self.dataset, "__getitems__", None)
+        fetch = getattr(self.items, "__getitems__", None)
         if callable(fetch):
             with suppress(Exception):  # asked for one by one, below, the bad one says which it is
                 items = list(fetch(list(indices)))
@@ -328,7 +335,7 @@ class MapStyleImages(Dataset[Tensor]):
         return example
 
     def _load_item(self, index: int, fetched: Sequence[Any]) -> tuple[Tensor, Any]:
-        item = fetched[0] if fetched else self._call(index, self.dataset.__getitem__, index)
+        item = fetched[0] if fetched else self._call(index, self.items.__getitem__, index)
         condition = self._call(index, self.conditions.find, item)
         return self._call(index, self.processor.decode, item), condition
 

@@ -211,7 +211,7 @@ class ItemStatsDataset(Dataset[ItemStats]):
     def __getitem__(self, block: int) -> ItemStats:
         dataset, stats = self.images.dataset, ItemStats()
         for index in range(block * self.block_size, min(len(dataset), (block + 1) * self.block_size)):
-            read_item = partial(dataset.__getitem__, index)
+            read_item = partial(self.images.items.__getitem__, index)
             stats.add_item(index, read_item, self.images.processor, self.images.conditions, path_of(dataset, index))
         return stats.pack()
 
