@@ -245,7 +245,7 @@ def main(cfg: DictConfig) -> float:
     datamodule: DDPMDataModule = instantiate(cfg.datamodule)
     L.seed_everything(cfg.seed % 2**32, workers=True)  # NumPy's limit; for the network's first weights only
     model: DDPM = instantiate(cfg.model)
-    if cfg.model._target_ == "train_stub.DDPM" and datamodule.splits.condition is not None:
+    if cfg.model._target_ == "train_stub.DDPM" and datamodule.splits.conditions:
         raise ValueError("this U-Net takes no condition. Leave `dataset.condition` null, or give a `model` that does.")
     trainer: L.Trainer = instantiate(
         cfg.trainer,

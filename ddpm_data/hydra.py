@@ -20,7 +20,8 @@ from ddpm_data.datamodule.module import DDPMDataModule
 
 DATASET_KEYS = (  # arguments of DDPMDataModule that the group dataset holds
     *("train", "val", "test", "predict", "image_key", "image_size", "value_range", "channels", "resize", "crop"),
-    *("background", "flip", "augment", "latents", "condition", "condition_dropout", "null_condition"),
+    *("background", "flip", "augment", "latents", "condition", "condition_images"),
+    *("condition_dropout", "null_condition"),
 )
 SOURCE_KEYS = (  # further keys, which its train and val refer to: ${..root}
     *("root", "path", "shards", "split", "key", "count"),

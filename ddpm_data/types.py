@@ -14,7 +14,8 @@ class BatchMeta(NamedTuple):
         position: Each example's position in its stage's stream, int64, shape ``(batch,)``.
         stage: The stage whose stream the positions belong to.
         condition: The examples' conditions, as ``torch.utils.data.default_collate`` batches them: a tensor of numbers
-            or embeddings, a list of strings, or a dict or list of these. ``None`` without a ``condition=``.
+            or embeddings, a list of strings, or a dict or list of these. Those that ``condition_images=`` names are
+            uint8 images, shape ``(batch, channels, height, width)``. ``None`` without a ``condition=``.
     """
 
     position: Tensor
@@ -63,8 +64,9 @@ class ConditionedTriple(NamedTuple):
         x_t: Noised images, as in :class:`Triple`.
         t: Steps, as in :class:`Triple`.
         noise: Noise, as in :class:`Triple`.
-        condition: Labels, embeddings, strings, or dicts of these; tensors are on the device of ``x_t``. See
-            :class:`BatchMeta`.
+        condition: Labels, embeddings, strings, or dicts of these; tensors are on the device of ``x_t``. Those that
+            ``condition_images=`` names have moved with their images: label maps are int64, pictures are in ``[-1, 1]``
+            in the dtype of ``x_t``, both of shape ``(batch, channels, height, width)``. See :class:`BatchMeta`.
     """
 
     x_t: Tensor

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from ddpm_data import DDPMDataModule, ForwardDiffusion, ForwardProcess, schedules
+from ddpm_data.images.conditions import Conditions
 from ddpm_data.images.latent_processor import LatentProcessor
 from ddpm_data.latents import Latents
 from ddpm_data.loading.map_style import MapStyleImages
@@ -149,7 +150,7 @@ def test_a_file_of_tensors(tmp_path: Path) -> None:
     labels = torch.arange(COUNT)
     save_file({"latents": MEAN, "std": STD, "label": labels}, tmp_path / "a.safetensors")
     file = TensorFile(tmp_path / "a.safetensors")
-    images = MapStyleImages(file, LatentProcessor(Latents(), "latents"), "train", condition="label")
+    images = MapStyleImages(file, LatentProcessor(Latents(), "latents"), "train", conditions=Conditions("label"))
     images.inspect()
     assert images._arrays is not None
     batch = images.batch([4, 2])

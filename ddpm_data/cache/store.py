@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -124,7 +124,7 @@ def _open_cache(path: Path) -> Cache:
     assert isinstance(array, Tensor)
     bad_items = {int(index): reason for index, reason in record["faults"].items()}
     return Cache(
-        path, array, map_leaves(lambda number: open_memmap(_column_file(path, number)), record["condition"]), bad_items
+        path, array, _read_tree(record["condition"], lambda number: open_memmap(_column_file(path, number))), bad_items
     )
 
 
@@ -224,7 +224,7 @@ def _write_columns(
         "dataset": kind,
         "policy": processor,
         "shape": [len(images), *shape],
-        "condition": tree,
+        "condition": _write_tree(tree),
         "faults": {bad.item: bad.reason for bad in loader.counter.bad_items},
     }
 
@@ -232,6 +232,21 @@ def _write_columns(
 def _number_leaves(condition: Any) -> Any:  # noqa: ANN401  # nested conditions
     numbers = itertools.count(1)
     return map_leaves(lambda _: next(numbers), condition)
+
+
+def _write_tree(tree: Any) -> Any:  # noqa: ANN401  # nested numbers
+    """Return numbers nested in dicts and lists as JSON can keep them: it has no keys but strings."""
+    if isinstance(tree, dict):
+        return {"keys": list(tree), "parts": [_write_tree(part) for part in tree.values()]}
+    return {"parts": [_write_tree(part) for part in tree]} if isinstance(tree, list) else tree
+
+
+def _read_tree(tree: Any, open_column: Callable[[int], object]) -> Any:  # noqa: ANN401  # nested columns
+    """Return the columns in place of the numbers that :func:`_write_tree` has kept."""
+    if not isinstance(tree, dict):
+        return None if tree is None else open_column(tree)
+    parts = [_read_tree(part, open_column) for part in tree["parts"]]
+    return dict(zip(tree["keys"], parts, strict=True)) if "keys" in tree else parts
 
 
 def _make_decoding_loader(images: MapStyleImages, options: LoaderOptions) -> StreamLoader:

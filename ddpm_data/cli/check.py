@@ -155,7 +155,7 @@ def _inspect_dataset(images: ScannableImages, reading: LoaderOptions) -> tuple[b
     """Return whether a cache would be built, and the error of ``setup()`` that replacing bad items would not avoid."""
     if not isinstance(images, MapStyleImages):
         return False, None
-    all_images = MapStyleImages(images.dataset, images.processor, images.name, None, images.condition, replaces=True)
+    all_images = MapStyleImages(images.dataset, images.processor, images.name, None, images.conditions, replaces=True)
     with warnings.catch_warnings(action="ignore"):
         try:
             return not all_images.inspect(reading).is_stored, None

@@ -1,24 +1,25 @@
 """The DataModule: datasets in, training triples out, in every stage."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor
 
-from ddpm_data._checks import check_key
 from ddpm_data.datamodule._trainer import get_batch_dtype, get_trainer_world, refuse_clashes
 from ddpm_data.datamodule.resume import StreamCheckpoint
 from ddpm_data.datamodule.splits import Source, Splits
+from ddpm_data.diffusion._kernels import scale_images
 from ddpm_data.diffusion.guidance import ConditionDropout
 from ddpm_data.diffusion.process import ForwardProcess
 from ddpm_data.diffusion.timesteps import Timesteps
 from ddpm_data.diffusion.transform import Augment, ForwardDiffusion
+from ddpm_data.images.conditions import Conditions, Keys
 from ddpm_data.images.latent_processor import LatentProcessor
-from ddpm_data.images.processor import ImageProcessor
+from ddpm_data.images.processor import ImageProcessor, ItemProcessor
 from ddpm_data.latents import Latents
 from ddpm_data.loading.bad_items import BadItemCounter
 from ddpm_data.loading.loader import StreamLoader, make_loader
@@ -34,27 +35,6 @@ _STAGES_OF: dict[str, tuple[Stage, ...]] = {
     "test": ("test",),
     "predict": ("predict",),
 }
-
-
-@dataclass(frozen=True)
-class Conditioning:
-    """What batches are conditioned on.
-
-    Args:
-        key: Place in a tuple, or key in a dict, where an item holds its condition; ``None`` takes none.
-        dropout: Probability that training drops it, in ``[0, 1]``.
-        null: What takes its place then, see :class:`~ddpm_data.diffusion.guidance.ConditionDropout`.
-
-    Raises:
-        TypeError: ``key`` is neither a place nor a key.
-    """
-
-    key: ItemKey | None = None
-    dropout: float = 0.0
-    null: object = None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "key", check_key("dataset.condition", self.key))
 
 
 class DDPMDataModule(L.LightningDataModule):
@@ -84,7 +64,11 @@ class DDPMDataModule(L.LightningDataModule):
             :class:`~ddpm_data.images.processor.ImageProcessor`.
         latents: The settings of latents, see :class:`~ddpm_data.latents.Latents`; ``None`` for images.
         condition: Place in a tuple, or key in a dict, where an item holds its label, caption, embedding or a dict of
-            these; batches are then :class:`~ddpm_data.types.ConditionedTriple`.
+            these; batches are then :class:`~ddpm_data.types.ConditionedTriple`. A list of several gives a dict of them.
+        condition_images: The conditions that are images and move with their image (resize, crop, flip), by key:
+            ``{"mask": "nearest", "edges": "bilinear"}``, see :class:`~ddpm_data.images.conditions.Conditions`. Label
+            maps (nearest) arrive as int64, pictures (bilinear) in ``[-1, 1]`` like ``x_0``; both of shape ``(batch,
+            channels, height, width)``.
         condition_dropout, null_condition: How often training drops a condition, and what takes its place, see
             :class:`~ddpm_data.diffusion.guidance.ConditionDropout`.
         drop_last, prefetch_factor, persistent_workers, multiprocessing_context, timeout: See
@@ -121,7 +105,8 @@ class DDPMDataModule(L.LightningDataModule):
         crop: str = "center",
         background: str | Sequence[int] = "white",
         latents: Latents | None = None,
-        condition: ItemKey | None = None,
+        condition: Keys = None,
+        condition_images: Mapping[ItemKey, Any] | None = None,
         condition_dropout: float = 0.0,
         null_condition: object = None,
         drop_last: bool = False,
@@ -146,7 +131,6 @@ class DDPMDataModule(L.LightningDataModule):
             on_bad_item=on_bad_item,
             max_bad_fraction=max_bad_fraction,
         )
-        self.conditioning = Conditioning(key=condition, dropout=condition_dropout, null=null_condition)
         self.transform = ForwardDiffusion(
             ForwardProcess(schedule),
             seed=seed,
@@ -156,7 +140,7 @@ class DDPMDataModule(L.LightningDataModule):
             compile=compile,
             latents=latents,
         )
-        self.dropout = ConditionDropout(self.conditioning.dropout, self.conditioning.null, seed)
+        self.dropout = ConditionDropout(condition_dropout, null_condition, seed)
         images = ImageProcessor(
             image_key=image_key,
             image_size=image_size,
@@ -166,10 +150,12 @@ class DDPMDataModule(L.LightningDataModule):
             crop=crop,
             background=background,
         )
+        processor: ItemProcessor = images if latents is None else LatentProcessor.replacing(images, latents)
+        self.conditions = Conditions(condition, condition_images, processor, flips=self.transform.flip > 0)
         self.splits = Splits(
             {"train": train, "val": val, "test": test, "predict": predict},
-            images if latents is None else LatentProcessor.replacing(images, latents),
-            self.conditioning.key,
+            processor,
+            self.conditions,
             key_from(seed),
             cache_dir,
             self.loader_options,
@@ -214,7 +200,7 @@ class DDPMDataModule(L.LightningDataModule):
                     self.loader_options.check_length(name, images.length, world.size)
                 if name == "train":
                     if self.dropout.probability and (items := images.first_items(1, self.loader_options)) is not None:
-                        self.dropout.check(items.condition)
+                        self.dropout.check(self._finish_condition(items.condition, None, torch.float32))
                     self._begin_stream(images)
             elif stage and name == _STAGES_OF[stage][0]:
                 raise ValueError(
@@ -260,9 +246,21 @@ class DDPMDataModule(L.LightningDataModule):
         images, (position, stage, condition) = batch
         self._move_tables(images.device)
         triple: Triple = self.transform(images, position, stage, get_batch_dtype(self.trainer))
-        if self.conditioning.key is None:
+        if not self.conditions:
             return triple
+        if self.conditions.images:
+            condition = self._finish_condition(condition, self.transform.flip_mask(position, stage), triple.x_t.dtype)
         return ConditionedTriple(*triple, self.dropout(condition, position) if stage == "train" else condition)
+
+    def _finish_condition(self, condition: Any, mirrored: Tensor | None, dtype: torch.dtype) -> Any:  # noqa: ANN401  # any
+        """Mirror a condition's images with their images; labels become int64, pictures are scaled as images are."""
+
+        def finish(image: Tensor, key: ItemKey) -> Tensor:
+            image = self.transform.mirror(image, mirrored)
+            is_label_map = self.conditions.images[key].interpolation == "nearest"
+            return image.long() if is_label_map else scale_images(image).to(dtype)
+
+        return self.conditions.map_images(finish, condition)
 
     def state_dict(self) -> dict[str, int]:
         """Return the offset in the training stream as a few integers, which Lightning saves to checkpoints."""

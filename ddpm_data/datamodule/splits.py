@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from ddpm_data._checks import check_float
 from ddpm_data._distributed import is_rank_zero
 from ddpm_data.cache.store import Cache, decoding_options, open_or_build
+from ddpm_data.images.conditions import Conditions
 from ddpm_data.images.processor import ItemProcessor
 from ddpm_data.loading.iterable import IterableImages
 from ddpm_data.loading.map_style import MapStyleImages
@@ -19,7 +20,7 @@ from ddpm_data.loading.stage_images import StageImages
 from ddpm_data.rng.permutation import RandomSubset
 from ddpm_data.rng.philox import Key
 from ddpm_data.sources._arrays import MapDataset
-from ddpm_data.types import ItemKey, Stage
+from ddpm_data.types import Stage
 
 AnyDataset = MapDataset | Iterable[object]
 Source = AnyDataset | Callable[[], AnyDataset]
@@ -36,7 +37,7 @@ class Splits:
     Args:
         sources: A dataset or factory for each stage; for ``val`` also the fraction of ``train`` to hold out.
         processor: Makes an image of an item.
-        condition: Where an item holds its condition; ``None`` takes none.
+        conditions: Where an item holds its conditions, and which of them are images.
         key: The seed's, which picks the held-out images.
         cache_dir: Folder for decoded images; ``None`` keeps none.
         options: The loader's options, for building the cache and for bad items.
@@ -50,7 +51,7 @@ class Splits:
         self,
         sources: Mapping[Stage, Source | float | None],
         processor: ItemProcessor,
-        condition: ItemKey | None,
+        conditions: Conditions,
         key: Key,
         cache_dir: str | Path | None,
         options: LoaderOptions,
@@ -58,7 +59,7 @@ class Splits:
         if not isinstance(cache_dir, str | Path | None):
             raise TypeError(f"DDPMDataModule(cache_dir={cache_dir!r}): a folder is needed. Change `loader.cache_dir`.")
         self.processor = processor
-        self.condition = condition
+        self.conditions = conditions
         self.cache_dir = None if cache_dir is None else Path(cache_dir).expanduser()
         self.options = options
         self.fraction = _check_fraction(sources["val"])
@@ -126,7 +127,7 @@ class Splits:
                     "can be held out of train. Give a validation set, `dataset.val`."
                 )
             subset = self._pick_subset(stage, len(dataset))
-        return build_split(dataset, owner, self.processor, self.condition, self.options.replaces, subset, cache)
+        return build_split(dataset, owner, self.processor, self.conditions, self.options.replaces, subset, cache)
 
     def images(self, stage: Stage) -> StageImages:
         """Return what :meth:`open` has built.
@@ -153,7 +154,7 @@ class Splits:
                 f"cache_dir={str(self.cache_dir)!r}: a cache holds one crop of each image, but crop='random' "
                 "needs a different one each epoch. Change `dataset.crop`, or set `loader.cache_dir` to null."
             )
-        images = MapStyleImages(dataset, self.processor, stage, None, self.condition, self.options.replaces)
+        images = MapStyleImages(dataset, self.processor, stage, None, self.conditions, self.options.replaces)
         options = decoding_options(self.options, len(images))
         if not images.inspect(options, warns=is_rank_zero()).is_stored:
             self._caches[stage] = open_or_build(images, self.cache_dir, options)
@@ -188,7 +189,7 @@ def build_split(
     dataset: AnyDataset,
     name: str,
     processor: ItemProcessor,
-    condition: ItemKey | None,
+    conditions: Conditions,
     replaces: bool,
     subset: RandomSubset | None = None,
     cache: Cache | None = None,
@@ -199,7 +200,7 @@ def build_split(
         dataset: Map-style, iterable, or a DataLoader.
         name: What errors call it.
         processor: Makes an image of an item.
-        condition: Where an item holds its condition; ``None`` takes none.
+        conditions: Where an item holds its conditions, and which of them are images.
         replaces: Whether bad items are replaced.
         subset: Which items of a map-style dataset belong to the stage; ``None`` is all.
         cache: The images of a map-style dataset, if they have been decoded before.
@@ -208,15 +209,15 @@ def build_split(
         ValueError: Images are to be cropped by their position, which an iterable dataset does not allow.
     """
     if _is_map_style(dataset):
-        return MapStyleImages(dataset, processor, name, subset, condition, replaces, cache)
+        return MapStyleImages(dataset, processor, name, subset, conditions, replaces, cache)
     if processor.crop == "random":
         raise ValueError(
             f"crop='random': a {type(dataset).__name__} gives its items in an order of its own, and a crop is picked "
             "by the position in the stream. Crop in the dataset, or change `dataset.crop`."
         )
     if isinstance(dataset, DataLoader):
-        return PrebatchedImages(dataset, processor, name, condition)
-    return IterableImages(cast(Iterable[object], dataset), processor, name, condition, replaces)
+        return PrebatchedImages(dataset, processor, name, conditions)
+    return IterableImages(cast(Iterable[object], dataset), processor, name, conditions, replaces)
 
 
 def _check_fraction(val: object) -> float | None:

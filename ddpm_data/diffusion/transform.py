@@ -143,6 +143,33 @@ class ForwardDiffusion(nn.Module):
         x_t, t, noise = triple
         return Triple(x_t.contiguous(memory_format=memory_format), t, noise.contiguous(memory_format=memory_format))
 
+    def flip_mask(self, position: Tensor, stage: Stage = "train") -> Tensor | None:
+        """Draw which images :meth:`forward` mirrors, for what is to be mirrored with them, such as masks.
+
+        Args:
+            position: Each example's position in its stage's stream, int64, shape ``(batch,)``.
+            stage: The stage whose stream the positions belong to.
+
+        Returns:
+            bool, shape ``(batch,)``, on the device of ``position``; ``None`` where nothing is mirrored.
+        """
+        if not self.flip or stage != "train":
+            return None
+        kernel, tables = _kernels.FlipMaskKernel(self.flip), self._find_tables()
+        compiles = self._compiles and len(position) > 0 and position.device.type in ("cpu", "cuda")
+        with torch.no_grad():
+            masks = self._compiler(kernel, tables, [position.contiguous()]) if compiles else None
+            return (masks or kernel(*tables, position))[0]
+
+    def mirror(self, images: Tensor, mask: Tensor | None) -> Tensor:
+        """Mirror some images left to right; the others, and ``images`` itself, stay as they are.
+
+        Args:
+            images: Any dtype, shape ``(batch, ..., width)``.
+            mask: From :meth:`flip_mask`; ``None`` mirrors nothing.
+        """
+        return images if mask is None else _kernels.mirror(images, mask)
+
     def _find_tables(self) -> _kernels.Tables:
         # By way of attributes this would be a tenth of the host's time for a batch: nn.Module finds them last.
         buffers: Any = self._modules["process"]._buffers  # type: ignore[union-attr]

@@ -169,6 +169,13 @@ def exif_orientation(image: Image.Image) -> Orientation:
     return _ORIENTATIONS.get(tag, _ORIENTATIONS[1]) if isinstance(tag, int) else _ORIENTATIONS[1]
 
 
+def upright_size(image: Image.Image) -> Size:
+    """Return the height and width that an image has once :func:`decode_image` has turned it upright."""
+    if image.format == "TIFF":
+        image.load()
+    return (image.width, image.height) if exif_orientation(image).transpose else (image.height, image.width)
+
+
 def is_transparent(image: Image.Image) -> bool:
     """Return whether an image has an alpha channel or a colour that stands for transparency."""
     palette = getattr(image.palette, "mode", "")
@@ -191,6 +198,17 @@ def mark_as_own(image: Image.Image) -> Image.Image:
     """Mark an image that only we hold, so that decoding may change it; returns the image."""
     image._ddpm_data_owns_it = True  # type: ignore[attr-defined]  # PIL's images take further attributes
     return image
+
+
+def mark_as_rgb(image: Image.Image) -> Image.Image:
+    """Mark an image that is to have three channels though it may be grey; returns it."""
+    image._ddpm_data_is_rgb = True  # type: ignore[attr-defined]  # PIL's images take further attributes
+    return image
+
+
+def is_marked_as_rgb(image: Image.Image) -> bool:
+    """Return whether :func:`mark_as_rgb` has marked an image."""
+    return hasattr(image, "_ddpm_data_is_rgb")
 
 
 def _reduce(image: Image.Image, target: Size) -> tuple[Image.Image, tuple[float, float] | None]:

@@ -34,17 +34,19 @@ def find_image(item: object, key: ItemKey | None, batched: bool = False) -> Raw:
             f"an item is a {_describe_value(item)}, but it must be {_EXPECTED[batched]}, or a tuple or dict that holds "
             "one. Change `dataset`, or wrap it so that it returns the image."
         )
-    description = _describe_values(values)
     if key is not None:
         if key in values and _is_image(value := values[key], batched):
             return value
-        raise ValueError(f"there is no image at {key!r}; the item holds {description}. Change `dataset.image_key`.")
+        raise ValueError(
+            f"there is no image at {key!r}; the item holds {_describe_values(values)}. Change `dataset.image_key`."
+        )
     images = [value for value in values.values() if _is_image(value, batched)]
+    if len(images) == 1:
+        return images[0]
+    description = _describe_values(values)
     if not images:
         raise TypeError(f"the item holds no image, but {description}. Change `dataset` so that every item holds one.")
-    if len(images) > 1:
-        raise ValueError(f"the item holds several images ({description}). Say which: `dataset.image_key`.")
-    return images[0]
+    raise ValueError(f"the item holds several images ({description}). Say which: `dataset.image_key`.")
 
 
 def find_condition(item: object, key: ItemKey) -> object:

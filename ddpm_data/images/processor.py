@@ -10,7 +10,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from ddpm_data._checks import check_float, check_int, check_key
-from ddpm_data.images.decode import Colour, ResizeSpec, Size, decode_image
+from ddpm_data.images.decode import Colour, ResizeSpec, Size, decode_image, is_marked_as_rgb
 from ddpm_data.images.items import find_image, to_chw
 from ddpm_data.types import ItemKey
 
@@ -112,7 +112,7 @@ class ImageProcessor:
     ) -> None:
         self.image_key = check_key("dataset.image_key", image_key)
         self.image_size = _check_size(image_size)
-        self.value_range = _check_range(value_range)
+        self.value_range = check_range(value_range)
         if channels not in (None, 1, 3, 4) or isinstance(channels, bool):
             raise ValueError(
                 f"channels={channels!r}: it must be 1, 3, 4 or null (which keeps the images' own). Change "
@@ -153,8 +153,10 @@ class ImageProcessor:
         image = find_image(item, self.image_key)
         if not isinstance(image, Image.Image):
             return to_chw(image)
+        is_rgb = self.channels is None and is_marked_as_rgb(image)
         values = decode_image(image, self._resize_spec(), self.background, self.channels == 4)
-        return _to_uint8(values, self.value_range or _DEEP_RANGE) if values.dtype == torch.int32 else values
+        values = values.expand(3, -1, -1) if is_rgb and len(values) == 1 else values
+        return to_uint8(values, self.value_range or _DEEP_RANGE) if values.dtype == torch.int32 else values
 
     def convert(self, image: Tensor, crop_offsets: Tensor | None = None) -> Tensor:
         """Convert an image, or a batch of images, to the value range, channels and size asked for.
@@ -170,7 +172,7 @@ class ImageProcessor:
         Raises:
             ValueError: A value lies outside ``value_range``, a range is missing, or the channels cannot be converted.
         """
-        return self._resize(self._convert_channels(_to_uint8(image, self.value_range)), crop_offsets)
+        return self._resize(self.convert_channels(to_uint8(image, self.value_range)), crop_offsets)
 
     def check_items(self, name: str, raw: Sequence[Tensor]) -> None:
         """Refuse a dataset whose black and white values cannot be known.
@@ -195,7 +197,15 @@ class ImageProcessor:
     def _resize_spec(self) -> ResizeSpec | None:
         return None if self.image_size is None else ResizeSpec(self.image_size, self.resize == "stretch")
 
-    def _convert_channels(self, image: Tensor) -> Tensor:
+    def convert_channels(self, image: Tensor) -> Tensor:
+        """Convert an image, or a batch of images, to the number of channels asked for.
+
+        Args:
+            image: uint8, shape ``(..., channels, height, width)``.
+
+        Raises:
+            ValueError: There is no conversion without a guess.
+        """
         count = image.shape[-3]
         if self.channels in (None, count):
             return image
@@ -214,21 +224,41 @@ class ImageProcessor:
     def _resize(self, image: Tensor, crop_offsets: Tensor | None) -> Tensor:
         if self.image_size is None or image.shape[-2:] == self.image_size:
             return image
-        height, width = self.image_size
         target = ResizeSpec(self.image_size, self.resize == "stretch").target(image.shape[-2], image.shape[-1])
-        resized: Tensor = image
-        if image.shape[-2:] != target:  # a JPEG may have been decoded to this size
-            resized = F.resize(image, list(target), interpolation=InterpolationMode.BILINEAR, antialias=True)
-        if crop_offsets is None:
-            top, left = round((target[0] - height) / 2), round((target[1] - width) / 2)  # as torchvision's center_crop
-            return resized[..., top : top + height, left : left + width]
-        free_space = torch.tensor([target[0] - height + 1, target[1] - width + 1])
-        corners = (crop_offsets * free_space) >> 32
-        if image.dim() == 3:
-            top, left = corners.tolist()
-            return resized[:, top : top + height, left : left + width]
-        pairs = zip(resized, corners.tolist(), strict=True)
-        return torch.stack([picture[:, top : top + height, left : left + width] for picture, (top, left) in pairs])
+        return resize_and_crop(image, target, self.image_size, crop_offsets)
+
+
+def resize_and_crop(
+    image: Tensor, target: Size, size: Size, crop_offsets: Tensor | None, is_nearest: bool = False
+) -> Tensor:
+    """Resize an image, or a batch of images, and crop it.
+
+    Args:
+        image: uint8, shape ``(..., channels, height, width)``.
+        target: Height and width before cropping.
+        size: Height and width of the result.
+        crop_offsets: As :meth:`ImageProcessor.convert` takes them; ``None`` crops the centre.
+        is_nearest: Whether each pixel keeps a value of the image's, in place of the antialiased bilinear one.
+
+    Returns:
+        uint8, shape ``(..., channels, *size)``.
+    """
+    height, width = size
+    resized: Tensor = image
+    if image.shape[-2:] != target:  # a JPEG may have been decoded to this size
+        # Plain NEAREST takes pixels half a pixel aside, and the map would not lie on its image.
+        mode = InterpolationMode.NEAREST_EXACT if is_nearest else InterpolationMode.BILINEAR
+        resized = F.resize(image, list(target), interpolation=mode, antialias=not is_nearest)
+    if crop_offsets is None:
+        top, left = round((target[0] - height) / 2), round((target[1] - width) / 2)  # as torchvision's center_crop
+        return resized[..., top : top + height, left : left + width]
+    free_space = torch.tensor([target[0] - height + 1, target[1] - width + 1])
+    corners = (crop_offsets * free_space) >> 32
+    if image.dim() == 3:
+        top, left = corners.tolist()
+        return resized[:, top : top + height, left : left + width]
+    pairs = zip(resized, corners.tolist(), strict=True)
+    return torch.stack([picture[:, top : top + height, left : left + width] for picture, (top, left) in pairs])
 
 
 def unknown_range_message(seen: str, low: float, high: float) -> str:
@@ -248,7 +278,16 @@ def unknown_range_message(seen: str, low: float, high: float) -> str:
     )
 
 
-def _to_uint8(image: Tensor, value_range: tuple[float, float] | None) -> Tensor:
+def to_uint8(image: Tensor, value_range: tuple[float, float] | None) -> Tensor:
+    """Map an image's values to 0 to 255 and round them; uint8 stays as it is, and bool becomes 0 or 255.
+
+    Args:
+        image: Any real dtype and shape.
+        value_range: The values that become 0 and 255.
+
+    Raises:
+        ValueError: A value lies outside ``value_range``, or there is none.
+    """
     if image.dtype == torch.bool:
         return image.to(torch.uint8) * 255
     if image.dtype == torch.uint8:
@@ -279,16 +318,24 @@ def _check_size(size: int | Sequence[int] | None) -> Size | None:
     return height, width
 
 
-def _check_range(value_range: Sequence[float] | None) -> tuple[float, float] | None:
+def check_range(value_range: Sequence[float] | None, key: str = "dataset.value_range") -> tuple[float, float] | None:
+    """Return a value range as two floats, or refuse it.
+
+    Args:
+        value_range: ``(lowest, highest)``; ``None`` stays ``None``.
+        key: The config key that sets it.
+
+    Raises:
+        TypeError: It is no pair of numbers.
+        ValueError: The lowest is not below the highest.
+    """
     if value_range is None:
         return None
     if not isinstance(value_range, Sequence) or isinstance(value_range, str) or len(value_range) != 2:
-        raise TypeError(f"value_range={value_range!r}: expected (lowest, highest). Change `dataset.value_range`.")
-    low, high = (check_float("DDPMDataModule", "dataset.value_range", value) for value in value_range)
+        raise TypeError(f"value_range={value_range!r}: expected (lowest, highest). Change `{key}`.")
+    low, high = (check_float("DDPMDataModule", key, value) for value in value_range)
     if low >= high:
-        raise ValueError(
-            f"value_range=({low:g}, {high:g}): the lowest must be below the highest. Change `dataset.value_range`."
-        )
+        raise ValueError(f"value_range=({low:g}, {high:g}): the lowest must be below the highest. Change `{key}`.")
     return low, high
 
 

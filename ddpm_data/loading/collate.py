@@ -22,5 +22,6 @@ def collate_conditions(name: str, conditions: Sequence[object]) -> Any:  # noqa:
         raise TypeError(
             f"the conditions of {name} do not make a batch ({next(iter(str(error).splitlines()), '')}): numbers, "
             "strings, tensors or arrays of one shape, or dicts or tuples of these, are needed. Change "
-            "`dataset.condition`, or have the dataset give one of these."
+            "`dataset.condition`, or have the dataset give one of these. For images of several sizes or channels set "
+            "`dataset.image_size` and `dataset.condition_images`."
         ) from error

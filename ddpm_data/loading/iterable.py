@@ -18,7 +18,7 @@ from torch.utils.data import IterableDataset, default_collate, get_worker_info
 from tqdm import tqdm
 
 from ddpm_data._distributed import EpochShard, World, is_rank_zero
-from ddpm_data.images.items import find_condition
+from ddpm_data.images.conditions import Conditions
 from ddpm_data.images.processor import ItemProcessor
 from ddpm_data.loading.bad_items import BadItem, WorkerBatch, check_same_shape, with_item_context
 from ddpm_data.loading.collate import collate_conditions
@@ -27,7 +27,8 @@ from ddpm_data.loading.samplers import ENDLESS, EpochPlan, EpochPlans, Order
 from ddpm_data.loading.stage_images import StageBatches
 from ddpm_data.rng.philox import Key
 from ddpm_data.sources._sharding import split_by_rank
-from ddpm_data.types import BatchMeta, ImageBatch, ItemKey, Stage
+from ddpm_data.sources._undecoded import stream_without_decoding
+from ddpm_data.types import BatchMeta, ImageBatch, Stage
 
 POSITIONS_PER_EPOCH = (
     2**40 + 15
@@ -103,7 +104,7 @@ class IterableImages(SelfOrderedImages):
         source: Gives items each time it is iterated over; in a worker, that worker's share of them.
         processor: Makes an image of an item.
         name: What errors call the source.
-        condition: Where an item holds its condition; ``None`` takes none.
+        conditions: Where an item holds its conditions, and which of them are images; ``None`` takes none.
         replaces: Whether the good item before takes the place of one that cannot be used, instead of an error.
     """
 
@@ -114,13 +115,13 @@ class IterableImages(SelfOrderedImages):
         source: Iterable[object],
         processor: ItemProcessor,
         name: str,
-        condition: ItemKey | None = None,
+        conditions: Conditions | None = None,
         replaces: bool = False,
     ) -> None:
         self.source = source
         self.processor = processor
         self.name = name
-        self.condition = condition
+        self.conditions = conditions or Conditions()
         self.replaces = replaces
 
     def __iter__(self) -> Iterator[tuple[Tensor, Any, BadItem | None]]:
@@ -152,7 +153,7 @@ class IterableImages(SelfOrderedImages):
     def shard(self, shard: EpochShard) -> "IterableImages":
         """Return what one process reads in one epoch."""
         images = copy.copy(self)
-        images.source = split_by_rank(self.source, shard)
+        images.source = stream_without_decoding(self.source, lambda source: split_by_rank(source, shard))
         return images
 
     def batches(self, stage: Stage, options: LoaderOptions, world: World, key: Key) -> "IterableBatches":
@@ -160,8 +161,9 @@ class IterableImages(SelfOrderedImages):
         return IterableBatches(self, stage, options.batch_size, options.drop_last and stage == "train", *world)
 
     def _load_example(self, item: object) -> tuple[Tensor, Any]:
-        image = self.processor.convert(self.processor.decode(item))
-        return image, None if self.condition is None else find_condition(item, self.condition)
+        condition = self.conditions.find(item)
+        raw = self.processor.decode(item)
+        return self.processor.convert(raw), self.conditions.convert(condition, raw)
 
     def _iterate_source(self, where: str) -> Iterator[object]:
         """Yield the source's items. An error of the source ends its iteration, so it cannot be replaced."""
@@ -217,7 +219,7 @@ class IterableBatches(StageBatches, IterableDataset[WorkerBatch]):
             images, conditions, bad_items = zip(*batch, strict=True)
             counts = range(start, start + len(batch))
             check_same_shape(self.images.name, counts, images)
-            condition = None if self.images.condition is None else collate_conditions(self.images.name, conditions)
+            condition = collate_conditions(self.images.name, conditions) if self.images.conditions else None
             meta = BatchMeta(torch.tensor(counts) * step + first, self.stage, condition)
             yield WorkerBatch(ImageBatch(default_collate(list(images)), meta), tuple(filter(None, bad_items)))
 

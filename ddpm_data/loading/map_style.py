@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from ddpm_data._distributed import World
-from ddpm_data.images.items import find_condition
+from ddpm_data.images.conditions import Conditions
 from ddpm_data.images.processor import ItemProcessor
 from ddpm_data.loading.bad_items import (
     ITEM_ERRORS,
@@ -31,7 +31,8 @@ from ddpm_data.rng.permutation import RandomSubset, permute
 from ddpm_data.rng.philox import Key, Purpose, words
 from ddpm_data.sources._arrays import BackingArrays, MapDataset, all_equal, find_backing_arrays
 from ddpm_data.sources._paths import path_of
-from ddpm_data.types import BatchMeta, ImageBatch, ItemKey, Stage
+from ddpm_data.sources._undecoded import without_decoding
+from ddpm_data.types import BatchMeta, ImageBatch, Stage
 
 _NEIGHBOURS = 64  # neighbours to try instead of a bad item
 
@@ -42,7 +43,7 @@ class RawItem(NamedTuple):
     Attributes:
         item: Its index in the dataset.
         image: As decoded, shape ``(channels, height, width)``.
-        condition: ``None`` where none is asked for.
+        condition: As the item holds it; ``None`` where none is asked for.
     """
 
     item: int
@@ -84,12 +85,16 @@ class MapStyleImages(Dataset[Tensor]):
 
     The methods are those of :class:`~ddpm_data.loading.stage_images.StageImages`, and some for map-style data alone.
 
+    Attributes:
+        items: The dataset, or what reads its items without decoding them, see
+            :func:`~ddpm_data.sources._undecoded.without_decoding`.
+
     Args:
         dataset: Anything with ``__getitem__`` and ``__len__``; its ``__getitems__``, if any, fetches whole batches.
         processor: Makes an image of an item.
         name: What errors call the dataset.
         subset: Which items belong to the set; ``None`` is all. Indices stay those of the dataset.
-        condition: Where an item holds its condition; ``None`` takes none.
+        conditions: Where an item holds its conditions, and which of them are images; ``None`` takes none.
         replaces: Whether a neighbour takes the place of an item that cannot be used, instead of an error.
         store: The dataset's images and conditions, if they have been decoded before.
     """
@@ -102,7 +107,7 @@ class MapStyleImages(Dataset[Tensor]):
         processor: ItemProcessor,
         name: str,
         subset: RandomSubset | None = None,
-        condition: ItemKey | None = None,
+        conditions: Conditions | None = None,
         replaces: bool = False,
         store: DecodedStore | None = None,
     ) -> None:
@@ -110,11 +115,12 @@ class MapStyleImages(Dataset[Tensor]):
         self.processor = processor
         self.name = name
         self.subset = subset
-        self.condition = condition
+        self.conditions = conditions or Conditions()
         self.replaces = replaces
         self.store = store
         self._inspection: Inspection | None = None
         self._arrays = self._find_arrays()
+        self.items = without_decoding(dataset)
 
     def __len__(self) -> int:
         return len(self.dataset) if self.subset is None else len(self.subset)
@@ -153,10 +159,11 @@ class MapStyleImages(Dataset[Tensor]):
         if self.store is not None:
             return self.store.batch(indices)
         if self._arrays is not None:
-            images, conditions = self._arrays
-            with suppress(ValueError):  # loaded one by one, below, the error comes with the item's index
-                converted = self.processor.convert(images.gather(indices), crop_offsets).contiguous()
-                return ItemBatch(converted, conditions.gather(indices) if conditions else None)
+            raw, columns = self._arrays.images.gather(indices), self._arrays.gather_conditions(indices)
+            with suppress(TypeError, ValueError):  # loaded one by one, below, the error comes with the item's index
+                converted = self.processor.convert(raw, crop_offsets).contiguous()
+                condition = self.conditions.join(columns) if columns else None
+                return ItemBatch(converted, self.conditions.convert(condition, raw, crop_offsets, batched=True))
         return self._load_batch(indices.tolist(), crop_offsets)
 
     def load_raw(self, indices: Sequence[int]) -> list[RawItem]:
@@ -212,19 +219,21 @@ class MapStyleImages(Dataset[Tensor]):
         raw = self.load_raw(self._indices(places).tolist())
         images = [item.image for item in raw]
         self.processor.check_items(self.name, images)
-        conditions = None
-        if self.condition is not None:
-            conditions = collate_conditions(self.name, [item.condition for item in raw])
         indices = torch.tensor([item.item for item in raw])
-        serves_arrays = self._arrays is not None and self._arrays.contain(indices, images, conditions)
-        converted = {item.item: image for item in raw if (image := self._convert_or_skip(item)) is not None}
+        serves_arrays = self._arrays is not None and self._arrays.contain(
+            indices, images, [self.conditions.split(item.condition) for item in raw]
+        )
+        converted = {item.item: example for item in raw if (example := self._convert_or_skip(item)) is not None}
         if not converted:
-            self._call(raw[0].item, self.processor.convert, raw[0].image)  # which raises
-        check_same_shape(self.name, list(converted), list(converted.values()))
+            self._call(raw[0].item, self._convert, raw[0].image, raw[0].condition)  # which raises
+        pixels = [image for image, _ in converted.values()]
+        check_same_shape(self.name, list(converted), pixels)
+        if self.conditions:
+            collate_conditions(self.name, [condition for _, condition in converted.values()])
         is_complete = len(converted) == len(images)
-        is_stored = serves_arrays and is_complete and all_equal(list(converted.values()), images)
+        is_stored = serves_arrays and is_complete and all_equal(pixels, images)
         small_images = small_images_message(self.name, images, size) if size else None
-        return Inspection(serves_arrays, is_stored, next(iter(converted.values())).nbytes, small_images)
+        return Inspection(serves_arrays, is_stored, pixels[0].nbytes, small_images)
 
     def train_order(self, options: LoaderOptions, world: World, key: Key, epoch: Callable[[], int]) -> Order:
         """Return the order of the training stream on one rank: shuffled by the key."""
@@ -280,35 +289,40 @@ class MapStyleImages(Dataset[Tensor]):
             images.append(image)
             conditions.append(condition)
         check_same_shape(self.name, indices, images)
-        condition = None if self.condition is None else collate_conditions(self.name, conditions)
+        condition = collate_conditions(self.name, conditions) if self.conditions else None
         return ItemBatch(default_collate(images), condition, tuple(bad_items))  # in a worker straight to shared memory
 
-    def _convert_or_skip(self, item: RawItem) -> Tensor | None:
-        """Convert an item's image; return nothing if it is bad and will be replaced."""
+    def _convert_or_skip(self, item: RawItem) -> tuple[Tensor, Any] | None:
+        """Convert an item; return nothing if it is bad and will be replaced."""
         try:
-            image: Tensor = self._call(item.item, self.processor.convert, item.image)
+            example: tuple[Tensor, Any] = self._call(item.item, self._convert, item.image, item.condition)
         except ITEM_ERRORS:
             if not self.replaces:
                 raise
             return None
-        return image
+        return example
+
+    def _convert(self, raw: Tensor, condition: object, crop_offset: Tensor | None = None) -> tuple[Tensor, Any]:
+        """Convert an item's image, and its condition's images with it."""
+        return self.processor.convert(raw, crop_offset), self.conditions.convert(condition, raw, crop_offset)
 
     def __getstate__(self) -> dict[str, object]:
-        """Leave out the arrays, which a worker finds again in its own copy of the dataset."""
-        return self.__dict__ | {"_arrays": self._arrays is not None}
+        """Leave out what a worker finds again in its own copy of the dataset."""
+        return self.__dict__ | {"_arrays": self._arrays is not None, "items": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._arrays = self._find_arrays() if state["_arrays"] else None
+        self.items = without_decoding(self.dataset)
 
     def _find_arrays(self) -> BackingArrays | None:
         return find_backing_arrays(
-            self.dataset, self.processor.image_key, self.condition, self.processor.channels_first
+            self.dataset, self.processor.image_key, self.conditions.keys, self.processor.channels_first
         )
 
     def _fetch(self, indices: Sequence[int]) -> list[Any]:
         """Fetch items all at once; return none if the dataset cannot do so or if one of them is bad."""
-        fetch = getattr(self.dataset, "__getitems__", None)
+        fetch = getattr(self.items, "__getitems__", None)
         if callable(fetch):
             with suppress(Exception):  # fetched one by one, below, the error names the bad item
                 items = list(fetch(list(indices)))
@@ -317,12 +331,13 @@ class MapStyleImages(Dataset[Tensor]):
 
     def _load_example(self, index: int, crop_offset: Tensor | None, fetched: Sequence[Any] = ()) -> tuple[Tensor, Any]:
         raw, condition = self._load_item(index, fetched)
-        return self._call(index, self.processor.convert, raw, crop_offset), condition
+        example: tuple[Tensor, Any] = self._call(index, self._convert, raw, condition, crop_offset)
+        return example
 
     def _load_item(self, index: int, fetched: Sequence[Any]) -> tuple[Tensor, Any]:
-        item = fetched[0] if fetched else self._call(index, self.dataset.__getitem__, index)
-        raw = self._call(index, self.processor.decode, item)
-        return raw, None if self.condition is None else self._call(index, find_condition, item, self.condition)
+        item = fetched[0] if fetched else self._call(index, self.items.__getitem__, index)
+        condition = self._call(index, self.conditions.find, item)
+        return self._call(index, self.processor.decode, item), condition
 
     def _call(self, index: int, function: Any, *arguments: Any) -> Any:  # noqa: ANN401  # any call about one item
         """Call a function, and name the item in its error."""

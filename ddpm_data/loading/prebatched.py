@@ -9,14 +9,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from ddpm_data._distributed import World
-from ddpm_data.images.items import channels_come_last, find_condition, find_image
+from ddpm_data.images.conditions import Conditions
+from ddpm_data.images.items import channels_come_last, find_image
 from ddpm_data.images.processor import ItemProcessor
 from ddpm_data.loading.bad_items import WorkerBatch, with_item_context
 from ddpm_data.loading.iterable import SelfOrderedImages
 from ddpm_data.loading.options import LoaderOptions
 from ddpm_data.loading.stage_images import StageBatches
 from ddpm_data.rng.philox import Key
-from ddpm_data.types import BatchMeta, ImageBatch, ItemKey, Stage
+from ddpm_data.types import BatchMeta, ImageBatch, Stage
 
 
 class PrebatchedImages(SelfOrderedImages):
@@ -27,18 +28,19 @@ class PrebatchedImages(SelfOrderedImages):
             dicts that hold one.
         processor: Converts the images.
         name: What errors call the loader.
-        condition: Where a batch holds its conditions, which are passed on as they are; ``None`` takes none.
+        conditions: Where a batch holds its conditions, which are passed on as they are, and which of them are images,
+            which are not; ``None`` takes none.
     """
 
     brings_workers = True
 
     def __init__(
-        self, loader: DataLoader[Any], processor: ItemProcessor, name: str, condition: ItemKey | None = None
+        self, loader: DataLoader[Any], processor: ItemProcessor, name: str, conditions: Conditions | None = None
     ) -> None:
         self.loader = loader
         self.processor = processor
         self.name = name
-        self.condition = condition
+        self.conditions = conditions or Conditions()
 
     def batches(self, stage: Stage, options: LoaderOptions, world: World, key: Key) -> "PrebatchedBatches":
         """Return the loader's batches.
@@ -83,8 +85,9 @@ class PrebatchedImages(SelfOrderedImages):
         """
         for number, batch in enumerate(self.loader):
             try:
-                images = self.processor.convert(self._find_images(batch)).contiguous()
-                condition = None if self.condition is None else find_condition(batch, self.condition)
+                raw, condition = self._find_images(batch), self.conditions.find(batch, batched=True)
+                images = self.processor.convert(raw).contiguous()
+                condition = self.conditions.convert(condition, raw, batched=True)
             except Exception as error:  # whatever it is, the batch is named
                 raise with_item_context(f"{self.name}, batch {number}", error) from error
             yield images, condition

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol, cast
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Subset, TensorDataset
+from torch.utils.data import Subset, TensorDataset, default_collate
 
 from ddpm_data.images.items import channels_come_last
 from ddpm_data.types import ItemKey
@@ -70,13 +70,19 @@ class BackingArrays(NamedTuple):
 
     Attributes:
         images: The images' array.
-        conditions: The conditions' array; ``None`` without conditions.
+        conditions: The conditions' arrays, by key.
     """
 
     images: BackingArray
-    conditions: BackingArray | None
+    conditions: Mapping[ItemKey, BackingArray]
 
-    def contain(self, indices: Tensor, images: Sequence[Tensor], conditions: object) -> bool:
+    def gather_conditions(self, indices: Tensor) -> dict[ItemKey, Tensor]:
+        """Gather the rows of several items from every array of conditions, see :meth:`BackingArray.gather`."""
+        return {key: array.gather(indices) for key, array in self.conditions.items()}
+
+    def contain(
+        self, indices: Tensor, images: Sequence[Tensor], conditions: Sequence[Mapping[ItemKey, object]]
+    ) -> bool:
         """Return whether the arrays hold what the dataset itself returned for some items.
 
         If not, the dataset changes its items on the way, and the arrays cannot stand in for it.
@@ -84,34 +90,32 @@ class BackingArrays(NamedTuple):
         Args:
             indices: Indices into the dataset, int64, shape ``(batch,)``.
             images: The dataset's images at these indices.
-            conditions: Its conditions there, batched; ignored without an array of conditions.
+            conditions: Its conditions there, by key, one mapping per item.
         """
-        if self.conditions is None:
-            return all_equal(self.images.gather(indices), images)
-        rows = self.conditions.gather(indices)
-        return (
-            isinstance(conditions, Tensor)
-            and all_equal(rows, conditions)
-            and all_equal(self.images.gather(indices), images)
-        )
+        for key, rows in self.gather_conditions(indices).items():
+            try:
+                batch = default_collate([values[key] for values in conditions])
+            except (TypeError, RuntimeError):  # no kind, or shape, that an array's rows have
+                return False
+            if not isinstance(batch, Tensor) or not all_equal(rows, batch):
+                return False
+        return all_equal(self.images.gather(indices), images)
 
 
 def find_backing_arrays(
-    dataset: object, image_key: ItemKey | None, condition: ItemKey | None, channels_first: bool
+    dataset: object, image_key: ItemKey | None, conditions: Sequence[ItemKey], channels_first: bool
 ) -> BackingArrays | None:
     """Find the arrays behind a dataset, if there is one for everything that is read from its items.
 
     Args:
         dataset: Any map-style dataset.
         image_key: Index into a tuple, or key of a dict, at which an item holds its image.
-        condition: The same for the condition; ``None`` reads no conditions.
+        conditions: The same for the conditions.
         channels_first: Whether the channels always come first in an array. If not, its shape decides.
     """
     images = find_backing_array(dataset, image_key, channels_first)
-    conditions = None if condition is None else find_backing_conditions(dataset, condition)
-    return (
-        None if images is None or (condition is not None and conditions is None) else BackingArrays(images, conditions)
-    )
+    arrays = {key: array for key in conditions if (array := find_backing_conditions(dataset, key))}
+    return BackingArrays(images, arrays) if images and len(arrays) == len(conditions) else None
 
 
 def all_equal(rows: Tensor | Sequence[Tensor], other_rows: Tensor | Sequence[Tensor]) -> bool:

@@ -5,6 +5,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 
@@ -72,15 +73,23 @@ class ImageFiles(Dataset[Image.Image]):
         return len(self.names)
 
     def __getitem__(self, index: int) -> Image.Image:
-        path = self.root / self.names[index]
-        try:
-            image = _open_image(path.read_bytes(), path.suffix.lower())
-        except MemoryError:
-            raise
-        except Exception as error:  # PIL raises many types of error on damaged files
-            raise unreadable_error(path, error) from error
-        image.filename = str(path)  # type: ignore[attr-defined]  # as if PIL had opened the file: errors name it
-        return mark_as_own(image)
+        return open_image_file(self.root / self.names[index])
+
+
+def open_image_file(path: Path) -> Image.Image:
+    """Open an image file without decoding it; the image is marked as our own, to be decoded at a reduced size.
+
+    Raises:
+        OSError: It cannot be read, or is of no format that PIL reads.
+    """
+    try:
+        image = open_image(path.read_bytes(), path.suffix.lower())
+    except MemoryError:
+        raise
+    except Exception as error:  # PIL raises many types of error on damaged files
+        raise unreadable_error(path, error) from error
+    image.filename = str(path)  # type: ignore[attr-defined]  # as if PIL had opened the file: errors name it
+    return mark_as_own(image)
 
 
 def _list_formats() -> list[str]:
@@ -88,13 +97,20 @@ def _list_formats() -> list[str]:
     return [format_ for format_ in Image.OPEN if format_ not in _EXCLUDED_FORMATS]
 
 
-def _open_image(content: bytes, suffix: str) -> Image.Image:
-    """Read an image's header, from bytes: a file handle would stay open if the image is never decoded."""
-    format_ = Image.registered_extensions()[suffix].replace("MPO", "JPEG")  # PIL's JPEG reader reads MPO too
-    try:
-        return Image.open(BytesIO(content), formats=[format_])  # trying every format is as slow as a small image
-    except UnidentifiedImageError:
-        return Image.open(BytesIO(content), formats=_list_formats())  # the suffix may be wrong
+def open_image(content: bytes, suffix: str) -> Image.Image:
+    """Read an image's header, from bytes: a file handle would stay open if the image is never decoded.
+
+    Args:
+        content: The file's.
+        suffix: The file's, in lower case; it may be wrong, or empty.
+
+    Raises:
+        UnidentifiedImageError: It is of no format that PIL reads.
+    """
+    if format_ := Image.registered_extensions().get(suffix):
+        with suppress(UnidentifiedImageError):  # to try every format takes as long as a small image
+            return Image.open(BytesIO(content), formats=[format_.replace("MPO", "JPEG")])  # PIL's JPEG reader reads MPO
+    return Image.open(BytesIO(content), formats=_list_formats())
 
 
 def _find_files(root: Path) -> Iterator[str]:

@@ -7,15 +7,17 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import ConcatDataset, IterableDataset, Subset, TensorDataset
 from torchvision.datasets import FakeData, ImageFolder
 
 from ddpm_data import ConditionedTriple, DDPMDataModule, Triple, schedules
 from ddpm_data.diffusion.guidance import ConditionDropout
+from ddpm_data.images.conditions import Conditions
 from ddpm_data.images.processor import ImageProcessor
 from ddpm_data.loading.map_style import MapStyleImages
-from ddpm_data.sources import digits
+from ddpm_data.sources import TensorFile, digits
 from tests.conftest import trainer, uint8_images
 
 PIXELS = uint8_images(40, 3, 8, 8)
@@ -119,6 +121,59 @@ def test_a_condition_stays_with_its_image(kind: str, way: str, tmp_path: Path) -
         assert sorted(everything) == sorted([*range(40)] * (1 if way == "part" else 2))
 
 
+def side_by_side(kind: str, folder: Path) -> tuple[Any, dict[str, Any], list[Any]]:
+    """Items that hold a label and an embedding which name the image; the options to find both, and the two keys."""
+    images = torch.stack([image for image, _ in numbered("int")])
+    embeddings = torch.arange(40.0)[:, None].expand(40, 3).contiguous()
+    by_name = dict(image_key="image", condition=["pooled", "label"])
+    if kind == "tuples":
+        items = list(zip(images, embeddings.numpy(), [f"number {n}" for n in range(40)], strict=True))
+        return Items(items), dict(condition=[1, 2]), [1, 2]
+    if kind == "tensors":
+        return TensorDataset(images, embeddings, torch.arange(40)), dict(condition=[1, 2]), [1, 2]
+    if kind == "safetensors":
+        from safetensors.torch import save_file
+
+        save_file({"image": images, "pooled": embeddings, "label": torch.arange(40)}, folder / "all.safetensors")
+        return TensorFile(folder / "all.safetensors"), by_name, ["pooled", "label"]
+    columns = {"image": images.numpy(), "pooled": embeddings.tolist(), "label": list(range(40))}
+    if kind == "dicts":
+        return (
+            Items([{key: column[n] for key, column in columns.items()} for n in range(40)]),
+            by_name,
+            ["pooled", "label"],
+        )
+    datasets = pytest.importorskip("datasets")
+    pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
+    return datasets.Dataset.from_dict(columns | {"image": pictures}), by_name, ["pooled", "label"]
+
+
+@pytest.mark.parametrize("way", ["items", "workers", "cached", "stream", "part"])
+@pytest.mark.parametrize("kind", ["tuples", "tensors", "dicts", "safetensors", "Hugging Face"])
+def test_several_conditions_at_once_make_a_dict(kind: str, way: str, tmp_path: Path) -> None:
+    train, options, keys = side_by_side(kind, tmp_path)
+    options |= {
+        "workers": dict(num_workers=2),
+        "cached": dict(cache_dir=tmp_path / "cache", image_size=4),
+        "part": dict(val=0.3),
+    }.get(way, {})
+    train = Stream([train[n] for n in range(40)]) if way == "stream" else train
+    null = {keys[0]: -2.0, keys[1]: "number -1" if kind == "tuples" else -1}
+    for _ in range(2 if way == "cached" else 1):  # made, then found
+        seen = fit(tmp_path, train, condition_dropout=0.4, null_condition=null, **options)
+        gone = []
+        for x_t, condition in seen["train"] + seen["val"]:
+            assert list(condition) == keys
+            assert condition[keys[0]].shape == (len(x_t), 3)
+            first, second = names(condition[keys[0]]), names(condition[keys[1]])
+            gone += [n == -1 for n in second]
+            assert [n for n in first if n != -2] == [n for n in second if n != -1]
+            if way != "cached":  # at half the size, the first pixel is not the number
+                shown_numbers = zip(shown(x_t), second, strict=True)
+                assert all(number == name for number, name in shown_numbers if name != -1)
+        assert 0 < sum(gone) < 40
+
+
 @pytest.mark.parametrize(
     ("dataset", "condition"),
     [
@@ -129,13 +184,42 @@ def test_a_condition_stays_with_its_image(kind: str, way: str, tmp_path: Path) -
     ids=["labels", "embeddings", "subset"],
 )
 def test_arrays_give_conditions_by_the_batch(dataset: Any, condition: int) -> None:  # noqa: ANN401  # any dataset
-    images = MapStyleImages(dataset, ImageProcessor(), "train", condition=condition)
+    images = MapStyleImages(dataset, ImageProcessor(), "train", conditions=Conditions(condition))
     images.inspect()
     assert images._arrays is not None
     batch = images.batch([2, 0, 2])
     one_by_one = [dataset[index] for index in (2, 0, 2)]
     assert torch.equal(batch.condition, torch.stack([item[condition] for item in one_by_one]))
     assert batch.condition.dtype == torch.int64
+
+
+def test_arrays_give_several_conditions_by_the_batch() -> None:
+    dataset = TensorDataset(PIXELS, torch.arange(40), torch.arange(80.0).view(40, 2))
+    images = MapStyleImages(dataset, ImageProcessor(), "train", conditions=Conditions([2, 1]))
+    images.inspect()
+    assert images._arrays is not None
+    condition = images.batch([5, 3]).condition
+    assert list(condition) == [2, 1]
+    assert torch.equal(condition[2], torch.tensor([[10.0, 11], [6, 7]]))
+    assert torch.equal(condition[1], torch.tensor([5, 3]))
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ([1, 2, 3], torch.tensor([[1, 2, 3]] * 2)),
+        ([[0.5], [1.5]], torch.tensor([[[0.5], [1.5]]] * 2)),
+        ([np.float32(2), np.float32(3)], torch.tensor([[2.0, 3.0]] * 2)),
+        ([1, "two"], [torch.tensor([1, 1]), ("two", "two")]),
+        ((1, 2), [torch.tensor([1, 1]), torch.tensor([2, 2])]),
+    ],
+    ids=["numbers", "nested", "NumPy's", "not only numbers", "a tuple"],
+)
+def test_a_list_of_numbers_is_an_array(value: Any, expected: Any) -> None:  # noqa: ANN401  # any kind
+    images = MapStyleImages(Items([(PIXELS[0], value)] * 2), ImageProcessor(), "train", conditions=Conditions(1))
+    condition = images.batch([0, 1]).condition
+    assert type(condition) is type(expected)
+    assert str(condition) == str(expected)
 
 
 def test_without_condition_the_batch_is_the_triple(tmp_path: Path) -> None:
@@ -152,8 +236,6 @@ def test_without_condition_the_batch_is_the_triple(tmp_path: Path) -> None:
 
 
 def test_labels_of_datasets_people_use(tmp_path: Path) -> None:
-    from PIL import Image
-
     for name, colour in (("cat", 0), ("dog", 255)):
         (tmp_path / "images" / name).mkdir(parents=True)
         for number in range(4):

@@ -16,13 +16,13 @@ from torch.utils.data import Dataset
 from ddpm_data._nested import leaves
 from ddpm_data.cli.checking.duplicates import digest
 from ddpm_data.cli.checking.header import Header
-from ddpm_data.images.items import find_condition, find_image
+from ddpm_data.images.conditions import Conditions
+from ddpm_data.images.items import find_image
 from ddpm_data.images.processor import ItemProcessor
 from ddpm_data.loading.bad_items import BadItem
 from ddpm_data.loading.collate import collate_conditions
 from ddpm_data.loading.map_style import MapStyleImages
 from ddpm_data.sources._paths import path_of
-from ddpm_data.types import ItemKey
 
 # One row per good item. It holds digests instead of pixels and paths, so that a million items take 32 MB. A path digest
 # of 0 means that the path is not known.
@@ -102,7 +102,7 @@ class ItemStats:
         index: int,
         read_item: Callable[[], object],
         processor: ItemProcessor,
-        condition: ItemKey | None = None,
+        conditions: Conditions | None = None,
         path: str | None = None,
     ) -> Tensor | None:
         """Read and process one item, and add it to the statistics.
@@ -111,7 +111,7 @@ class ItemStats:
             index: Its index in the dataset, greater than those added before.
             read_item: Returns the item.
             processor: Makes an image, or a latent, of it.
-            condition: Where it holds its condition; ``None`` takes none.
+            conditions: Where it holds its conditions, and which of them are images; ``None`` takes none.
             path: Its file, where that is known.
 
         Returns:
@@ -123,11 +123,12 @@ class ItemStats:
                 item = read_item()
                 image = find_image(item, processor.image_key)
                 header = Header.from_image(image) if isinstance(image, Image.Image) else None
+                condition = conditions.find(item) if conditions else None
                 raw = processor.decode(item)
                 processed = processor.convert(raw)
                 seconds = perf_counter() - started
-                if condition is not None:
-                    self._add_condition(find_condition(item, condition))
+                if conditions:
+                    self._add_condition(conditions.convert(condition, raw))
         except Exception as error:  # a dataset of the user's may raise anything
             self.bad_items.append(BadItem(index, f"{type(error).__name__}: {error}", path))
             return None
@@ -210,8 +211,8 @@ class ItemStatsDataset(Dataset[ItemStats]):
     def __getitem__(self, block: int) -> ItemStats:
         dataset, stats = self.images.dataset, ItemStats()
         for index in range(block * self.block_size, min(len(dataset), (block + 1) * self.block_size)):
-            read_item = partial(dataset.__getitem__, index)
-            stats.add_item(index, read_item, self.images.processor, self.images.condition, path_of(dataset, index))
+            read_item = partial(self.images.items.__getitem__, index)
+            stats.add_item(index, read_item, self.images.processor, self.images.conditions, path_of(dataset, index))
         return stats.pack()
 
 

@@ -16,6 +16,7 @@ from ddpm_data.loading.iterable import IterableImages
 from ddpm_data.loading.map_style import MapStyleImages
 from ddpm_data.loading.options import LoaderOptions
 from ddpm_data.loading.worker import call_in_worker
+from ddpm_data.sources._undecoded import stream_without_decoding
 
 _BLOCK_SIZE = 32  # items that a worker reads between two reports
 _MAX_PREVIEWS = 64  # images to show
@@ -93,7 +94,8 @@ def scan_iterable(images: IterableImages, max_items: int) -> ScanResult:
 def _scan_in_order(images: IterableImages, max_items: int, bar: tqdm) -> tuple[ItemStats, list[Tensor]]:
     """Read a dataset's first items; returns their statistics, and fewer than 128 previews, evenly spaced."""
     stats, previews, step = ItemStats(), [], 1
-    items = chain.from_iterable([images.source])  # its iter() is called by the first next()
+    source = stream_without_decoding(images.source, lambda source: source)
+    items = chain.from_iterable([source])  # its iter() is called by the first next()
     for index in range(max_items):
         started = perf_counter()
         try:
@@ -104,7 +106,7 @@ def _scan_in_order(images: IterableImages, max_items: int, bar: tqdm) -> tuple[I
             stats.bad_items.append(BadItem(index, f"the source itself: {type(error).__name__}: {error}"))
             break
         stats.seconds += perf_counter() - started
-        image = stats.add_item(index, partial(_identity, item), images.processor, images.condition)
+        image = stats.add_item(index, partial(_identity, item), images.processor, images.conditions)
         bar.update()
         if image is not None and index % step == 0:
             previews.append(_shrink(image))
@@ -118,7 +120,7 @@ def _identity(item: object) -> object:
 
 
 def _read_previews(images: MapStyleImages, indices: list[int]) -> list[Tensor]:
-    stats, get = ItemStats(), images.dataset.__getitem__
+    stats, get = ItemStats(), images.items.__getitem__
     decoded = (stats.add_item(index, partial(get, index), images.processor) for index in indices)
     return [_shrink(image) for image in decoded if image is not None]
 
