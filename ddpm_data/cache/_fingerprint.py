@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset
 
+from ddpm_data._bytes import all_equal, bytes_of
 from ddpm_data.loading.map_style import MapStyleImages
 from ddpm_data.sources import ImageFiles
 
@@ -40,7 +41,7 @@ def fingerprint(images: MapStyleImages, version: int) -> str:
         digest.update(json.dumps(part).encode())
     for content in _load_sample(images):
         digest.update(f"{content.dtype} {tuple(content.shape)}".encode())
-        digest.update(content.contiguous().numpy().tobytes())
+        digest.update(bytes_of(content).data)
     return digest.hexdigest()
 
 
@@ -72,7 +73,7 @@ def _load_sample(images: MapStyleImages) -> list[Tensor]:
     indices = torch.linspace(0, len(images) - 1, count, dtype=torch.float64).long().tolist()
     first, second = images.load_raw(indices), images.load_raw(indices)
     for item, again in zip(first, second, strict=True):
-        if not torch.equal(item.image, again.image):
+        if not all_equal([item.image], [again.image]):
             raise ValueError(
                 f"{images.name}[{item.item}] is another image each time it is asked for (a random transform?), and a "
                 "cache would keep one for ever. Move the randomness to `dataset.augment` or `dataset.flip`, which come "

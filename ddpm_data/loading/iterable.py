@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, default_collate, get_worker_info
 from tqdm import tqdm
 
+from ddpm_data._bytes import bytes_of
 from ddpm_data._distributed import EpochShard, World, is_rank_zero
 from ddpm_data.images.items import find_condition
 from ddpm_data.images.processor import ItemProcessor
@@ -226,7 +227,7 @@ def _refuse_identical_workers(batches: Iterator[ImageBatch], num_workers: int) -
     first: dict[bytes, int] = {}
     for number, batch in enumerate(batches):
         if number < num_workers > 1 and batch.images.min() < batch.images.max():  # blank ones may well be alike
-            other = first.setdefault(blake2b(batch.images.numpy().tobytes()).digest(), number)
+            other = first.setdefault(blake2b(bytes_of(batch.images).data).digest(), number)
             if other != number:
                 raise ValueError(
                     f"workers {other} and {number} begin with the same images: the source does not split itself, and "

@@ -9,10 +9,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset, TensorDataset
 
+from ddpm_data._bytes import all_equal
 from ddpm_data.images.items import channels_come_last
 from ddpm_data.types import ItemKey
 
-_DTYPES = (torch.uint8, torch.bool, torch.int16, torch.int32, torch.int64, torch.float16, torch.float32, torch.float64)
+_DTYPES = (
+    *(torch.uint8, torch.bool, torch.int16, torch.int32, torch.int64),
+    *(torch.bfloat16, torch.float16, torch.float32, torch.float64),
+)
 
 
 class MapDataset(Protocol):
@@ -112,11 +116,6 @@ def find_backing_arrays(
     return (
         None if images is None or (condition is not None and conditions is None) else BackingArrays(images, conditions)
     )
-
-
-def all_equal(rows: Tensor | Sequence[Tensor], other_rows: Tensor | Sequence[Tensor]) -> bool:
-    """Return whether two batches agree in every value and in dtype, row by row."""
-    return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(rows, other_rows, strict=True))
 
 
 def find_backing_array(dataset: object, image_key: ItemKey | None, channels_first: bool = False) -> BackingArray | None:
