@@ -6,7 +6,6 @@ from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset
@@ -14,6 +13,7 @@ from torch.utils.data import ConcatDataset, Subset
 from ddpm_data._bytes import all_equal, bytes_of
 from ddpm_data.loading.map_style import MapStyleImages
 from ddpm_data.sources import ImageFiles
+from ddpm_data.sources._arrays import resolve_indices
 
 _ITEMS_COMPARED = 16  # items whose content is part of the digest
 
@@ -48,7 +48,9 @@ def fingerprint(images: MapStyleImages, version: int) -> str:
 def _describe(dataset: object) -> Iterator[object]:
     yield [type(dataset).__module__, type(dataset).__qualname__, len(dataset)]  # type: ignore[arg-type]  # map-style
     if isinstance(dataset, Subset):
-        yield blake2b(np.asarray(dataset.indices, dtype=np.int64).tobytes()).hexdigest()
+        indices = resolve_indices(dataset.indices, len(dataset.dataset))  # type: ignore[arg-type]  # map-style
+        content = bytes_of(indices).data if indices is not None else str([*dataset.indices]).encode()
+        yield blake2b(content).hexdigest()
         yield from _describe(dataset.dataset)
     elif isinstance(dataset, ConcatDataset):
         for part in dataset.datasets:
