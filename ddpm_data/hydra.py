@@ -28,7 +28,7 @@ SOURCE_KEYS = (  # what else it may hold, for its own train and val to refer to:
 )
 LOADER_KEYS = (  # arguments of DDPMDataModule that the group loader holds
     *("batch_size", "num_workers", "drop_last", "prefetch_factor", "persistent_workers", "multiprocessing_context"),
-    *("timeout", "on_bad_item", "max_bad_fraction", "cache_dir"),
+    *("pin_memory", "timeout", "on_bad_item", "max_bad_fraction", "cache_dir"),
 )
 DEFAULTS = {"val": 0.1, "channels": 3, "flip": 0.5, "batch_size": 128}  # where the configs leave a key out
 RECORD, ERROR = "job.json", "error.txt"

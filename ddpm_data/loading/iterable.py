@@ -49,11 +49,19 @@ class IterableOrder:
     def __init__(self, epoch: Callable[[], int] | None = None) -> None:
         # Offsets count batches here, each of which is one "example" of the plan.
         self.plans = EpochPlans(EpochPlan(0, ENDLESS, 1, 1, drop_last=False)) if epoch else None
-        self.current_epoch = epoch or (lambda: 0)
+        self._find_epoch = epoch or (lambda: 0)
+        self.repeats = False
+
+    def set_batch_size(self, batch_size: int) -> None:
+        """Do nothing: the order counts batches of any size."""
 
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch comes next, instead of being asked."""
-        self.current_epoch = lambda: epoch
+        self._find_epoch = lambda: epoch
+
+    def current_epoch(self) -> int:
+        """Return the epoch of the stream that comes next."""
+        return 0 if self.repeats else self._find_epoch()
 
     def place_batches(self, batches: Iterator[ImageBatch], num_workers: int) -> Iterator[ImageBatch]:
         """Move the epoch's batches to their positions; after a checkpoint, only those that it had not seen.
@@ -62,7 +70,7 @@ class IterableOrder:
             ValueError: Two workers begin with the same images.
         """
         epoch = self.current_epoch()
-        skipped = self.plans.plan_for(epoch).start if self.plans else 0
+        skipped = self.plans.plan_for(self._find_epoch()).start if self.plans else 0
         batches = _refuse_identical_workers(batches, num_workers)
         for _ in tqdm(range(skipped), "Reading up to the checkpoint", disable=not (skipped and is_rank_zero())):
             next(batches, None)

@@ -358,6 +358,10 @@ class MapStyleBatches(StageBatches):
         self.stage = stage
         self.key = key
 
+    def __len__(self) -> int:
+        """Count the examples, as Lightning's search for a batch size asks to know where to stop."""
+        return len(self.images)
+
     def __getitem__(self, request: BatchRequest) -> WorkerBatch:
         position = torch.arange(request.positions.start, request.positions.stop)
         crop_offsets = None
