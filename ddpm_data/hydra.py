@@ -29,7 +29,7 @@ SOURCE_KEYS = (  # further keys, which its train and val refer to: ${..root}
 )
 LOADER_KEYS = (  # arguments of DDPMDataModule that the group loader holds
     *("batch_size", "num_workers", "drop_last", "prefetch_factor", "persistent_workers", "multiprocessing_context"),
-    *("timeout", "on_bad_item", "max_bad_fraction", "cache_dir"),
+    *("pin_memory", "timeout", "on_bad_item", "max_bad_fraction", "cache_dir"),
 )
 DEFAULTS = {"val": 0.1, "channels": 3, "flip": 0.5, "batch_size": 128}  # for keys that the configs leave out
 RECORD, ERROR = "job.json", "error.txt"

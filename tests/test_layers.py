@@ -15,10 +15,11 @@ import pytest
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / "ddpm_data"
-BASE = {"types", "_checks", "_distributed", "_nested"}
+BASE = {"types", "_bytes", "_checks", "_distributed", "_nested"}
 LOWER = BASE | {"schedules", "rng", "latents"}
 ALLOWED: dict[str, set[str]] = {  # what each package, or module at the top, may import of the others
     "types": set(),
+    "_bytes": set(),
     "_checks": set(),
     "_distributed": set(),
     "_nested": set(),

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ddpm_data._bytes import from_array, to_array
 from ddpm_data._nested import map_leaves
 
 _BLOCK = 2**24  # bytes checked at once
@@ -36,18 +36,19 @@ class ColumnWriter:
         self._digest = blake2b()
         self._file: BinaryIO | None = None
         self._texts: list[str] = []
+        self._dtype: str | None = None
 
     def write(self, rows: Tensor | Sequence[str]) -> None:
         """Append rows. Strings are kept until the last one, since the longest decides how much room each takes.
 
         Raises:
             OSError: The disk has not enough space, which is known before the first row is written.
-            TypeError: NumPy does not know the dtype.
         """
         if not isinstance(rows, Tensor):
             self._texts += rows
             return
-        array = np.ascontiguousarray(rows.numpy())
+        array = to_array(rows)
+        self._dtype = str(rows.dtype)
         if self._file is None:
             self._begin(array.dtype, array.shape[1:])
         self._write(array.data)
@@ -62,7 +63,8 @@ class ColumnWriter:
         sync_to_disk(self._file)
         self._file.close()
         stat = self.path.stat()
-        return {"bytes": stat.st_size, "modified": stat.st_mtime_ns, "blake2b": self._digest.hexdigest()}
+        digest = self._digest.hexdigest()
+        return {"bytes": stat.st_size, "modified": stat.st_mtime_ns, "blake2b": digest, "dtype": self._dtype}
 
     def discard(self) -> None:
         """Delete the file."""
@@ -89,11 +91,16 @@ class ColumnWriter:
         self._digest.update(content)
 
 
-def open_memmap(path: Path) -> Tensor | np.ndarray[Any, Any]:
-    """Map a file's array into memory: a tensor, or an array of strings."""
+def open_memmap(path: Path, record: Mapping[str, Any]) -> Tensor | np.ndarray[Any, Any]:
+    """Map a file's array into memory: a tensor, or an array of strings.
+
+    Args:
+        path: The file.
+        record: What :meth:`ColumnWriter.finish` returned.
+    """
     # Copy on write, as torch warns of what must not be written to; nothing is written.
     array = np.load(path, mmap_mode="c", allow_pickle=False)
-    return array if array.dtype.kind == "U" else torch.from_numpy(array)
+    return array if array.dtype.kind == "U" else from_array(array, record.get("dtype"))
 
 
 def take_rows(tree: Any, indices: Tensor) -> Any:  # noqa: ANN401  # nested columns

@@ -6,17 +6,18 @@ from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset
 
+from ddpm_data._bytes import bytes_of
 from ddpm_data._nested import leaves
 from ddpm_data.cache._state import digest_state
 from ddpm_data.loading.bad_items import ITEM_ERRORS, with_item_context
 from ddpm_data.loading.collate import collate_conditions
 from ddpm_data.loading.map_style import MapStyleImages, RawItem
 from ddpm_data.sources import ImageFiles
+from ddpm_data.sources._arrays import resolve_indices
 
 _ITEMS_COMPARED = 16  # items whose content is part of the digest
 
@@ -53,7 +54,9 @@ def fingerprint(images: MapStyleImages, version: int) -> str:
 def _describe(dataset: object) -> Iterator[object]:
     yield [type(dataset).__module__, type(dataset).__qualname__, len(dataset)]  # type: ignore[arg-type]  # map-style
     if isinstance(dataset, Subset):
-        yield blake2b(np.asarray(dataset.indices, dtype=np.int64).tobytes()).hexdigest()
+        indices = resolve_indices(dataset.indices, len(dataset.dataset))  # type: ignore[arg-type]  # map-style
+        content = bytes_of(indices).data if indices is not None else str([*dataset.indices]).encode()
+        yield blake2b(content).hexdigest()
         yield from _describe(dataset.dataset)
     elif isinstance(dataset, ConcatDataset):
         for part in dataset.datasets:
@@ -114,5 +117,4 @@ def _read_content(images: MapStyleImages, item: RawItem) -> tuple[bytes, bytes]:
 
 
 def _to_bytes(values: Tensor) -> bytes:
-    content = values.contiguous().view(-1).view(torch.uint8) if values.dim() else values[None].view(torch.uint8)
-    return f"{values.dtype} {tuple(values.shape)}".encode() + content.numpy().tobytes()
+    return f"{values.dtype} {tuple(values.shape)}".encode() + bytes_of(values).tobytes()

@@ -120,12 +120,11 @@ def open_or_build(images: MapStyleImages, folder: Path, options: LoaderOptions) 
 
 def _open_cache(path: Path) -> Cache:
     record = json.loads(_record_file(path).read_text(encoding="utf-8"))
-    array = open_memmap(path)
+    columns = [open_memmap(_column_file(path, number), file) for number, file in enumerate(record["files"])]
+    array = columns[0]
     assert isinstance(array, Tensor)
     bad_items = {int(index): reason for index, reason in record["faults"].items()}
-    return Cache(
-        path, array, _read_tree(record["condition"], lambda number: open_memmap(_column_file(path, number))), bad_items
-    )
+    return Cache(path, array, _read_tree(record["condition"], columns.__getitem__), bad_items)
 
 
 def _column_file(path: Path, number: int) -> Path:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ddpm_data._bytes import bytes_of
 from ddpm_data._nested import leaves
 from ddpm_data.cli._command import start_command
 from ddpm_data.cli._config import add_config_options, compose_datamodule
@@ -229,7 +230,7 @@ def _digest_examples(batch: Triple | ConditionedTriple) -> list[Row]:
 def _example_bytes(part: object) -> list[bytes]:
     """List the bytes that each example has in a tensor, or in nested conditions."""
     columns = [
-        [row.numpy().tobytes() for row in leaf.contiguous()] if isinstance(leaf, Tensor) else [s.encode() for s in leaf]
+        [bytes_of(row).tobytes() for row in leaf] if isinstance(leaf, Tensor) else [s.encode() for s in leaf]
         for leaf in leaves(part)
     ]
     return [b"|".join(row) for row in zip(*columns, strict=True)]

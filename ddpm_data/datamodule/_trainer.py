@@ -2,9 +2,12 @@
 
 import os
 import warnings
+from functools import partial
+from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import distributed
 
@@ -17,6 +20,33 @@ _DTYPES = {
     "transformer-engine": torch.bfloat16,
     "transformer-engine-float16": torch.float16,
 }
+
+
+class NoLoaders(CombinedLoader):
+    """No loaders, where Lightning would take an empty list for one."""
+
+    def __init__(self) -> None:
+        super().__init__([], "sequential")
+
+    @property
+    def flattened(self) -> list[Any]:
+        """None."""
+        return []
+
+    @flattened.setter
+    def flattened(self, loaders: list[Any]) -> None:
+        """Stay empty."""
+
+
+class AbsentLoader(partial[CombinedLoader]):
+    """A method that returns no loaders, and that Lightning takes for its own, since it looks at a partial's function.
+
+    Lightning's own raises; its search for a batch size calls it without asking whether there is one.
+    """
+
+    def __call__(self, *_: object, **__: object) -> CombinedLoader:
+        """Return no loaders."""
+        return NoLoaders()
 
 
 def get_batch_dtype(trainer: L.Trainer | None) -> torch.dtype | None:
@@ -46,13 +76,8 @@ def refuse_clashes(trainer: L.Trainer | None) -> None:
     """Refuse settings that would silently replace the DataModule's sampler or hook.
 
     Raises:
-        ValueError: ``overfit_batches`` is set, or the model overrides ``on_after_batch_transfer``.
+        ValueError: The model has an ``on_after_batch_transfer`` of its own.
     """
-    if getattr(trainer, "overfit_batches", 0):
-        raise ValueError(
-            "overfit_batches would replace the sampler, and with it the stream. To train on a few images, leave it "
-            "out and give a small set: train=torch.utils.data.Subset(dataset, range(k)), `dataset.train`."
-        )
     model = trainer.lightning_module if trainer else None
     if model is not None and is_overridden("on_after_batch_transfer", model):
         raise ValueError(

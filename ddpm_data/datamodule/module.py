@@ -1,7 +1,7 @@
 """The DataModule: datasets in, training triples out, in every stage."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from ddpm_data.datamodule._trainer import get_batch_dtype, get_trainer_world, refuse_clashes
+from ddpm_data.datamodule._trainer import AbsentLoader, get_batch_dtype, get_trainer_world, refuse_clashes
 from ddpm_data.datamodule.resume import StreamCheckpoint
 from ddpm_data.datamodule.splits import Source, Splits
 from ddpm_data.diffusion._kernels import scale_images
@@ -71,7 +71,7 @@ class DDPMDataModule(L.LightningDataModule):
             channels, height, width)``.
         condition_dropout, null_condition: How often training drops a condition, and what takes its place, see
             :class:`~ddpm_data.diffusion.guidance.ConditionDropout`.
-        drop_last, prefetch_factor, persistent_workers, multiprocessing_context, timeout: See
+        drop_last, prefetch_factor, persistent_workers, multiprocessing_context, pin_memory, timeout: See
             :class:`~ddpm_data.loading.options.LoaderOptions`.
         on_bad_item, max_bad_fraction: The handling of items that cannot be used, see the same class.
         cache_dir: Folder for decoded images (:mod:`ddpm_data.cache`). Map-style datasets are decoded and resized once
@@ -113,6 +113,7 @@ class DDPMDataModule(L.LightningDataModule):
         prefetch_factor: int | None = None,
         persistent_workers: bool = True,
         multiprocessing_context: str | None = None,
+        pin_memory: bool | None = None,
         timeout: float = 300,
         on_bad_item: str = "raise",
         max_bad_fraction: float = 0.01,
@@ -126,6 +127,7 @@ class DDPMDataModule(L.LightningDataModule):
             prefetch_factor=prefetch_factor,
             persistent_workers=persistent_workers,
             multiprocessing_context=multiprocessing_context,
+            pin_memory=pin_memory,
             drop_last=drop_last,
             timeout=timeout,
             on_bad_item=on_bad_item,
@@ -165,13 +167,19 @@ class DDPMDataModule(L.LightningDataModule):
         self._device = torch.device("cpu")
         if val is None and type(self).val_dataloader is DDPMDataModule.val_dataloader:
             # Otherwise Lightning assumes a validation split, and warns if the model has no validation_step.
-            base_method = partial(L.LightningDataModule.val_dataloader, self)
-            self.val_dataloader = base_method  # type: ignore[method-assign]  # Lightning asks the instance what it overrides
+            self.val_dataloader = AbsentLoader(L.LightningDataModule.val_dataloader, self)  # type: ignore[assignment]  # Lightning asks the instance what it overrides
 
     @property
     def batch_size(self) -> int:
-        """Images per process and step."""
+        """Images per process and step. Loaders that are made after a change have the new size.
+
+        So Lightning's ``Tuner(trainer).scale_batch_size`` and ``BatchSizeFinder`` can change it.
+        """
         return self.loader_options.batch_size
+
+    @batch_size.setter
+    def batch_size(self, batch_size: int) -> None:
+        self.loader_options = self.splits.options = replace(self.loader_options, batch_size=batch_size)
 
     def prepare_data(self) -> None:
         """Call the factories and build the cache, on one process per node, so that each downloads and decodes once."""
@@ -282,6 +290,7 @@ class DDPMDataModule(L.LightningDataModule):
         """Create the training order, and the callback that saves its offset to checkpoints."""
         world, seed = get_trainer_world(self.trainer), self.transform.seed
         order = images.train_order(self.loader_options, world, key_from(seed), self._current_epoch)
+        order.repeats = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]  # set by Lightning's setup
         identity = {"seed": seed, "num_timesteps": self.transform.process.num_timesteps}
         assert order.plans is not None
         self._order = order
@@ -295,9 +304,19 @@ class DDPMDataModule(L.LightningDataModule):
 
     def _make_loader(self, stage: Stage) -> StreamLoader:
         images, world = self.splits.images(stage), get_trainer_world(self.trainer)
-        order = self._order if stage == "train" else images.eval_order(self.loader_options, world)
-        assert order is not None
+        if images.length is not None:
+            self.loader_options.check_length(stage, images.length, world.size)  # the batch size may have changed
+        if stage == "train":
+            assert self._order is not None
+            assert self._checkpoint is not None
+            order = self._order
+            order.set_batch_size(self.batch_size)
+            self._checkpoint.identity |= images.stream_identity(self.loader_options, world)
+        else:
+            order = images.eval_order(self.loader_options, world)
         length = None if images.length is None else -(-images.length // world.size)
+        trains_on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        pin_memory = self.loader_options.pin_memory
         return make_loader(
             images,
             stage,
@@ -305,7 +324,7 @@ class DDPMDataModule(L.LightningDataModule):
             self.loader_options,
             world,
             self.transform.seed,
-            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
+            pin_memory=trains_on_cuda if pin_memory is None else pin_memory,
             counter=BadItemCounter(stage, self.loader_options.max_bad_fraction, length, self._log_bad_items),
         )
 

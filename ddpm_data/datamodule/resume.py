@@ -68,6 +68,8 @@ class StreamCheckpoint(L.Callback):
             ValueError: The state belongs to another stream.
         """
         for key, now in self.identity.items():
+            if key == "batch_size" and state["epoch"] == state["place"] == 0:
+                continue  # nothing was seen yet; so Lightning's search for a batch size may begin anew
             if state.get(key) != now:
                 raise ValueError(
                     f"the checkpoint was written with {key}={state.get(key)}, and this run has {key}={now}: it would "

@@ -96,14 +96,23 @@ def to_chw(image: Tensor | np.ndarray[Any, Any]) -> Tensor:
         # torch refuses read-only arrays, negative strides and foreign byte orders. np.require copies only such arrays.
         image = torch.from_numpy(np.require(image, image.dtype.newbyteorder("="), ["W", "C"]))
     values = image.detach()
-    if values.numel() == 0 or values.is_complex():
+    check_pixels(values)
+    if values.dim() == 2:
+        return values[None]
+    return values.permute(2, 0, 1) if channels_come_last(values.shape, is_array) else values
+
+
+def check_pixels(values: Tensor) -> None:
+    """Refuse images that have no pixels, or complex or quantized ones.
+
+    Raises:
+        ValueError: It is so.
+    """
+    if values.numel() == 0 or values.is_complex() or values.is_quantized:
         raise ValueError(
             f"an image must have pixels that are real numbers, but this one has shape {tuple(values.shape)} and "
             f"{values.dtype}. Change `dataset`."
         )
-    if values.dim() == 2:
-        return values[None]
-    return values.permute(2, 0, 1) if channels_come_last(values.shape, is_array) else values
 
 
 def channels_come_last(shape: torch.Size, is_array: bool) -> bool:

@@ -93,7 +93,7 @@ class LatentProcessor:
         return values
 
     def convert(self, image: Tensor, crop_offsets: Tensor | None = None) -> Tensor:
-        """Return the same values, with float64 as float32.
+        """Return the same values, with float64 as float32 and float8 as bfloat16, which holds them exactly.
 
         Args:
             image: Floats, any shape.
@@ -102,6 +102,7 @@ class LatentProcessor:
         Raises:
             ValueError: A value is NaN or infinite.
         """
+        image = _widen(image)
         if not image.isfinite().all():
             raise ValueError(
                 f"{int((~image.isfinite()).sum())} of {image.numel()} values are NaN or infinite, and a single one "
@@ -124,4 +125,9 @@ def _read_values(item: object, key: ItemKey | None) -> Tensor:
             f"a latent must be floats of shape (channels, height, width), but this is {value.dtype} of shape "
             f"{tuple(value.shape)}. Change `dataset.latents` or `dataset.image_key`."
         )
-    return value.detach()
+    return _widen(value.detach())
+
+
+def _widen(values: Tensor) -> Tensor:
+    """Return float8 as bfloat16: torch computes nothing in float8."""
+    return values.bfloat16() if values.is_floating_point() and values.dtype.itemsize == 1 else values

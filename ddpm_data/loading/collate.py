@@ -3,7 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
 from torch.utils.data import default_collate
+
+from ddpm_data._nested import leaves
 
 
 def collate_conditions(name: str, conditions: Sequence[object]) -> Any:  # noqa: ANN401  # any collatable kind
@@ -17,7 +20,10 @@ def collate_conditions(name: str, conditions: Sequence[object]) -> Any:  # noqa:
         TypeError: The conditions have a type that cannot be batched, or different shapes.
     """
     try:
-        return default_collate(list(conditions))
+        batch = default_collate(list(conditions))
+        if any(isinstance(leaf, Tensor) and leaf.is_quantized for leaf in leaves(batch)):
+            raise TypeError("quantized tensors would take the scale of the first: dequantize() them")
+        return batch
     except (TypeError, RuntimeError, KeyError, AttributeError) as error:
         raise TypeError(
             f"the conditions of {name} do not make a batch ({next(iter(str(error).splitlines()), '')}): numbers, "

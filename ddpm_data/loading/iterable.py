@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, default_collate, get_worker_info
 from tqdm import tqdm
 
+from ddpm_data._bytes import bytes_of
 from ddpm_data._distributed import EpochShard, World, is_rank_zero
 from ddpm_data.images.conditions import Conditions
 from ddpm_data.images.processor import ItemProcessor
@@ -49,11 +50,19 @@ class IterableOrder:
     def __init__(self, epoch: Callable[[], int] | None = None) -> None:
         # For iterable sources, offsets count batches: one batch is one "example" of the plan.
         self.plans = EpochPlans(EpochPlan(0, ENDLESS, 1, 1, drop_last=False)) if epoch else None
-        self.current_epoch = epoch or (lambda: 0)
+        self._find_epoch = epoch or (lambda: 0)
+        self.repeats = False
+
+    def set_batch_size(self, batch_size: int) -> None:
+        """Do nothing: the order counts batches of any size."""
 
     def set_epoch(self, epoch: int) -> None:
         """Set the next epoch."""
-        self.current_epoch = lambda: epoch
+        self._find_epoch = lambda: epoch
+
+    def current_epoch(self) -> int:
+        """Return the epoch of the stream that comes next."""
+        return 0 if self.repeats else self._find_epoch()
 
     def place_batches(self, batches: Iterator[ImageBatch], num_workers: int) -> Iterator[ImageBatch]:
         """Move the epoch's batches to their positions. After a resume, skip the batches that were seen before.
@@ -62,7 +71,7 @@ class IterableOrder:
             ValueError: Two workers begin with the same images.
         """
         epoch = self.current_epoch()
-        skipped = self.plans.plan_for(epoch).start if self.plans else 0
+        skipped = self.plans.plan_for(self._find_epoch()).start if self.plans else 0
         batches = _refuse_identical_workers(batches, num_workers)
         for _ in tqdm(range(skipped), "Reading up to the checkpoint", disable=not (skipped and is_rank_zero())):
             next(batches, None)
@@ -228,7 +237,7 @@ def _refuse_identical_workers(batches: Iterator[ImageBatch], num_workers: int) -
     first: dict[bytes, int] = {}
     for number, batch in enumerate(batches):
         if number < num_workers > 1 and batch.images.min() < batch.images.max():  # blank ones may well be alike
-            other = first.setdefault(blake2b(batch.images.numpy().tobytes()).digest(), number)
+            other = first.setdefault(blake2b(bytes_of(batch.images).data).digest(), number)
             if other != number:
                 raise ValueError(
                     f"workers {other} and {number} begin with the same images: the source does not split itself, and "

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from ddpm_data._bytes import all_equal
 from ddpm_data._distributed import World
 from ddpm_data.images.conditions import Conditions
 from ddpm_data.images.processor import ItemProcessor
@@ -29,7 +30,7 @@ from ddpm_data.loading.stage_images import ItemBatch, StageBatches
 from ddpm_data.loading.worker import SHARED_MEMORY, call_in_worker
 from ddpm_data.rng.permutation import RandomSubset, permute
 from ddpm_data.rng.philox import Key, Purpose, words
-from ddpm_data.sources._arrays import BackingArrays, MapDataset, all_equal, find_backing_arrays
+from ddpm_data.sources._arrays import BackingArrays, MapDataset, find_backing_arrays
 from ddpm_data.sources._paths import path_of
 from ddpm_data.sources._undecoded import without_decoding
 from ddpm_data.types import BatchMeta, ImageBatch, Stage
@@ -371,6 +372,10 @@ class MapStyleBatches(StageBatches):
         self.images = images
         self.stage = stage
         self.key = key
+
+    def __len__(self) -> int:
+        """Count the examples, as Lightning's search for a batch size asks to know where to stop."""
+        return len(self.images)
 
     def __getitem__(self, request: BatchRequest) -> WorkerBatch:
         position = torch.arange(request.positions.start, request.positions.stop)

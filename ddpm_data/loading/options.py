@@ -19,6 +19,8 @@ class LoaderOptions:
         persistent_workers: Keep workers from one epoch to the next.
         multiprocessing_context: How workers start: ``"fork"``, ``"forkserver"`` or ``"spawn"``; ``None`` is the
             system's default.
+        pin_memory: Copy batches to page-locked memory, from which transfers to a CUDA device are faster; ``None`` does
+            so where the Trainer trains on one.
         drop_last: Leave out an epoch's last global batch where it is incomplete.
         timeout: Seconds to wait for a worker's batch before the run ends with an error; 0 waits forever.
         on_bad_item: ``"raise"`` ends the run at an item that cannot be used; ``"replace"`` uses a neighbouring item.
@@ -34,6 +36,7 @@ class LoaderOptions:
     prefetch_factor: int | None = None
     persistent_workers: bool = True
     multiprocessing_context: str | None = None
+    pin_memory: bool | None = None
     drop_last: bool = False
     timeout: float = 300
     on_bad_item: str = "raise"
@@ -45,9 +48,9 @@ class LoaderOptions:
                 object.__setattr__(self, name, check_int("DDPMDataModule", f"loader.{name}", value, minimum))
         for name in ("timeout", "max_bad_fraction"):
             object.__setattr__(self, name, check_float("DDPMDataModule", f"loader.{name}", getattr(self, name)))
-        for name in ("persistent_workers", "drop_last"):
+        for name in ("persistent_workers", "drop_last", "pin_memory"):
             value = getattr(self, name)
-            if not isinstance(value, bool):
+            if not isinstance(value, bool) and not (name == "pin_memory" and value is None):
                 raise TypeError(f"DDPMDataModule({name}={value!r}): true or false is needed. Change `loader.{name}`.")
         if self.num_workers == 0 and (self.prefetch_factor, self.multiprocessing_context) != (None, None):
             raise ValueError(

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from ddpm_data._distributed import World
 from ddpm_data.images.conditions import Conditions
-from ddpm_data.images.items import channels_come_last, find_image
+from ddpm_data.images.items import channels_come_last, check_pixels, find_image
 from ddpm_data.images.processor import ItemProcessor
 from ddpm_data.loading.bad_items import WorkerBatch, with_item_context
 from ddpm_data.loading.iterable import SelfOrderedImages
@@ -97,6 +97,7 @@ class PrebatchedImages(SelfOrderedImages):
         is_array = isinstance(images, np.ndarray)
         tensor = torch.from_numpy(np.ascontiguousarray(images)) if isinstance(images, np.ndarray) else images
         assert isinstance(tensor, Tensor)
+        check_pixels(tensor)
         is_last = not self.processor.channels_first and channels_come_last(tensor.shape[1:], is_array)
         return tensor.permute(0, 3, 1, 2) if is_last else tensor
 

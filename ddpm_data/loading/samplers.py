@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DistributedSampler, Sampler
+from torch.utils.data import DistributedSampler, Sampler, SequentialSampler
 
 from ddpm_data.rng.permutation import RandomSubset, permute
 from ddpm_data.rng.philox import Key, Purpose
@@ -87,13 +87,24 @@ class EpochPlans:
         """Begin one epoch at an offset instead of at 0."""
         self._resumed = (epoch, offset)
 
+    def resize(self, global_batch_size: int) -> None:
+        """Cut epochs that begin from now on into batches of another size."""
+        self.full = self.full._replace(global_batch_size=global_batch_size)
+
     def plan_for(self, epoch: int) -> EpochPlan:
         """Return the plan of one epoch."""
         return self.full._replace(start=self._resumed[1]) if epoch == self._resumed[0] else self.full
 
 
 class Order(Protocol):
-    """The order in which a stage's examples reach this rank."""
+    """The order in which a stage's examples reach this rank.
+
+    Attributes:
+        repeats: Whether every epoch is epoch 0 again, with its images, ``t`` and noise: Lightning's
+            ``overfit_batches``.
+    """
+
+    repeats: bool
 
     @property
     def plans(self) -> EpochPlans | None:
@@ -105,12 +116,16 @@ class Order(Protocol):
         """The sampler for a map-style dataset; ``None`` if the source decides its order."""
         ...
 
+    def set_batch_size(self, batch_size: int, /) -> None:
+        """Have epochs that begin from now on cut into batches of another size."""
+        ...
+
     def set_epoch(self, epoch: int, /) -> None:
         """Say which epoch comes next."""
         ...
 
     def current_epoch(self) -> int:
-        """Return the epoch that comes next."""
+        """Return the epoch of the stream that comes next."""
         ...
 
     def place_batches(self, batches: Iterator[ImageBatch], num_workers: int, /) -> Iterator[ImageBatch]:
@@ -118,14 +133,15 @@ class Order(Protocol):
         ...
 
 
-class _RequestSampler(DistributedSampler[BatchRequest]):
+class _RequestSampler(DistributedSampler[BatchRequest], SequentialSampler):  # type: ignore[misc]  # of ints
     """A sampler of whole batches, which Lightning uses as it is and calls ``set_epoch`` on.
 
-    Lightning replaces every sampler that is not a :class:`DistributedSampler`. The base class's ``__init__`` would ask
-    for a dataset, and is not called.
+    Lightning replaces every sampler that is not a :class:`DistributedSampler`, and under ``overfit_batches`` every one
+    that is not a :class:`SequentialSampler`. The base classes' ``__init__`` would ask for a dataset, and is not called.
     """
 
     plans: EpochPlans | None = None
+    repeats = False
     epoch = 0
 
     @property
@@ -133,9 +149,12 @@ class _RequestSampler(DistributedSampler[BatchRequest]):
         """Itself: see :class:`Order`."""
         return self
 
+    def set_batch_size(self, batch_size: int) -> None:
+        """Do nothing: an order of evaluation is made anew for every loader."""
+
     def current_epoch(self) -> int:
-        """Return the epoch that comes next."""
-        return self.epoch
+        """Return the epoch of the stream that comes next."""
+        return 0 if self.repeats else self.epoch
 
     def place_batches(self, batches: Iterator[ImageBatch], num_workers: int) -> Iterator[ImageBatch]:
         """Return the batches unchanged, because their requests contain the positions."""
@@ -178,13 +197,17 @@ class StreamSampler(_RequestSampler):
         self.key = key
         self.subset = subset
 
+    def set_batch_size(self, batch_size: int) -> None:
+        """Have epochs that begin from now on cut into batches of another size."""
+        self.plans.resize(batch_size * self.num_replicas)
+
     def __len__(self) -> int:
         """Return the batches of a full epoch, even if it is resumed: Lightning counts the earlier ones as done."""
         return self.plans.full.count_batches()
 
-    def __iter__(self) -> Iterator[BatchRequest]:
-        epoch = self.epoch
-        plan = self.plans.plan_for(epoch)
+    def __iter__(self) -> Iterator[BatchRequest]:  # type: ignore[override]  # SequentialSampler has ints
+        epoch = self.current_epoch()
+        plan = self.plans.plan_for(self.epoch)
 
         def shuffle(offsets: Tensor) -> Tensor:
             indices = permute(offsets, plan.length, self.key, Purpose.SHUFFLE, epoch)
@@ -222,7 +245,7 @@ class EvalSampler(_RequestSampler):
     def __len__(self) -> int:
         return self.batches
 
-    def __iter__(self) -> Iterator[BatchRequest]:
+    def __iter__(self) -> Iterator[BatchRequest]:  # type: ignore[override]  # SequentialSampler has ints
         parts = range(self.rank, self.batches * self.num_replicas, self.num_replicas)
         shares = (_take_share(0, self.length, part, self.batches * self.num_replicas) for part in parts)
         return _make_requests(shares, 0, self.subset.indices if self.subset is not None else lambda offsets: offsets)

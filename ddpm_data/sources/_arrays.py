@@ -1,5 +1,6 @@
 """The array behind a dataset, if there is one: a batch is gathered from it at once, without one call per item."""
 
+import operator
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, cast
@@ -9,10 +10,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset, TensorDataset, default_collate
 
+from ddpm_data._bytes import all_equal
 from ddpm_data.images.items import channels_come_last
 from ddpm_data.types import ItemKey
 
-_DTYPES = (torch.uint8, torch.bool, torch.int16, torch.int32, torch.int64, torch.float16, torch.float32, torch.float64)
+_DTYPES = (
+    *(torch.uint8, torch.bool, torch.int16, torch.int32, torch.int64),
+    *(torch.bfloat16, torch.float16, torch.float32, torch.float64),
+)
 
 
 class MapDataset(Protocol):
@@ -55,13 +60,18 @@ class BackingArray:
         # With the channels last a row is one run of bytes too, if the axes are put in that order first.
         return self.array.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
 
-    def subset(self, indices: Sequence[int]) -> "BackingArray":
+    def subset(self, indices: Sequence[Any]) -> "BackingArray | None":
         """Return the same array behind a subset of the dataset, without a copy.
 
         Args:
-            indices: The subset's indices into the dataset, in its order.
+            indices: The subset's indices into the dataset, in its order, as the user gave them.
+
+        Returns:
+            ``None`` where an index is no whole number, or out of range: asked item by item, the dataset answers itself.
         """
-        rows = torch.as_tensor(indices, dtype=torch.int64)
+        rows = resolve_indices(indices, len(self.array if self.rows is None else self.rows))
+        if rows is None:
+            return None
         return BackingArray(self.array, rows if self.rows is None else self.rows[rows])
 
 
@@ -102,6 +112,31 @@ class BackingArrays(NamedTuple):
         return all_equal(self.images.gather(indices), images)
 
 
+def resolve_indices(indices: Sequence[Any], length: int) -> Tensor | None:
+    """Return what a subset's indices mean, as Python has it: -1 is the last item.
+
+    Args:
+        indices: Whole numbers of any library, in a range, list, array or tensor.
+        length: Items of the dataset.
+
+    Returns:
+        int64 in ``[0, length)``; ``None`` where an index is no whole number, or out of range.
+    """
+    try:
+        values = indices.cpu().numpy() if isinstance(indices, Tensor) else indices
+        if isinstance(values, range):
+            array = np.arange(values.start, values.stop, values.step)
+        elif isinstance(values, np.ndarray) and values.dtype.kind in "iu":
+            array = values.astype(np.int64)
+        else:
+            array = np.fromiter(map(operator.index, values), np.int64, len(values))
+    except (TypeError, OverflowError):
+        return None
+    if array.ndim != 1 or (array < -length).any() or (array >= length).any():
+        return None
+    return torch.from_numpy(np.where(array < 0, array + length, array).astype(np.int64, copy=False))
+
+
 def find_backing_arrays(
     dataset: object, image_key: ItemKey | None, conditions: Sequence[ItemKey], channels_first: bool
 ) -> BackingArrays | None:
@@ -116,11 +151,6 @@ def find_backing_arrays(
     images = find_backing_array(dataset, image_key, channels_first)
     arrays = {key: array for key in conditions if (array := find_backing_conditions(dataset, key))}
     return BackingArrays(images, arrays) if images and len(arrays) == len(conditions) else None
-
-
-def all_equal(rows: Tensor | Sequence[Tensor], other_rows: Tensor | Sequence[Tensor]) -> bool:
-    """Return whether two batches agree in every value and in dtype, row by row."""
-    return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(rows, other_rows, strict=True))
 
 
 def find_backing_array(dataset: object, image_key: ItemKey | None, channels_first: bool = False) -> BackingArray | None:

@@ -360,11 +360,6 @@ def test_loading_leaves_the_global_generator_alone(workers: int) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_overfit_batches_is_refused_with_what_to_do_instead(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="Subset"):
-        trainer(tmp_path, overfit_batches=2).fit(Recorder(), datamodule=module(TensorDataset(COLOURS)))
-
-
 def test_an_unknown_stage_is_refused() -> None:
     with pytest.raises(ValueError, match="fit, validate, test, predict"):
         module(TensorDataset(COLOURS)).setup("train")

@@ -102,6 +102,7 @@ def test_a_path_is_named_where_there_is_one(folder: Path) -> None:
     assert path_of(Subset(files, [4, 2]), 1) == str(folder / "10.png")
     assert path_of(ConcatDataset([labelled, files]), len(labelled) + 2) == str(folder / "10.png")
     assert path_of(ConcatDataset([labelled, files]), 1) == labelled.samples[1][0]
+    assert path_of(Subset(ConcatDataset([labelled, files]), [-1]), 0) == path_of(files, len(files) - 1)
     assert path_of([1, 2], 0) is None
     path = labelled.samples[0][0]
     Path(path).write_bytes(b"<html>not found</html>")

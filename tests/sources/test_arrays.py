@@ -119,3 +119,40 @@ def test_a_value_out_of_range_is_named_by_its_item() -> None:
 
 def test_folders_have_no_array(folder: Path) -> None:
     assert find_backing_array(datasets.ImageFolder(str(folder), allow_empty=True), None) is None
+
+
+@pytest.mark.parametrize(
+    "indices",
+    [
+        range(-5, 0),
+        [-1, 3, -20],
+        np.array([-3, 4], dtype=np.int8),
+        np.array([3, 4], dtype=np.uint64),
+        [np.int64(-1), np.uint8(4)],
+        torch.tensor([-2, 5]),
+        [torch.tensor(-2)],
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("part", [COLOUR, TensorDataset(COLOUR, torch.arange(20)), cifar(targets=[*range(20)])])
+def test_a_subset_counts_as_python_does(part: Any, indices: Any) -> None:  # noqa: ANN401  # any kinds
+    """Negative indices ended in an IndexError that named no item."""
+    subset = Subset(part, indices)
+    twice = Subset(subset, [-1, 0])
+    condition = None if part is COLOUR else 1
+    for dataset in (subset, twice):
+        images = MapStyleImages(dataset, ImageProcessor(), "train", condition=condition)
+        images.inspect()
+        assert images._arrays is not None
+        batch = images.batch(range(len(dataset)))
+        items = [dataset[place] for place in range(len(dataset))]
+        pixels = [ImageProcessor()(item) for item in items]
+        assert torch.equal(batch.images, torch.stack(pixels))
+        if condition:
+            assert batch.condition.tolist() == [int(item[1]) for item in items]
+
+
+@pytest.mark.parametrize("indices", [[3, 20], [0, -21], [1.0, 2.0]], ids=str)
+def test_an_index_that_is_none_is_named_by_its_place(indices: Any) -> None:  # noqa: ANN401  # any kind
+    with pytest.raises(RuntimeError, match=r"train\[[01]\]: IndexError"):
+        MapStyleImages(Subset(TensorDataset(COLOUR), indices), ImageProcessor(), "train").inspect()

@@ -5,8 +5,9 @@ from hashlib import blake2b
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
+
+from ddpm_data._bytes import bytes_of
 
 Array = np.ndarray[Any, Any]
 
@@ -36,7 +37,7 @@ def digest(content: Tensor | str) -> int:
         hasher.update(content.encode("utf-8", "surrogateescape"))
     else:
         hasher.update(f"{content.dtype} {tuple(content.shape)}".encode())
-        hasher.update(content.contiguous().view(torch.uint8).numpy().data)
+        hasher.update(bytes_of(content).data)
     return int.from_bytes(hasher.digest(), "little")
 
 
