@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ddpm_data.images import _simplejpeg
+from ddpm_data.images._jpeg_frame import read_jpeg_frame
 
 Size = tuple[int, int]  # height, width
 Colour = tuple[int, int, int]  # red, green, blue, in [0, 255]
@@ -207,6 +208,9 @@ def _reduce(image: Image.Image, target: Size) -> tuple[Image.Image, tuple[float,
         return image, None
     if not hasattr(image, "_ddpm_data_owns_it"):
         image = _copy_undecoded(image)
+    frame = read_jpeg_frame(image.fp.getvalue())  # type: ignore[attr-defined]  # an image of ours is one of bytes
+    if frame is None or not frame.is_reducible():
+        return image, None
     draft = image.draft(None, least)
     return image, None if draft is None else draft[1][2:]
 
