@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from benchmarks.lossless_jpeg import encode_lossless
+
 _NAMES = (  # of chunks, segments and tags that stand next to lengths
     *(b"IHDR", b"IDAT", b"tRNS", b"PLTE", b"eXIf", b"fcTL", b"fdAT"),
     *(b"\xff\xc0", b"\xff\xc2", b"\xff\xc4", b"\xff\xda", b"\xff\xdb", b"\xff\xe1", b"Exif"),
@@ -54,7 +56,8 @@ def originals() -> list[tuple[str, bytes]]:
         (".tif", colour, {"compression": "jpeg"}),
         (".tif", colour, frames),
     ]
-    return [(suffix, _encode(image, suffix, options)) for suffix, image, options in kinds]
+    files = [(suffix, _encode(image, suffix, options)) for suffix, image, options in kinds]
+    return [*files, *((".jpg", encode_lossless(np.atleast_3d(np.asarray(image)))) for image in (colour, grey))]
 
 
 def make_mutant(number: int) -> tuple[str, bytes]:
@@ -115,6 +118,14 @@ def _change_length(content: bytearray, draw: random.Random) -> None:
     content[start : start + size] = (number % 2 ** (8 * size)).to_bytes(size, draw.choice(("big", "little")))
 
 
+def _change_frame(content: bytearray, draw: random.Random) -> None:
+    """Have a JPEG's frame header say another coding, precision or number of components; of other files, any byte."""
+    starts = [content.find(bytes([0xFF, marker])) for marker in range(0xC0, 0xD0)]
+    start = draw.choice([start for start in starts if start >= 0] or [0])
+    place, values = draw.choice(((1, range(0xC0, 0xD0)), (4, (2, 8, 12, 16)), (9, range(1, 5))))
+    content[min(start + place, len(content) - 1)] = draw.choice(values)
+
+
 _DAMAGES: tuple[Callable[[bytearray, random.Random], None], ...] = (
     _flip_bits,
     _flip_header_bits,
@@ -122,6 +133,7 @@ _DAMAGES: tuple[Callable[[bytearray, random.Random], None], ...] = (
     _cut_end,
     _move_part,
     _change_length,
+    _change_frame,
 )
 
 

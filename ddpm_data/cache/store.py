@@ -32,7 +32,7 @@ from ddpm_data.loading.options import LoaderOptions, cpu_count
 from ddpm_data.loading.stage_images import ItemBatch
 from ddpm_data.loading.worker import call_in_worker
 
-_FORMAT = 2  # raised whenever the same dataset and processor give other bytes, or the files have another meaning
+_FORMAT = 3  # raised whenever the same dataset and processor give other bytes, or the files have another meaning
 _BATCH_SIZE = 64  # images that a worker decodes at once
 
 

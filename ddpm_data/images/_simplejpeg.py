@@ -13,6 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ddpm_data.images._jpeg_frame import read_jpeg_frame
+
 _MIN_SIDE = 8  # pixels; below, several of libjpeg's scales give the same size
 
 
@@ -41,7 +43,7 @@ def decode_jpeg(image: Image.Image, target: tuple[int, int] | None) -> DecodedJp
 
     Returns:
         The image, not yet turned upright. ``None`` if PIL has to decode it, because simplejpeg is missing, the image is
-        no such JPEG, or it is damaged.
+        no such JPEG, it is damaged, or its coding is not one that libjpeg can reduce (lossless and arithmetic ones).
     """
     decode = _find_decoder()
     file = getattr(image, "fp", None)
@@ -51,11 +53,17 @@ def decode_jpeg(image: Image.Image, target: tuple[int, int] | None) -> DecodedJp
         return None
     if image.mode not in ("L", "RGB") or min(image.size) < _MIN_SIDE:
         return None
+    content = file.getvalue()
+    frame = read_jpeg_frame(content)
+    if frame is None or not frame.is_reducible() or frame.components not in (1, 3):
+        return None  # simplejpeg would write beyond its buffer
+    if (frame.width, frame.height) != image.size:  # of two frame headers, PIL takes the last and libjpeg the first
+        return None
     ratio = 1 if target is None else min(image.width // (2 * target[1]), image.height // (2 * target[0]))
     scale = next((divisor for divisor in (8, 4, 2) if divisor <= ratio), 1)  # the scale that PIL's draft would choose
     min_size = {"min_width": -(-image.width // scale), "min_height": -(-image.height // scale)}
     try:
-        array = decode(file.getvalue(), "GRAY" if image.mode == "L" else "RGB", **min_size)
+        array = decode(content, "GRAY" if image.mode == "L" else "RGB", **min_size)
     except ValueError:  # PIL accepts some of these files, and names the damage better in the others
         return None
     area = None if scale == 1 else (image.width / scale, image.height / scale)

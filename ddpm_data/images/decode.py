@@ -11,10 +11,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ddpm_data.images import _simplejpeg
+from ddpm_data.images._jpeg_frame import read_jpeg_frame
 
 Size = tuple[int, int]  # height, width
 Colour = tuple[int, int, int]  # red, green, blue, in [0, 255]
 _DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")  # more than 8 bits; PIL's own conversion would clip them
+_DECODED_LATER = ("JPEG", "MPO")  # formats that may be decoded at a reduced size, once the orientation is known
 _PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 _MAX_ENLARGED_PIXELS = 2**26  # larger requests are refused
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as in PIL
@@ -113,8 +115,10 @@ def decode_image(image: Image.Image, fit: ResizeSpec | None, background: Colour,
         ValueError: The mode is LAB, or the image would be enlarged too much.
     """
     try:
-        if image.format == "TIFF":
-            image.load()
+        if image.format not in _DECODED_LATER:
+            # Before its tag is read: PIL turns TIFF files and loads PNG files on the way. An error then would be taken
+            # for one of the EXIF data, and the image be half decoded.
+            _load(image)
         orientation = exif_orientation(image)
     except MemoryError:
         raise
@@ -129,7 +133,7 @@ def decode_image(image: Image.Image, fit: ResizeSpec | None, background: Colour,
         if jpeg is None:
             if target is not None:
                 image, area = _reduce(image, target)
-            image.load()
+            _load(image)
     except MemoryError:
         raise
     except Exception as error:  # of many types, as above
@@ -211,6 +215,19 @@ def is_marked_as_rgb(image: Image.Image) -> bool:
     return hasattr(image, "_ddpm_data_is_rgb")
 
 
+def _load(image: Image.Image) -> None:
+    """Have PIL decode an image; one that has failed fails again, where PIL would hand out what it has half decoded."""
+    if error := getattr(image, "_ddpm_data_error", None):
+        raise error
+    try:
+        image.load()
+    except MemoryError:
+        raise
+    except Exception as error:  # of many types
+        image._ddpm_data_error = error.with_traceback(None)  # type: ignore[attr-defined]  # as above
+        raise
+
+
 def _reduce(image: Image.Image, target: Size) -> tuple[Image.Image, tuple[float, float] | None]:
     """Ask PIL to decode a JPEG at a reduced scale. This changes an image, so a user's image is copied first.
 
@@ -219,12 +236,15 @@ def _reduce(image: Image.Image, target: Size) -> tuple[Image.Image, tuple[float,
     """
     least = 2 * target[1], 2 * target[0]  # at less than twice the size the loss would show
     is_undecoded = len(getattr(image, "tile", ())) == 1 and not getattr(image, "decoderconfig", None)
-    if image.format not in ("JPEG", "MPO") or not is_undecoded or image.tell():
+    if image.format not in _DECODED_LATER or not is_undecoded or image.tell():
         return image, None
     if min(image.width // least[0], image.height // least[1]) < 2:
         return image, None
     if not hasattr(image, "_ddpm_data_owns_it"):
         image = _copy_undecoded(image)
+    frame = read_jpeg_frame(image.fp.getvalue())  # type: ignore[attr-defined]  # an image of ours is one of bytes
+    if frame is None or not frame.is_reducible():
+        return image, None
     draft = image.draft(None, least)
     return image, None if draft is None else draft[1][2:]
 

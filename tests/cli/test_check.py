@@ -1,10 +1,12 @@
 """The check command against sets whose answer is known, and real processes."""
 
+import io
 import json
 import os
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -17,17 +19,20 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
+from benchmarks.mutants import make_mutant
 from ddpm_data import DDPMDataModule, schedules
 from ddpm_data.cli.check import main
 from ddpm_data.cli.checking.duplicates import digest, find_duplicates, find_leakage
 from ddpm_data.cli.checking.summary import summarize
-from ddpm_data.cli.checking.survey import ROW, ItemStatsDataset
+from ddpm_data.cli.checking.survey import ROW, ItemStats, ItemStatsDataset
 from ddpm_data.cli.checking.walk import scan_map_style
 from ddpm_data.images.latent_processor import LatentProcessor
 from ddpm_data.images.processor import ImageProcessor
 from ddpm_data.latents import Latents
+from ddpm_data.loading.bad_items import ITEM_ERRORS
 from ddpm_data.loading.map_style import MapStyleImages
 from ddpm_data.loading.options import LoaderOptions
+from ddpm_data.sources import ImageFiles
 from tests.conftest import ROOT, uint8_images
 from tests.groups import PATIENCE
 from tests.zoo import BAD_FILES, COLOURS, FILES, GREYS, TURNED, content, picture
@@ -355,3 +360,55 @@ def test_large_images_are_shown_small() -> None:
     large = MapStyleImages(cast(Any, [np.zeros((300, 500, 3), np.uint8)] * 200), ImageProcessor(), "train")
     scan = scan_map_style(large, LoaderOptions(1))
     assert [tuple(image.shape) for image in scan.previews] == [(3, 76, 128)] * 64
+
+
+def check_and_train(dataset: Any, processor: ImageProcessor) -> tuple[dict[int, str], dict[int, str]]:  # noqa: ANN401
+    """Which items are bad, and why, as ``check`` says and as training does; the good ones are the same images."""
+    images, stats = MapStyleImages(dataset, processor, "train"), ItemStats()
+    refused = {}
+    for index in range(len(dataset)):
+        checked = stats.add_item(index, partial(dataset.__getitem__, index), processor)
+        try:
+            trained = images[index]
+        except ITEM_ERRORS as error:
+            refused[index] = str(error)
+        else:
+            assert checked is not None
+            assert torch.equal(checked, trained)
+    return {bad.item: bad.reason for bad in stats.bad_items}, refused
+
+
+@pytest.mark.parametrize("mutants", [100, pytest.param(800, marks=pytest.mark.slow)])
+def test_the_verdict_is_that_of_training(mutants: int, tmp_path: Path) -> None:
+    """Damaged PNG files were half decoded by a second attempt, after the first one's error was taken for EXIF's."""
+    unreadable = set()
+    for number in range(mutants):
+        suffix, damaged = make_mutant(number)
+        (tmp_path / f"{number}{suffix}").write_bytes(damaged)
+    for number, entry in enumerate((*FILES, *TURNED, *BAD_FILES)):
+        (tmp_path / f"{mutants + number} {entry.name}").write_bytes(cast(bytes, entry.make()))
+    files = ImageFiles(tmp_path)
+    with warnings.catch_warnings(action="ignore"):
+        checked, trained = check_and_train(files, ImageProcessor(image_size=32, channels=3))
+        for index, name in enumerate(files.names):
+            try:
+                files[index].load()
+            except Exception:  # PIL raises many types of error
+                unreadable.add(name)
+    assert set(checked) == set(trained)
+    for index, reason in trained.items():
+        assert checked[index].partition(": ")[2] in reason
+    assert {files.names[index] for index in checked} >= unreadable  # nor is anything good that PIL calls broken
+    assert len(unreadable) > mutants / 3
+    assert len(files) - len(checked) > mutants / 4
+
+
+def test_an_image_that_failed_fails_again() -> None:
+    """PIL's second ``load()`` of a damaged image that the user keeps gives what the first had decoded."""
+    whole = content(picture(COLOURS, size=(480, 320)), ".png")
+    place = whole.index(b"IDAT") + 40
+    damaged = whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :]
+    kept = [Image.open(io.BytesIO(damaged))]
+    for _ in range(2):
+        checked, trained = check_and_train(kept, ImageProcessor(image_size=32))
+        assert list(checked) == list(trained) == [0]
