@@ -1,6 +1,7 @@
 """The batch transform: images and their positions in, the training triple out, on the images' device."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from ddpm_data.latents import Latents
 from ddpm_data.rng.philox import STAGES, key_from
 from ddpm_data.types import Stage, Triple
 
-Augment = Callable[[Tensor], Tensor]
+Augment = Callable[..., Any]  # not -> Tensor: LightningCLI would take a class_path in YAML for a kind of Tensor
 # Images of fewer values run uncompiled, since a batch takes less than a millisecond either way. The size of the image
 # alone decides: in batches of two sizes, the same example must not be drawn by two kinds of code.
 _MIN_COMPILED_VALUES = 512
@@ -177,7 +178,7 @@ class ForwardDiffusion(nn.Module):
         """Return what the kernel draws ``t`` with, or ``t`` itself from a draw that may not compile."""
         if isinstance(self.timesteps, UniformTimesteps):
             return self.timesteps
-        t = self.timesteps(position, self.process.num_timesteps, key_from(self.seed), stage)
+        t: Tensor = self.timesteps(position, self.process.num_timesteps, key_from(self.seed), stage)
         self.process.check_steps(t)
         return t
 
