@@ -212,7 +212,7 @@ def test_a_root_whose_seed_or_compile_means_something_else(root: str, seed: int,
     assert instantiate(chunks, _target_="builtins.dict")()["seed"] == (0 if seed == 3 else seed)
 
 
-@pytest.mark.parametrize("value", ["ture", "3", "[]"])
+@pytest.mark.parametrize("value", ["maybe", "3", "[]"])
 def test_a_compile_that_is_no_bool_is_refused(value: str, app: Path) -> None:
     with pytest.raises(InstantiationException, match="compile"):
         instantiate(theirs(app, "whole", f"+compile={value}").ddpm_data.datamodule)
