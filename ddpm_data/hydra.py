@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ddpm_data.datamodule.module import DDPMDataModule
+from ddpm_data.diffusion.transform import ForwardDiffusion
 
 DATASET_KEYS = (  # arguments of DDPMDataModule that the group dataset holds
     *("train", "val", "test", "predict", "image_key", "image_size", "value_range", "channels", "resize", "crop"),
@@ -60,16 +61,45 @@ def merge_groups(
     Args:
         dataset: The group; its keys are :data:`DATASET_KEYS` and :data:`SOURCE_KEYS`.
         loader: The group; its keys are :data:`LOADER_KEYS`.
-        **arguments: Further arguments of the DataModule, which override the groups.
+        **arguments: Further arguments of the DataModule, which override the groups. ``seed`` and ``compile`` come from
+            the app's root: a seed that is null, and a ``compile`` that is null or a mapping, mean the defaults.
 
     Raises:
         ValueError: A group has an unknown key.
     """
+    if arguments.get("seed", 0) is None:
+        del arguments["seed"]
+    if not _is_ours(arguments.get("compile", True)):
+        del arguments["compile"]
     groups = {"dataset": dict(dataset or {}), "loader": dict(loader or {})}
     for name, group in groups.items():
         check_keys(name, group)
     values = groups["dataset"] | groups["loader"]
     return DEFAULTS | {key: value for key, value in values.items() if key not in SOURCE_KEYS} | arguments
+
+
+def build_transform(compile: object = True, **arguments: Any) -> ForwardDiffusion:  # noqa: ANN401  # arguments of any type
+    """Build the transform that ``conf/transform/default.yaml`` describes.
+
+    Args:
+        compile: The key of the app's root; see :class:`~ddpm_data.diffusion.transform.ForwardDiffusion`.
+        **arguments: Its other arguments.
+
+    Raises:
+        ValueError: See there.
+        TypeError: Likewise.
+    """
+    return ForwardDiffusion(**arguments, **({"compile": compile} if _is_ours(compile) else {}))  # type: ignore[arg-type]  # it checks
+
+
+def choose_seed(seed: int | None = None) -> int:
+    """Return the seed of the app's root, which many apps leave null for a random one; then it is 0."""
+    return 0 if seed is None else seed
+
+
+def _is_ours(compile: object) -> bool:
+    """Tell whether the root's ``compile`` is meant for the transform: other apps keep torch.compile's options there."""
+    return compile is not None and not isinstance(compile, Mapping)
 
 
 def check_keys(group: str, keys: Iterable[str]) -> None:

@@ -32,7 +32,7 @@ ALLOWED: dict[str, set[str]] = {  # what each package, or module at the top, may
     "loading": LOWER | {"images", "sources"},
     "cache": LOWER | {"images", "sources", "loading"},
     "datamodule": LOWER | {"images", "sources", "loading", "cache", "diffusion"},
-    "hydra": {"datamodule"},
+    "hydra": {"datamodule", "diffusion"},
     "plots": BASE | {"rng", "diffusion"},
     "callbacks": LOWER | {"images", "sources", "loading", "diffusion", "datamodule", "plots"},
     "cli": LOWER | {"images", "sources", "loading", "cache", "diffusion", "datamodule", "plots", "callbacks", "hydra"},

@@ -185,6 +185,41 @@ MISSPELT = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("root", "seed", "compiles"),
+    [
+        ("seed: null", 0, True),
+        ("seed: 7\ncompile: null", 7, True),
+        ("seed: 7\ncompile: {mode: default, fullgraph: true}", 7, True),
+        ("seed: 7\ncompile: {}", 7, True),
+        ("seed: ???\ncompile: ???", 0, True),
+        ("compile: false", 0, False),
+        ("compile: true", 0, True),
+        ("seed: null\ncompile: {mode: default}\nddpm_data: {datamodule: {seed: 3, compile: false}}", 3, False),
+    ],
+)
+def test_a_root_whose_seed_or_compile_means_something_else(root: str, seed: int, compiles: bool, app: Path) -> None:
+    chosen = WHOLE.replace("dataset: own", "dataset: webdataset").replace("seed: 7", root)
+    (app / "foreign.yaml").write_text(chosen)
+    cfg = theirs(app, "foreign", "ddpm_data.dataset.shards=a.tar", "ddpm_data/schedule=jsd").ddpm_data
+    dm = instantiate(cfg.datamodule)
+    assert (dm.transform.seed, dm.transform._compiles) == (seed, compiles)
+    if "datamodule" not in root:  # whose values are its own
+        transform = instantiate(cfg.transform)
+        assert (transform.seed, transform._compiles) == (seed, compiles)
+        assert instantiate(cfg.dataset.train, _target_="builtins.dict")()["seed"] == seed
+    chunks = theirs(app, "foreign", "ddpm_data/dataset=litdata", "ddpm_data.dataset.root=x").ddpm_data.dataset.train
+    assert instantiate(chunks, _target_="builtins.dict")()["seed"] == (0 if seed == 3 else seed)
+
+
+@pytest.mark.parametrize("value", ["maybe", "3", "[]"])
+def test_a_compile_that_is_no_bool_is_refused(value: str, app: Path) -> None:
+    with pytest.raises(InstantiationException, match="compile"):
+        instantiate(theirs(app, "whole", f"+compile={value}").ddpm_data.datamodule)
+    with pytest.raises(InstantiationException, match="compile"):
+        instantiate(theirs(app, "whole", f"+compile={value}").ddpm_data.transform)
+
+
 @pytest.mark.parametrize(("override", "key"), WRONG)
 def test_a_wrong_key_or_type_is_refused_with_its_name(override: str, key: str, app: Path) -> None:
     with pytest.raises(Exception, match=key.replace(".", r"\.")):  # Hydra's, OmegaConf's or ours

@@ -1,6 +1,6 @@
 """The DataModule: datasets in, training triples out, in every stage."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ddpm_data.datamodule._trainer import AbsentLoader, get_batch_dtype, get_trainer_world, refuse_clashes
 from ddpm_data.datamodule.resume import StreamCheckpoint
-from ddpm_data.datamodule.splits import Source, Splits
+from ddpm_data.datamodule.splits import Source, SourceOrFraction, Splits
 from ddpm_data.diffusion._kernels import scale_images
 from ddpm_data.diffusion.guidance import ConditionDropout
 from ddpm_data.diffusion.process import ForwardProcess
@@ -54,12 +54,13 @@ class DDPMDataModule(L.LightningDataModule):
         val: Validation dataset or factory, or the fraction of ``train`` to hold out, in ``(0, 1)``, picked by the seed.
         test: Test dataset or factory.
         predict: Prediction dataset or factory.
-        schedule: Betas, see :mod:`ddpm_data.schedules`.
+        schedule: Betas, see :mod:`ddpm_data.schedules`; or a function without arguments that returns them.
         batch_size: Images per process and step.
         num_workers: Worker processes that load images; 0 loads in the main process.
         seed: In ``[0, 2**64)``; decides shuffling, flips, ``t`` and noise.
         timesteps: How ``t`` is drawn, see :class:`~ddpm_data.diffusion.transform.ForwardDiffusion`.
-        flip, augment: How training batches are changed on the device before they are noised, see there.
+        flip: Probability of mirroring a training image left to right, in ``[0, 1]``.
+        augment: How training batches are changed on the device before they are noised, see there.
         image_key, image_size, value_range, channels, resize, crop, background: How items become images, see
             :class:`~ddpm_data.images.processor.ImageProcessor`.
         latents: The settings of latents, see :class:`~ddpm_data.latents.Latents`; ``None`` for images.
@@ -86,11 +87,11 @@ class DDPMDataModule(L.LightningDataModule):
     def __init__(
         self,
         train: Source | None,
-        val: Source | float | None = None,
+        val: SourceOrFraction | None = None,
         test: Source | None = None,
         predict: Source | None = None,
         *,
-        schedule: Tensor,
+        schedule: Tensor | Callable[[], Any],
         batch_size: int = 64,
         num_workers: int = 0,
         seed: int = 0,
@@ -134,7 +135,7 @@ class DDPMDataModule(L.LightningDataModule):
             max_bad_fraction=max_bad_fraction,
         )
         self.transform = ForwardDiffusion(
-            ForwardProcess(schedule),
+            ForwardProcess(_compute_betas(schedule)),
             seed=seed,
             timesteps=timesteps,
             flip=flip,
@@ -341,3 +342,8 @@ class DDPMDataModule(L.LightningDataModule):
         with torch.inference_mode(False):  # fit() cannot use inference tensors, which validate() would leave
             self.transform.to(device)
         self._device = device
+
+
+def _compute_betas(schedule: Tensor | Callable[[], Any]) -> Tensor:
+    """Call a function that returns betas; what is anything else is for ForwardProcess to judge."""
+    return schedule() if callable(schedule) and not isinstance(schedule, torch.nn.Module) else schedule  # type: ignore[return-value]  # it is judged next

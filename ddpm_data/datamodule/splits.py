@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from numbers import Real
 from pathlib import Path
-from typing import TypeGuard, cast
+from typing import Any, TypeGuard, cast
 
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ddpm_data._checks import check_float
 from ddpm_data._distributed import is_rank_zero
@@ -19,11 +19,13 @@ from ddpm_data.loading.prebatched import PrebatchedImages
 from ddpm_data.loading.stage_images import StageImages
 from ddpm_data.rng.permutation import RandomSubset
 from ddpm_data.rng.philox import Key
-from ddpm_data.sources._arrays import MapDataset
+from ddpm_data.sources._arrays import IterDataset, MapDataset
 from ddpm_data.types import Stage
 
-AnyDataset = MapDataset | Iterable[object]
-Source = AnyDataset | Callable[[], AnyDataset]
+# LightningCLI (jsonargparse) makes arguments of a YAML file's values by these, and tries a union's members in turn.
+AnyDataset = Dataset | MapDataset | IterDataset  # type: ignore[type-arg]  # jsonargparse 4.50 breaks on Dataset[Any]
+Source = Callable[[], Any] | AnyDataset
+SourceOrFraction = float | Source  # the number first: jsonargparse would save it as the path of a function that is none
 CONTRACT = (  # the README's lines
     "A dataset has `__len__` and `__getitem__(index)`, and returns the same item for the same index in every process.",
     "Or it has `__iter__`, which starts from the beginning each time and yields the items of this process and worker.",
@@ -49,7 +51,7 @@ class Splits:
 
     def __init__(
         self,
-        sources: Mapping[Stage, Source | float | None],
+        sources: Mapping[Stage, SourceOrFraction | None],
         processor: ItemProcessor,
         conditions: Conditions,
         key: Key,

@@ -159,4 +159,5 @@ def _join_quarters(quarters: list[Tensor], shape: torch.Size, dtype: torch.dtype
 def _draw_timesteps(tables: Tables, batch: TripleInputs) -> Tensor:
     if isinstance(batch.timesteps, Tensor):
         return batch.timesteps
-    return batch.timesteps(batch.position, len(tables.signal), tables.key_words(), batch.stage)
+    t: Tensor = batch.timesteps(batch.position, len(tables.signal), tables.key_words(), batch.stage)
+    return t

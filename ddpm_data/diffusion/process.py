@@ -30,7 +30,8 @@ class ForwardProcess(nn.Module):
 
     All methods take images and noise as floating point, shape ``(batch, ...)``, with any number of trailing dimensions.
     ``t`` is int64, shape ``(batch,)``, zero-based, in ``[0, num_timesteps)``. Results have the images' shape and dtype.
-    bfloat16 and float16 images are noised in float32 and cast last. Otherwise the first steps would add no noise.
+    bfloat16 and float16 images are noised in float32 and cast last. Otherwise the first steps would add no noise. Only
+    ``predict_x_0`` and ``predict_noise`` refuse an ``x_t`` of these dtypes: they divide, which enlarges its rounding.
 
     The buffers are float32, shape ``(num_timesteps,)``:
 
@@ -146,8 +147,10 @@ class ForwardProcess(nn.Module):
             noise: The noise in ``x_t``, or a model's prediction of it, shape of ``x_t``.
 
         Raises:
+            TypeError: ``x_t`` is bfloat16 or float16: at the last steps its rounding would grow a hundredfold.
             ValueError: A step in ``t`` has zero signal-to-noise ratio.
         """
+        _refuse_half(x_t, "predict_x_0", "x_0", "sqrt(abar_t), 0.006 at DDPM's last step")
         if self._has_no_signal:
             self._refuse_zeros(t, self.alphas_cumprod, "predict_x_0", "x_t is pure noise and contains nothing of x_0")
         return _combine(self.sqrt_recip_alphas_cumprod, x_t, -self.sqrt_recipm1_alphas_cumprod, noise, t)
@@ -161,8 +164,10 @@ class ForwardProcess(nn.Module):
             x_0: Clean images, or a model's prediction of them, shape of ``x_t``.
 
         Raises:
+            TypeError: ``x_t`` is bfloat16 or float16: at the first steps its rounding would grow a hundredfold.
             ValueError: A step in ``t`` has no noise yet (every beta up to it is 0).
         """
+        _refuse_half(x_t, "predict_noise", "the noise", "sqrt(1 - abar_t), 0.01 at DDPM's first step")
         sigma = self.sqrt_one_minus_alphas_cumprod
         if self._has_no_noise:
             self._refuse_zeros(t, sigma, "predict_noise", "x_t equals x_0 and contains no noise")
@@ -285,6 +290,17 @@ def _to_float32(x: Tensor) -> Tensor:
             f"images and noise must be floating point here, not {x.dtype}. ForwardDiffusion scales uint8 images."
         )
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _refuse_half(x_t: Tensor, method: str, result: str, divisor: str) -> None:
+    if x_t.dtype in (torch.bfloat16, torch.float16):
+        kind = str(x_t.dtype).removeprefix("torch.")
+        raise TypeError(
+            f"{method}: x_t is {kind}. {result} is found by a division by {divisor}, which enlarges what x_t and the "
+            f"noise were rounded by: {result} would be off by up to 2. To train, take float32 batches, "
+            "Trainer(precision='bf16-mixed') instead of 'bf16-true'; to sample, keep x_t in float32. (x_t.float() of a "
+            "rounded batch does not bring its digits back.)"
+        )
 
 
 def _gather_factors(table: Tensor, t: Tensor, x: Tensor) -> Tensor:

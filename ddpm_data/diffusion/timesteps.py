@@ -1,6 +1,7 @@
 """Draws of ``t`` for each example: integer arithmetic on keyed bits, so the same on every device."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,4 +59,5 @@ class UniformTimesteps:
         return (word * num_timesteps) >> 32
 
 
-Timesteps = Callable[[Tensor, int, Key, Stage], Tensor]
+# Not -> Tensor: LightningCLI (jsonargparse) would take a class_path in YAML for a kind of Tensor.
+Timesteps = Callable[[Tensor, int, Key, Stage], Any]

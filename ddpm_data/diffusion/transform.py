@@ -18,7 +18,7 @@ from ddpm_data.latents import Latents
 from ddpm_data.rng.philox import STAGES, key_from
 from ddpm_data.types import Stage, Triple
 
-Augment = Callable[[Tensor], Tensor]
+Augment = Callable[..., Any]  # not -> Tensor: LightningCLI would take a class_path in YAML for a kind of Tensor
 # On a CPU, images of fewer values run uncompiled, since a batch takes less than a millisecond either way. The size of
 # the image alone decides: in batches of two sizes, the same example must not be drawn by two kinds of code.
 _MIN_COMPILED_VALUES = 512
@@ -228,7 +228,7 @@ class ForwardDiffusion(nn.Module):
         """Return what the kernel draws ``t`` with, or ``t`` itself from a draw that may not compile."""
         if isinstance(self.timesteps, UniformTimesteps):
             return self.timesteps
-        t = self.timesteps(position, self.process.num_timesteps, key_from(self.seed), stage)
+        t: Tensor = self.timesteps(position, self.process.num_timesteps, key_from(self.seed), stage)
         self.process.check_steps(t)
         return t
 

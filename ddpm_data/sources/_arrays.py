@@ -21,14 +21,25 @@ _DTYPES = (
 
 
 class MapDataset(Protocol):
-    """The interface of every map-style dataset."""
+    """The interface of every map-style dataset.
 
-    def __len__(self) -> int:
-        """Return the number of items."""
+    It asks for no types, so that jsonargparse, which compares annotations, finds it in classes that have none.
+    """
+
+    def __len__(self) -> Any:  # noqa: ANN401
+        """Return the number of items, an int."""
         ...
 
-    def __getitem__(self, index: int, /) -> Any:  # noqa: ANN401  # any item is the point
+    def __getitem__(self, index: Any, /) -> Any:  # noqa: ANN401
         """Return one item."""
+        ...
+
+
+class IterDataset(Protocol):
+    """The interface of every dataset with an order of its own; it asks for no types either."""
+
+    def __iter__(self) -> Any:  # noqa: ANN401
+        """Begin a pass over the items."""
         ...
 
 

@@ -1,5 +1,6 @@
 """The forward process against its formulas, its own inverses and itself step by step."""
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -9,6 +10,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from ddpm_data import ForwardProcess, schedules
+from tests.conftest import ROOT
 
 BUFFERS = [
     "betas",
@@ -158,6 +160,37 @@ def test_half_precision_is_computed_in_float32_and_cast_last(process: ForwardPro
         result = method(x_0, t, noise)
         assert result.dtype == dtype
         assert torch.equal(result, exact.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_what_a_rounded_x_t_no_longer_holds_is_not_computed_from_it(
+    process: ForwardProcess, dtype: torch.dtype
+) -> None:
+    """The refused results would be off by 0.1 and more."""
+    x_0, _, noise = batch(64, 3, 4, 4, dtype=torch.float32)
+    t = torch.arange(936, 1000)
+    x_t = process.q_sample(x_0, t, noise)
+    rounded = process.predict_x_0(x_t.to(dtype).float(), t, noise.to(dtype).float())
+    assert (rounded - x_0).abs().max() > 0.1
+    with pytest.raises(TypeError, match=r"predict_x_0: x_t is .*bf16-mixed.*keep x_t in float32"):
+        process.predict_x_0(x_t.to(dtype), t, noise.to(dtype))
+    with pytest.raises(TypeError, match=r"predict_noise: x_t is "):
+        process.predict_noise(x_t.to(dtype), t, x_0.to(dtype))
+    # A model's output may be: it was not rounded on the way.
+    assert process.predict_x_0(x_t, t, noise.to(dtype)).dtype == torch.float32
+    # Nothing is divided here.
+    assert process.predict_x_0_from_velocity(x_t.to(dtype), t, noise.to(dtype)).dtype == dtype
+
+
+@pytest.mark.parametrize("betas", [schedules.linear(), schedules.zero_terminal_snr(schedules.linear()), torch.zeros(9)])
+def test_the_documented_min_snr_weight_is_finite_at_every_step(betas: Tensor) -> None:
+    """docs/index.md: min(snr, 5) / snr, whose limit at zero SNR is 1 and without noise 0."""
+    (line,) = re.findall(r"^weight = (.+?)  #", (ROOT / "docs" / "index.md").read_text(), re.MULTILINE)
+    process = ForwardProcess(betas)
+    t = torch.arange(len(betas))
+    weight, snr = eval(line, {"process": process, "t": t}), process.snr(t).double()
+    expected = torch.where(snr == 0, 1, torch.where(snr.isinf(), 0, snr.clamp(max=5) / snr))
+    torch.testing.assert_close(weight.double(), expected, rtol=1e-6, atol=0)
 
 
 def test_the_first_step_still_noises_in_bfloat16(process: ForwardProcess) -> None:
