@@ -1,5 +1,6 @@
 """Latents of an autoencoder in place of images: floats, stored as mean and standard deviation or as samples."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -62,18 +63,19 @@ class Latents:
 
         Args:
             key: The seed's key, from :func:`~ddpm_data.rng.philox.key_from`.
-            values: Stored latents, floats, shape ``(batch, channels, height, width)``. With mean and standard deviation
-                there are twice as many channels: first the mean's, then the standard deviation's.
+            values: Stored latents, floats, shape ``(batch, channels, ...)``. With mean and standard deviation there are
+                twice as many channels: first the mean's, then the standard deviation's.
             position: Positions in the stage's stream, int64, shape ``(batch,)``.
             stage: The stage whose stream the positions belong to.
 
         Returns:
-            The latents to noise, float32, shape ``(batch, channels, height, width)``.
+            The latents to noise, float32, shape ``(batch, channels, ...)``.
         """
         latents = values.float()
         if self.has_std:
             mean, std = latents.chunk(2, dim=1)
-            noise = normals(key, Purpose.LATENT, stage, position, mean.shape[1:].numel()).view(mean.shape)
+            numel = math.prod(mean.shape[1:])  # a symbol while this is compiled
+            noise = normals(key, Purpose.LATENT, stage, position, numel).view(mean.shape)
             latents = mean + std * noise
         if isinstance(self.shift, float) and isinstance(self.scale, float):
             return (latents - self.shift) * self.scale

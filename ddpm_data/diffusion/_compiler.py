@@ -1,4 +1,4 @@
-"""Compile functions of a batch once per kind of batch. A short last batch needs no second compilation.
+"""Compile functions of a batch, once for batches of every size and images of every height and width.
 
 ``torch.compile`` checks at every call whether anything has changed since it traced a function. In training these checks
 took longer than making the triples of a small batch, because the model's step leaves the CPU's caches cold
@@ -7,22 +7,23 @@ took longer than making the triples of a small batch, because the model's step l
 """
 
 import warnings
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import cache, lru_cache
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
-import torch._inductor
 import torch._inductor.config
 from torch import Tensor
+from torch._guards import TracingContext, tracing
+from torch._inductor.compile_fx import compile_fx
+from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from tqdm import tqdm
 
 from ddpm_data._distributed import is_rank_zero
 
-# Make kernels write the quarters of an image directly into the result. For bfloat16 on CUDA, inductor would otherwise
-# write them elsewhere and join them in a second kernel. By its own count, that moves 29 bytes per number instead of 5
-# (benchmarks.kernels).
+# Make kernels write the quarters of an image directly into the result, instead of joining them in a second kernel.
 OPTIONS: dict[str, int | bool] = {
     name: 0
     for name in ("max_pointwise_cat_inputs", "max_complex_pointwise_cat_inputs")
@@ -30,6 +31,9 @@ OPTIONS: dict[str, int | bool] = {
 }
 # Otherwise code compiled while torch has one thread would always use one, whatever torch.set_num_threads() says later.
 OPTIONS["cpp.dynamic_threads"] = True
+
+_EXAMPLE_BATCH = 64  # images in the batch for which code is compiled,
+_EXAMPLE_SIZE = 12288  # and values in each of them: as large as usual, or inductor would leave out threads and vectors
 
 Compiled = Callable[..., tuple[Tensor, ...]]
 Signature = tuple[tuple[torch.Size, torch.dtype, torch.device], ...]
@@ -54,14 +58,11 @@ class Kernel(Protocol):
 class Compiler:
     """Compiles each kernel on first use, and calls it. If compiling fails, it warns once and compiles nothing more.
 
-    A batch of a new size is padded, or cut into pieces, to fit a compiled size. Only for a batch at least twice as
-    large as every compiled size, the kernel is compiled again. Examples do not affect each other, so padding and
-    cutting change no result.
+    One compiled kernel serves batches of every size, and images of every height and width.
     """
 
     def __init__(self) -> None:
-        # For each kernel, length of the tables and kind of rows: the compiled function by batch size.
-        self._compiled: dict[tuple[object, ...], dict[int, Compiled]] = {}
+        self._compiled: dict[tuple[object, ...], Compiled] = {}
         self._done: set[Hashable] = set()
         self._failed = False
 
@@ -72,28 +73,20 @@ class Compiler:
             kernel: The kernel.
             tables: Its first arguments, which do not depend on the batch. In every call they have the same dtypes and,
                 except for their length, the same shapes.
-            batch: Its other arguments, contiguous, with one row per example.
+            batch: Its other arguments, contiguous, with one row per example: at least one row.
 
         Returns:
             What the kernel returns; ``None`` if compiling failed, now or before.
         """
-        rows = tuple((tensor.shape[1:], tensor.dtype, tensor.device) for tensor in batch)
-        by_size = self._compiled.setdefault((kernel, len(tables[0]), rows), {})
-        count = len(batch[0])
-        if compiled := by_size.get(count):
-            return compiled(*tables, *batch)
-        size = _choose_size(count, by_size)
-        if size not in by_size:
+        kinds = tuple(_find_kind(tensor) for tensor in batch)
+        key = (kernel, len(tables[0]), kinds)
+        compiled = self._compiled.get(key)
+        if compiled is None:
             signature = tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in tables)
-            key = (kernel, signature, rows, size)
-            if not self.attempt(key, lambda: by_size.update({size: _compile(*key)})):
+            if not self.attempt(key, lambda: self._compiled.update({key: _compile(kernel, signature, kinds)})):
                 return None
-        compiled = by_size[size]
-        if size == count:
-            return compiled(*tables, *batch)
-        pieces = [[_pad_batch(tensor[i : i + size], size) for tensor in batch] for i in range(0, count, size)]
-        results = [compiled(*tables, *piece) for piece in pieces]
-        return tuple(torch.cat(parts)[:count] for parts in zip(*results, strict=True))
+            compiled = self._compiled[key]
+        return compiled(*tables, *batch)
 
     def attempt(self, key: Hashable, compile: Callable[[], object]) -> bool:
         """Compile something, unless that was done or compiling has failed; returns whether it is compiled.
@@ -123,24 +116,36 @@ class Compiler:
         return {"_compiled": {}, "_done": set(), "_failed": self._failed}
 
 
-def _choose_size(count: int, sizes: Iterable[int]) -> int:
-    """Choose the compiled size for ``count`` examples: the smallest that fits, else the largest, else ``count``."""
-    if fitting_sizes := [size for size in sizes if size >= count]:
-        return min(fitting_sizes)
-    largest = max(sizes, default=0)
-    return largest if count < 2 * largest else count
+class _Kind(NamedTuple):
+    """The properties of a batch's tensor for which code is compiled.
+
+    Attributes:
+        dtype: The dtype.
+        device: The device.
+        middle: The sizes of all dimensions but the first and the last.
+        remainder: The last dimension's size modulo 4, because a block of random words gives four numbers; ``None`` if
+            there is only one dimension.
+    """
+
+    dtype: torch.dtype
+    device: torch.device
+    middle: tuple[int, ...]
+    remainder: int | None
 
 
-def _pad_batch(tensor: Tensor, size: int) -> Tensor:
-    missing = size - len(tensor)
-    return tensor if not missing else torch.cat([tensor, tensor.new_zeros((missing, *tensor.shape[1:]))])
+def _find_kind(tensor: Tensor) -> _Kind:
+    shape = tensor.shape
+    return _Kind(tensor.dtype, tensor.device, tuple(shape[1:-1]), shape[-1] % 4 if len(shape) > 1 else None)
 
 
 @lru_cache(maxsize=256)
-def _compile(kernel: Kernel, tables: Signature, rows: Signature, size: int) -> Compiled:
-    """Compile a kernel for one batch size; cached, so that all transforms of a process share the code."""
+def _compile(kernel: Kernel, tables: Signature, kinds: tuple[_Kind, ...]) -> Compiled:
+    """Compile a kernel; cached, so that all transforms of a process share the code.
+
+    It is compiled for symbols in place of sizes, whose example is always the same. So the code does not depend on the
+    sizes that a process happens to see first, and every process computes the same bits.
+    """
     _keep_freed_memory()
-    batch = [(torch.Size((size, *shape)), dtype, device) for shape, dtype, device in rows]
     bar = tqdm(
         desc="Compiling the batch transform, once per stage",
         total=1,
@@ -148,12 +153,33 @@ def _compile(kernel: Kernel, tables: Signature, rows: Signature, size: int) -> C
         leave=False,
         disable=not is_rank_zero(),
     )
-    with bar, torch.inference_mode(False), torch.no_grad():  # code traced in inference mode would run in no other mode
-        examples: list[Any] = [torch.zeros(s, dtype=dtype, device=d) for s, dtype, d in (*tables, *batch)]
-        # A lambda, because make_fx would treat a method's self as one of the tensors.
-        graph = make_fx(lambda *tensors: kernel(*tensors))(*examples)
-        compiled: Compiled = torch._inductor.compile(graph, examples, OPTIONS)
-    return compiled
+    # What is traced in inference mode would run in no other.
+    with bar, torch.inference_mode(False), torch.no_grad(), torch._inductor.config.patch(OPTIONS):
+        mode = FakeTensorMode(shape_env=ShapeEnv())
+        fixed = [mode.from_tensor(torch.empty(shape, dtype=dtype, device=device)) for shape, dtype, device in tables]
+        examples: list[Any] = [*fixed, *(_make_symbolic(mode, kind) for kind in kinds)]
+
+        def trace(*tensors: Tensor) -> tuple[Tensor, ...]:
+            for tensor in tensors[len(tables) :]:  # the batch has one size
+                torch._check(tensor.shape[0] == tensors[-1].shape[0])
+            return kernel(*tensors)
+
+        with mode:
+            graph = make_fx(trace)(*examples)
+        with tracing(TracingContext(mode)):
+            compiled: Any = compile_fx(graph, examples)
+    return compiled  # type: ignore[no-any-return]  # compile_fx has other results, for other options
+
+
+def _make_symbolic(mode: FakeTensorMode, kind: _Kind) -> Tensor:
+    """Make a tensor without content, of a kind; its first and last sizes are symbols."""
+    shape: tuple[int, ...] = (_EXAMPLE_BATCH,)
+    sizes = [DimDynamic.DYNAMIC]
+    if kind.remainder is not None:
+        shape = *shape, *kind.middle, _EXAMPLE_SIZE + kind.remainder
+        sizes = [DimDynamic.DYNAMIC, *[DimDynamic.STATIC] * len(kind.middle), DimDynamic.DYNAMIC]
+    example = torch.empty(shape, dtype=kind.dtype, device=kind.device)
+    return mode.from_tensor(example, symbolic_context=StatelessSymbolicContext(dynamic_sizes=sizes))
 
 
 @cache

@@ -5,11 +5,11 @@ quarters of an image side by side, because a block of four Philox words gives on
 kernel reads and writes contiguous memory and keeps words, noise and ``x_t`` in registers.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ddpm_data.diffusion.timesteps import Timesteps, UniformTimesteps
 from ddpm_data.latents import Latents
@@ -70,7 +70,7 @@ def mirror(images: Tensor, mirrored: Tensor) -> Tensor:
     """Mirror the images left to right for which ``mirrored`` is true."""
     mask = mirrored.view(-1, *[1] * (images.dim() - 1))
     if images.dtype != torch.uint8 or images.device.type != "cpu":
-        return torch.where(mask, images.flip(-1), images)  # on a GPU this becomes part of the one kernel
+        return torch.where(mask, images.flip(-1), images)
     # On a CPU, torch.where on bytes takes six times as long, because it is not vectorised.
     return images.flip(-1).bitwise_xor_(images).bitwise_and_(mask.to(torch.uint8) * 255).bitwise_xor_(images)
 
@@ -81,10 +81,13 @@ def make_triple(tables: Tables, batch: TripleInputs) -> Triple:
     if flip:
         images = mirror(images, flip_mask(tables, position, flip))
     t = _draw_timesteps(tables, batch)
-    numel = images.shape[1:].numel()
-    quarter = -(-numel // 4)
-    flat = images.reshape(len(images), numel)
-    quarters = (flat if numel % 4 == 0 else F.pad(flat, (0, 4 * quarter - numel))).view(-1, 4, quarter)
+    flat = images.flatten(1)
+    numel = flat.shape[1]  # a symbol while the code is compiled, which Size.numel() would turn into a number
+    missing = int(-numel % 4)  # a number, for which the code is compiled
+    quarter = (numel + missing) // 4
+    if missing:  # by cat, because F.pad cannot be traced with symbols
+        flat = torch.cat([flat, flat.new_zeros((flat.shape[0], missing))], dim=1)
+    quarters = flat.view(-1, 4, quarter)
     signal, sigma = tables.signal[t][:, None], tables.sigma[t][:, None]
     noise = normal_quarters(tables.key_words(), Purpose.NOISE, stage, position, quarter)
     x_t = [signal * scale_images(quarters[:, i]) + sigma * noise[i] for i in range(4)]
@@ -120,7 +123,6 @@ class TripleKernel(NamedTuple):
     """A kernel that calls :func:`make_triple`; ``low_discrepancy`` is ``None`` if ``t`` is one of its arguments."""
 
     low_discrepancy: bool | None
-    flip: float
     stage: Stage
     dtype: torch.dtype
 
@@ -129,7 +131,7 @@ class TripleKernel(NamedTuple):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return ``x_t``, ``t`` and the noise."""
         timesteps = given_t[0] if self.low_discrepancy is None else UniformTimesteps(self.low_discrepancy)
-        batch = TripleInputs(images, position, timesteps, self.flip, self.stage, self.dtype)
+        batch = TripleInputs(images, position, timesteps, 0.0, self.stage, self.dtype)
         x_t, t, noise = make_triple(Tables(signal, sigma, key), batch)
         return x_t, t, noise
 
@@ -153,7 +155,7 @@ def scale_images(images: Tensor) -> Tensor:
 
 def _join_quarters(quarters: list[Tensor], shape: torch.Size, dtype: torch.dtype) -> Tensor:
     flat = torch.stack([quarter.to(dtype) for quarter in quarters], dim=1).view(shape[0], -1)
-    return flat[:, : shape[1:].numel()].reshape(shape)
+    return flat[:, : math.prod(shape[1:])].contiguous().view(shape)
 
 
 def _draw_timesteps(tables: Tables, batch: TripleInputs) -> Tensor:

@@ -190,8 +190,10 @@ class ForwardDiffusion(nn.Module):
         if not values.is_floating_point():
             raise TypeError(f"images are {values.dtype}, but latents must be floats. Change `dataset.latents`.")
         kernel = _kernels.LatentKernel(self.latents, stage)
-        outputs = self._compiler(kernel, tables, [values.contiguous(), position.contiguous()]) if compiles else None
-        return outputs[0] if outputs is not None else kernel(*tables, values, position)[0]
+        flat = values.flatten(2).contiguous()
+        outputs = self._compiler(kernel, tables, [flat, position.contiguous()]) if compiles else None
+        latents = outputs[0] if outputs is not None else kernel(*tables, flat, position)[0]
+        return latents.view(*latents.shape[:2], *values.shape[2:])
 
     def _make_compiled(self, tables: _kernels.Tables, batch: _kernels.TripleInputs) -> Triple:
         images, position, timesteps, flip, stage, dtype = batch
@@ -207,15 +209,18 @@ class ForwardDiffusion(nn.Module):
             masks = self._compiler(_kernels.FlipMaskKernel(flip), tables, [position])
             if masks is None:
                 return _kernels.make_triple_in_blocks(tables, batch)
-            images, flip = _kernels.mirror(images, masks[0]), 0.0
-        tensors = [images.contiguous(), position]
+            images = _kernels.mirror(images, masks[0])
+        tensors = [images.contiguous().flatten(1), position]
         if isinstance(timesteps, UniformTimesteps):
-            kernel = _kernels.TripleKernel(timesteps.low_discrepancy, flip, stage, dtype)
+            kernel = _kernels.TripleKernel(timesteps.low_discrepancy, stage, dtype)
         else:
             assert isinstance(timesteps, Tensor)
-            kernel, tensors = _kernels.TripleKernel(None, flip, stage, dtype), [*tensors, timesteps.contiguous()]
+            kernel, tensors = _kernels.TripleKernel(None, stage, dtype), [*tensors, timesteps.contiguous()]
         outputs = self._compiler(kernel, tables, tensors)
-        return _kernels.make_triple_in_blocks(tables, batch) if outputs is None else Triple(*outputs)
+        if outputs is None:
+            return _kernels.make_triple_in_blocks(tables, batch)
+        x_t, t, noise = outputs
+        return Triple(x_t.view(images.shape), t, noise.view(images.shape))
 
     def _make_on_cuda(self, tables: _kernels.Tables, batch: _kernels.TripleInputs) -> Triple:
         kind = (batch.images.dtype, batch.images.device, type(batch.timesteps), batch.flip, batch.stage, batch.dtype)
