@@ -3,6 +3,7 @@
 import tarfile
 from collections.abc import Iterator
 from io import BytesIO
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -157,16 +158,18 @@ def test_about_half_are_mirrored_the_same_ones_in_every_mode() -> None:
     position = torch.arange(240)
     images = uint8_images(240, 1, 24, 24)
     masks = []
-    for compiles in (True, False):
-        transform = ForwardDiffusion(ForwardProcess(CLEAN), seed=4, flip=0.5, compile=compiles)
-        mask = transform.flip_mask(position)
-        assert mask is not None
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    for compiles, device in product((True, False), devices):
+        transform = ForwardDiffusion(ForwardProcess(CLEAN), seed=4, flip=0.5, compile=compiles).to(device)
+        drawn = transform.flip_mask(position.to(device))
+        assert drawn is not None
+        mask = drawn.cpu()
         masks.append(mask)
-        x_t = transform(images, position).x_t
+        x_t = transform(images.to(device), position.to(device)).x_t.cpu()
         assert torch.equal(levels(x_t), transform.mirror(images, mask).float())
         assert torch.equal(transform.mirror(images.long(), mask), transform.mirror(images, mask).long())
         assert transform.flip_mask(position, "val") is None
-    assert torch.equal(masks[0], masks[1])
+    assert all(torch.equal(mask, masks[0]) for mask in masks)
     assert abs(int(masks[0].sum()) - 120) < 40
 
 
