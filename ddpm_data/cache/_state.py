@@ -62,7 +62,11 @@ class _StateDigest:
         attributes = getattr(dataset, "__dict__", {})
         self._add_labels(dataset)
         folders = [os.fspath(v) for v in attributes.values() if isinstance(v, str | PurePath) and os.path.isdir(v)]
+        walked = set()
         for name, value in sorted(attributes.items()):
+            if id(value) in walked:  # torchvision's folders have one list under two names
+                continue
+            walked.add(id(value))
             if isinstance(value, str | PurePath):
                 if os.path.isfile(value):
                     self._update(name, *_describe_file(value))

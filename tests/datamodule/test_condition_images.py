@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset, get_worker_info
 from torchvision import tv_tensors
 
-from ddpm_data import ConditionedTriple, DDPMDataModule, ForwardDiffusion, ForwardProcess, schedules, triples
+from ddpm_data import ConditionedTriple, DDPMDataModule, ForwardDiffusion, ForwardProcess, Triple, schedules, triples
 from ddpm_data.sources import TarShards
-from tests.conftest import uint8_images
+from tests.conftest import Recorder, trainer, uint8_images
 
 CLEAN = schedules.constant(2, 1e-9)  # x_t is x_0, to a hundredth of a level
 COUNT = 24
@@ -138,6 +138,47 @@ def test_arrays_and_batches_move_their_masks(way: str, size: int | None) -> None
     options = dict(image_key=0, condition=[1, 2], condition_images={1: "nearest", 2: "bilinear"}, image_size=size)
     for batch in batches(dataset, flip=0.5, **options):
         assert_lies_on_its_image(batch, slack=0.0 if size is None else 0.1)
+
+
+def test_validation_crops_the_centre_and_mirrors_neither() -> None:
+    module = DDPMDataModule(
+        Masked(square=True),
+        val=0.5,
+        schedule=CLEAN,
+        image_key="image",
+        condition=["mask", "edges"],
+        condition_images=BOTH,
+        flip=1.0,
+        compile=False,
+    )
+    module.setup("fit")
+    originals = {photograph(number)[:24, :24].tobytes() for number in range(COUNT)}
+    for loader, mirrored in ((module.train_dataloader(), True), (module.val_dataloader(), False)):
+        for batch in triples(module, loader, "cpu"):
+            assert isinstance(batch, ConditionedTriple)
+            assert_lies_on_its_image(batch)
+            for image in levels(batch.condition["edges"]).to(torch.uint8):
+                upright = image.flip(-1) if mirrored else image
+                assert upright.permute(1, 2, 0).contiguous().numpy().tobytes() in originals
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("32-true", torch.float32), ("bf16-true", torch.bfloat16)])
+def test_a_trainer_hands_them_to_the_model(precision: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    batches_seen: list[ConditionedTriple] = []
+
+    class Model(Recorder):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:  # noqa: ANN401  # whatever comes
+            batches_seen.append(batch)
+            return self.keep("train", Triple(*batch[:3]))
+
+    options: dict[str, Any] = dict(condition=["mask", "edges"], condition_images=BOTH, image_key="image", num_workers=1)
+    module = DDPMDataModule(Masked(), schedule=CLEAN, compile=False, **MOVED, **options)
+    trainer(tmp_path, precision=precision).fit(Model(), datamodule=module)
+    for batch in batches_seen:
+        assert batch.condition["edges"].dtype == batch.x_t.dtype == dtype
+        torch.testing.assert_close(batch.condition["edges"], batch.x_t, atol=0.01, rtol=0)
+        assert batch.condition["mask"].dtype == torch.int64
+    assert batches_seen
 
 
 def test_what_crosses_to_the_device_is_bytes() -> None:
