@@ -12,8 +12,9 @@ from pathlib import PurePath
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
+
+from ddpm_data._bytes import bytes_of
 
 _ENTRIES_TRIED = 16  # of a list, to see whether it lists files
 _DATA = (list, tuple, Mapping, set, frozenset, np.ndarray, Tensor)
@@ -61,7 +62,11 @@ class _StateDigest:
         attributes = getattr(dataset, "__dict__", {})
         self._add_labels(dataset)
         folders = [os.fspath(v) for v in attributes.values() if isinstance(v, str | PurePath) and os.path.isdir(v)]
+        walked = set()
         for name, value in sorted(attributes.items()):
+            if id(value) in walked:  # torchvision's folders have one list under two names
+                continue
+            walked.add(id(value))
             if isinstance(value, str | PurePath):
                 if os.path.isfile(value):
                     self._update(name, *_describe_file(value))
@@ -81,7 +86,8 @@ class _StateDigest:
 
     def _add_values(self, values: object, folders: list[str]) -> None:
         """Add data, and the files that they name, if any; paths count from the folders on."""
-        self._add(values, [os.path.join(folder, "") for folder in folders])
+        with suppress(RecursionError):  # of what lies too deep, the rest is left out
+            self._add(values, [os.path.join(folder, "") for folder in folders])
         for column in _list_columns(values):
             for folder in ("", *folders):
                 if any(os.path.isfile(os.path.join(folder, name)) for name in column[:_ENTRIES_TRIED]):
@@ -117,7 +123,10 @@ class _StateDigest:
         if isinstance(value, Tensor | np.ndarray):
             self._add_array(value, prefixes)
         elif _is_table(value):
-            self._update(value.to_json())
+            text = str(value.shape)
+            with suppress(Exception):  # pandas' own, for columns that JSON cannot hold
+                text = value.to_json()
+            self._update(text)
         elif isinstance(value, set | frozenset):
             self._update(*sorted(map(repr, value)))
         elif isinstance(value, Mapping):
@@ -143,8 +152,7 @@ class _StateDigest:
         elif isinstance(value, np.ndarray) and value.dtype.hasobject:
             self._add(value.tolist(), prefixes)
         else:
-            array = value if isinstance(value, np.ndarray) else value.detach().cpu().contiguous().view(-1)
-            raw = array if isinstance(array, np.ndarray) else array.view(torch.uint8).numpy()
+            raw = value if isinstance(value, np.ndarray) else bytes_of(value.cpu())
             self.digest.update(np.ascontiguousarray(raw).data)
 
     def _is_known(self, value: object) -> bool:

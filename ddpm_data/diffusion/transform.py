@@ -156,7 +156,7 @@ class ForwardDiffusion(nn.Module):
         if not self.flip or stage != "train":
             return None
         kernel, tables = _kernels.FlipMaskKernel(self.flip), self._find_tables()
-        compiles = self._compiles and len(position) > 0 and position.device.type in ("cpu", "cuda")
+        compiles = self._compiles and len(position) > 0 and position.device.type == "cpu"  # as forward() draws it there
         with torch.no_grad():
             masks = self._compiler(kernel, tables, [position.contiguous()]) if compiles else None
             return (masks or kernel(*tables, position))[0]

@@ -352,6 +352,7 @@ def _to_bchw(images: Any) -> Tensor:  # noqa: ANN401  # a tensor or array
     is_array = isinstance(images, np.ndarray)
     tensor = torch.from_numpy(np.require(images, images.dtype.newbyteorder("="), ["W", "C"])) if is_array else images
     assert isinstance(tensor, Tensor)
+    tensor = tensor.as_subclass(Tensor)
     if tensor.dim() == 3:
         return tensor[:, None]
     return tensor.permute(0, 3, 1, 2) if channels_come_last(tensor.shape[1:], is_array) else tensor

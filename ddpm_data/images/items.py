@@ -95,7 +95,7 @@ def to_chw(image: Tensor | np.ndarray[Any, Any]) -> Tensor:
     if isinstance(image, np.ndarray):
         # torch refuses read-only arrays, negative strides and foreign byte orders. np.require copies only such arrays.
         image = torch.from_numpy(np.require(image, image.dtype.newbyteorder("="), ["W", "C"]))
-    values = image.detach()
+    values = image.detach().as_subclass(Tensor)  # torchvision's tv_tensors resize by rules of their own
     check_pixels(values)
     if values.dim() == 2:
         return values[None]

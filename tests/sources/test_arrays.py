@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Subset, TensorDataset
 from torchvision import datasets
 
+from ddpm_data.images.conditions import Conditions
 from ddpm_data.images.processor import ImageProcessor
 from ddpm_data.loading.map_style import MapStyleImages
 from ddpm_data.sources._arrays import BackingArray, find_backing_array
@@ -141,7 +142,7 @@ def test_a_subset_counts_as_python_does(part: Any, indices: Any) -> None:  # noq
     twice = Subset(subset, [-1, 0])
     condition = None if part is COLOUR else 1
     for dataset in (subset, twice):
-        images = MapStyleImages(dataset, ImageProcessor(), "train", condition=condition)
+        images = MapStyleImages(dataset, ImageProcessor(), "train", conditions=Conditions(condition))
         images.inspect()
         assert images._arrays is not None
         batch = images.batch(range(len(dataset)))
