@@ -27,7 +27,7 @@ def printed(*command: str) -> list[list[str]]:
 @pytest.mark.slow
 @pytest.mark.skipif(
     torch.__version__ < "2.7" or not importlib.util.find_spec("triton"),
-    reason="Triton compiles for other cards since 3.3",
+    reason="needs Triton 3.3",
 )
 def test_the_kernel_for_cuda_devices_fits_its_registers_and_waits_for_memory() -> None:
     rows = printed("benchmarks.kernels")
