@@ -8,7 +8,7 @@ from typing import TypeGuard, cast
 from torch.utils.data import DataLoader, IterableDataset
 
 from ddpm_data._checks import check_float
-from ddpm_data._distributed import is_rank_zero
+from ddpm_data._distributed import is_rank_zero, refuse_collectives
 from ddpm_data.cache.store import Cache, decoding_options, open_or_build
 from ddpm_data.images.processor import ItemProcessor
 from ddpm_data.loading.iterable import IterableImages
@@ -82,13 +82,13 @@ class Splits:
     def prepare(self, stages: Iterable[Stage]) -> None:
         """Call every factory, for what it downloads, and decode what some stages need into the cache.
 
-        The datasets are kept for :meth:`open`.
+        The datasets are kept for :meth:`open`. One process runs alone here, and others wait for it. So a factory that
+        wants them to join it in a collective is left to :meth:`open`, which all processes call.
         """
-        for stage in self._sources:
-            self._dataset(stage)
+        joint = {stage for stage in self._sources if not self._build_alone(stage)}
         if self.cache_dir is not None:
             for stage in stages:
-                if self.has(stage):
+                if self.has(stage) and self._owner(stage) not in joint:
                     self._cache(self._owner(stage))
 
     def open(self, stage: Stage) -> StageImages:
@@ -164,6 +164,18 @@ class Splits:
             source = self._sources[stage]
             self._datasets[stage] = _check_dataset(stage, source() if _is_factory(source) else source)
         return self._datasets[stage]
+
+    def _build_alone(self, stage: Stage) -> bool:
+        """Build a dataset while other processes wait; return whether that worked without them."""
+        with refuse_collectives() as guard:
+            try:
+                self._dataset(stage)
+            except Exception:  # a factory may raise anything, and from a refused collective too
+                if not guard.refused:
+                    raise
+        if guard.refused:
+            self._datasets.pop(stage, None)
+        return not guard.refused
 
     def _owner(self, stage: Stage) -> Stage:
         """Return the stage whose dataset this one reads: itself, or ``train`` where a fraction of that is held out."""
