@@ -16,6 +16,7 @@ from ddpm_data.loading.iterable import SelfOrderedImages
 from ddpm_data.loading.options import LoaderOptions
 from ddpm_data.loading.stage_images import StageBatches
 from ddpm_data.rng.philox import Key
+from ddpm_data.sources._sharding import tell_epoch
 from ddpm_data.types import BatchMeta, ImageBatch, ItemKey, Stage
 
 
@@ -71,9 +72,8 @@ class PrebatchedImages(SelfOrderedImages):
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the loader's samplers and dataset the epoch, as Lightning would."""
-        for sampler in (self.loader.sampler, getattr(self.loader.batch_sampler, "sampler", None), self.loader.dataset):
-            if callable(set_epoch := getattr(sampler, "set_epoch", None)):
-                set_epoch(epoch)
+        for part in (self.loader.sampler, getattr(self.loader.batch_sampler, "sampler", None), self.loader.dataset):
+            tell_epoch(part, epoch)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Any]]:
         """Yield images with their conditions.

@@ -10,10 +10,10 @@ def split_by_rank(source: Iterable[object], share: EpochShard) -> Iterable[objec
     """Return the part of an iterable source that one process reads in one epoch.
 
     - Streamed datasets of Hugging Face's ``datasets`` and :class:`TarShards` are split over processes here.
-    - LitData finds its rank itself at construction; here it is checked.
+    - LitData and MosaicML find their rank themselves at construction; here it is checked.
     - Any other source has to split itself over processes.
 
-    A source with a ``set_epoch`` method is told the epoch. Every source splits its part over its workers itself.
+    A source is told the epoch: see :func:`tell_epoch`. Every source splits its part over its workers itself.
 
     Args:
         source: Any iterable dataset.
@@ -34,18 +34,37 @@ def split_by_rank(source: Iterable[object], share: EpochShard) -> Iterable[objec
                 "Set `dataset` to the full dataset, without split_dataset_by_node."
             )
         source = split_dataset_by_node(source, rank=share.rank, world_size=share.world_size)
-    env = getattr(source, "distributed_env", None)  # LitData's
-    if env is not None and (env.world_size, env.global_rank) != (share.world_size, share.rank):
+    place = _find_own_place(source)
+    if place not in (None, (share.world_size, share.rank)):
         raise ValueError(
-            f"the {kind} was built for process {env.global_rank} of {env.world_size}, and this is process "
-            f"{share.rank} of {share.world_size}: it was built before the processes started, so some images would be "
-            "read twice. Set `dataset` to a function that builds it, which is called once they run (in the configs: "
-            "`_partial_: true`)."
+            f"the {kind} was built for process {place[1]} of {place[0]}, and this is process {share.rank} of "
+            f"{share.world_size}, so some images would be read twice. Set `dataset` to a function that builds it, "
+            "which is called once the processes run (in the configs: `_partial_: true`). MosaicML's takes its rank "
+            "from the variables RANK and WORLD_SIZE, which torchrun sets, and Lightning's own launcher does not."
         )
-    set_epoch = getattr(source, "set_epoch", None)
-    if callable(set_epoch):
-        set_epoch(share.epoch)
+    tell_epoch(source, share.epoch)
     return source
+
+
+def tell_epoch(source: object, epoch: int) -> None:
+    """Tell a source, or a sampler, which epoch comes next, if it wants to know.
+
+    That is by its ``set_epoch`` method. MosaicML's datasets have none, and count in ``next_epoch`` how often they were
+    gone through. A run that resumes in a later epoch has to set that, or it would see the images of epoch 0.
+    """
+    if callable(set_epoch := getattr(source, "set_epoch", None)):
+        set_epoch(epoch)
+    elif isinstance(getattr(source, "next_epoch", None), int):
+        source.next_epoch = epoch  # type: ignore[attr-defined]  # asked for above
+
+
+def _find_own_place(source: object) -> tuple[int, int] | None:
+    """Return the world size and rank that a source found at construction; ``None`` if it did not look for them."""
+    if (env := getattr(source, "distributed_env", None)) is not None:  # LitData's
+        return env.world_size, env.global_rank
+    if (world := getattr(source, "_parallel_rank_world", None)) is not None:  # MosaicML's
+        return world.num_ranks, world.rank
+    return None
 
 
 def _is_hugging_face(source: object) -> bool:
