@@ -19,6 +19,7 @@ from ddpm_data.loading.stage_images import StageImages
 from ddpm_data.rng.permutation import RandomSubset
 from ddpm_data.rng.philox import Key
 from ddpm_data.sources._arrays import MapDataset
+from ddpm_data.sources._epochs import EpochTeller, changes_with_epoch
 from ddpm_data.types import ItemKey, Stage
 
 AnyDataset = MapDataset | Iterable[object]
@@ -74,6 +75,7 @@ class Splits:
         self._datasets: dict[Stage, AnyDataset] = {}
         self._caches: dict[Stage, Cache] = {}
         self._images: dict[Stage, StageImages] = {}
+        self._epochs = EpochTeller()
 
     def has(self, stage: Stage) -> bool:
         """Tell whether there is a set for this stage."""
@@ -126,7 +128,8 @@ class Splits:
                     "can be held out of train. Give a validation set, `dataset.val`."
                 )
             subset = self._pick_subset(stage, len(dataset))
-        return build_split(dataset, owner, self.processor, self.condition, self.options.replaces, subset, cache)
+        replaces, epochs = self.options.replaces, self._epochs
+        return build_split(dataset, owner, self.processor, self.condition, replaces, subset, cache, epochs)
 
     def images(self, stage: Stage) -> StageImages:
         """Return what :meth:`open` has built.
@@ -147,6 +150,12 @@ class Splits:
             raise ValueError(
                 f"cache_dir={str(self.cache_dir)!r}: {stage} is a {type(dataset).__name__}, which gives its items in "
                 "an order of its own, so that none could be found in a cache. Leave `loader.cache_dir` null."
+            )
+        if changes_with_epoch(dataset):
+            raise ValueError(
+                f"cache_dir={str(self.cache_dir)!r}: {stage} is a {type(dataset).__name__}, whose set_epoch says that "
+                "its items change with the epoch, and a cache would keep the first ones for ever. Leave "
+                "`loader.cache_dir` null."
             )
         if self.processor.crop == "random":
             raise ValueError(
@@ -204,6 +213,7 @@ def build_split(
     replaces: bool,
     subset: RandomSubset | None = None,
     cache: Cache | None = None,
+    epochs: EpochTeller | None = None,
 ) -> StageImages:
     """Build one stage's images from a dataset of any kind.
 
@@ -215,12 +225,13 @@ def build_split(
         replaces: Whether bad items are replaced.
         subset: Which items of a map-style dataset belong to the stage; ``None`` is all.
         cache: The images of a map-style dataset, if they have been decoded before.
+        epochs: Tells a map-style dataset its epoch.
 
     Raises:
         ValueError: Images are to be cropped by their position, which an iterable dataset does not allow.
     """
     if _is_map_style(dataset):
-        return MapStyleImages(dataset, processor, name, subset, condition, replaces, cache)
+        return MapStyleImages(dataset, processor, name, subset, condition, replaces, cache, epochs)
     if processor.crop == "random":
         raise ValueError(
             f"crop='random': a {type(dataset).__name__} gives its items in an order of its own, and a crop is picked "

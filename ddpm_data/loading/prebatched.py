@@ -16,7 +16,7 @@ from ddpm_data.loading.iterable import SelfOrderedImages
 from ddpm_data.loading.options import LoaderOptions
 from ddpm_data.loading.stage_images import StageBatches
 from ddpm_data.rng.philox import Key
-from ddpm_data.sources._sharding import tell_epoch
+from ddpm_data.sources._epochs import tell_epoch
 from ddpm_data.types import BatchMeta, ImageBatch, ItemKey, Stage
 
 

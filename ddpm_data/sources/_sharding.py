@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from ddpm_data._distributed import EpochShard
+from ddpm_data.sources._epochs import tell_epoch
 from ddpm_data.sources.tar_shards import TarShards
 
 
@@ -13,7 +14,8 @@ def split_by_rank(source: Iterable[object], share: EpochShard) -> Iterable[objec
     - LitData and MosaicML find their rank themselves at construction; here it is checked.
     - Any other source has to split itself over processes.
 
-    A source is told the epoch: see :func:`tell_epoch`. Every source splits its part over its workers itself.
+    A source is told the epoch (:func:`~ddpm_data.sources._epochs.tell_epoch`). Every source splits its part over its
+    workers itself.
 
     Args:
         source: Any iterable dataset.
@@ -44,18 +46,6 @@ def split_by_rank(source: Iterable[object], share: EpochShard) -> Iterable[objec
         )
     tell_epoch(source, share.epoch)
     return source
-
-
-def tell_epoch(source: object, epoch: int) -> None:
-    """Tell a source, or a sampler, which epoch comes next, if it wants to know.
-
-    That is by its ``set_epoch`` method. MosaicML's datasets have none, and count in ``next_epoch`` how often they were
-    gone through. A run that resumes in a later epoch has to set that, or it would see the images of epoch 0.
-    """
-    if callable(set_epoch := getattr(source, "set_epoch", None)):
-        set_epoch(epoch)
-    elif isinstance(getattr(source, "next_epoch", None), int):
-        source.next_epoch = epoch  # type: ignore[attr-defined]  # asked for above
 
 
 def _find_own_place(source: object) -> tuple[int, int] | None:
