@@ -47,7 +47,8 @@ class DDPMDataModule(L.LightningDataModule):
     A dataset has ``__getitem__`` and ``__len__``, or at least ``__iter__`` (docs/stream.md explains both). Its
     items are PIL images, tensors or arrays (CHW or HWC), or tuples or dicts that hold one. Instead of a dataset you can
     give a factory: a function without arguments that returns one. It is called in ``prepare_data``, first on one
-    process per node, so that a download happens once.
+    process per node, so that a download happens once. If it calls a collective of ``torch.distributed`` there, that
+    attempt is given up, and ``setup`` calls it on all processes together.
 
     Args:
         train: Training dataset or factory.

@@ -8,7 +8,7 @@ from typing import Any, TypeGuard, cast
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ddpm_data._checks import check_float
-from ddpm_data._distributed import is_rank_zero
+from ddpm_data._distributed import is_rank_zero, refuse_collectives
 from ddpm_data.cache.store import Cache, decoding_options, open_or_build
 from ddpm_data.images.conditions import Conditions
 from ddpm_data.images.processor import ItemProcessor
@@ -20,6 +20,7 @@ from ddpm_data.loading.stage_images import StageImages
 from ddpm_data.rng.permutation import RandomSubset
 from ddpm_data.rng.philox import Key
 from ddpm_data.sources._arrays import IterDataset, MapDataset
+from ddpm_data.sources._epochs import EpochTeller, changes_with_epoch
 from ddpm_data.types import Stage
 
 # LightningCLI (jsonargparse) makes arguments of a YAML file's values by these, and tries a union's members in turn.
@@ -77,6 +78,7 @@ class Splits:
         self._datasets: dict[Stage, AnyDataset] = {}
         self._caches: dict[Stage, Cache] = {}
         self._images: dict[Stage, StageImages] = {}
+        self._epochs = EpochTeller()
 
     def has(self, stage: Stage) -> bool:
         """Return whether this stage has a split."""
@@ -85,13 +87,13 @@ class Splits:
     def prepare(self, stages: Iterable[Stage]) -> None:
         """Call every factory, so that it downloads its data, and build the caches that the stages need.
 
-        The datasets are kept for :meth:`open`.
+        The datasets are kept for :meth:`open`. One process runs alone here, and others wait for it. So a factory that
+        wants them to join it in a collective is left to :meth:`open`, which all processes call.
         """
-        for stage in self._sources:
-            self._dataset(stage)
+        joint = {stage for stage in self._sources if not self._build_alone(stage)}
         if self.cache_dir is not None:
             for stage in stages:
-                if self.has(stage):
+                if self.has(stage) and self._owner(stage) not in joint:
                     self._cache(self._owner(stage))
 
     def open(self, stage: Stage) -> StageImages:
@@ -129,7 +131,8 @@ class Splits:
                     "can be held out of train. Give a validation set, `dataset.val`."
                 )
             subset = self._pick_subset(stage, len(dataset))
-        return build_split(dataset, owner, self.processor, self.conditions, self.options.replaces, subset, cache)
+        replaces, epochs = self.options.replaces, self._epochs
+        return build_split(dataset, owner, self.processor, self.conditions, replaces, subset, cache, epochs)
 
     def images(self, stage: Stage) -> StageImages:
         """Return what :meth:`open` has built.
@@ -151,6 +154,12 @@ class Splits:
                 f"cache_dir={str(self.cache_dir)!r}: {stage} is a {type(dataset).__name__}, which gives its items in "
                 "its own order, so it cannot be cached. Set `loader.cache_dir` to null."
             )
+        if changes_with_epoch(dataset):
+            raise ValueError(
+                f"cache_dir={str(self.cache_dir)!r}: {stage} is a {type(dataset).__name__}, whose set_epoch says that "
+                "its items change with the epoch, and a cache would keep the first ones for ever. Leave "
+                "`loader.cache_dir` null."
+            )
         if self.processor.crop == "random":
             raise ValueError(
                 f"cache_dir={str(self.cache_dir)!r}: a cache holds one crop of each image, but crop='random' "
@@ -167,6 +176,18 @@ class Splits:
             source = self._sources[stage]
             self._datasets[stage] = _check_dataset(stage, source() if _is_factory(source) else source)
         return self._datasets[stage]
+
+    def _build_alone(self, stage: Stage) -> bool:
+        """Build a dataset while other processes wait; return whether that worked without them."""
+        with refuse_collectives() as guard:
+            try:
+                self._dataset(stage)
+            except Exception:  # a factory may raise anything, and from a refused collective too
+                if not guard.refused:
+                    raise
+        if guard.refused:
+            self._datasets.pop(stage, None)
+        return not guard.refused
 
     def _owner(self, stage: Stage) -> Stage:
         """Return the stage whose dataset this one reads: itself, or ``train`` if it is held out of that."""
@@ -195,6 +216,7 @@ def build_split(
     replaces: bool,
     subset: RandomSubset | None = None,
     cache: Cache | None = None,
+    epochs: EpochTeller | None = None,
 ) -> StageImages:
     """Build one stage's images from a dataset of any kind.
 
@@ -206,12 +228,13 @@ def build_split(
         replaces: Whether bad items are replaced.
         subset: Which items of a map-style dataset belong to the stage; ``None`` is all.
         cache: The images of a map-style dataset, if they have been decoded before.
+        epochs: Tells a map-style dataset its epoch.
 
     Raises:
         ValueError: Images are to be cropped by their position, which an iterable dataset does not allow.
     """
     if _is_map_style(dataset):
-        return MapStyleImages(dataset, processor, name, subset, conditions, replaces, cache)
+        return MapStyleImages(dataset, processor, name, subset, conditions, replaces, cache, epochs)
     if processor.crop == "random":
         raise ValueError(
             f"crop='random': a {type(dataset).__name__} gives its items in an order of its own, and a crop is picked "

@@ -31,6 +31,8 @@ class StreamLoader(DataLoader[WorkerBatch]):
     """
 
     dataset: StageBatches
+    # What accelerate.Accelerator.prepare leaves as it is: the order is shared out to the processes already.
+    _is_accelerate_prepared = True
 
     def __init__(
         self,

@@ -31,6 +31,7 @@ from ddpm_data.loading.worker import SHARED_MEMORY, call_in_worker
 from ddpm_data.rng.permutation import RandomSubset, permute
 from ddpm_data.rng.philox import Key, Purpose, words
 from ddpm_data.sources._arrays import BackingArrays, MapDataset, find_backing_arrays
+from ddpm_data.sources._epochs import EpochTeller, changes_with_epoch
 from ddpm_data.sources._paths import path_of
 from ddpm_data.sources._undecoded import without_decoding
 from ddpm_data.types import BatchMeta, ImageBatch, Stage
@@ -98,6 +99,7 @@ class MapStyleImages(Dataset[Tensor]):
         conditions: Where an item holds its conditions, and which of them are images; ``None`` takes none.
         replaces: Whether a neighbour takes the place of an item that cannot be used, instead of an error.
         store: The dataset's images and conditions, if they have been decoded before.
+        epochs: Tells the dataset its epoch; one for all stages that may share a dataset.
     """
 
     brings_workers = False
@@ -111,6 +113,7 @@ class MapStyleImages(Dataset[Tensor]):
         conditions: Conditions | None = None,
         replaces: bool = False,
         store: DecodedStore | None = None,
+        epochs: EpochTeller | None = None,
     ) -> None:
         self.dataset = dataset
         self.processor = processor
@@ -119,6 +122,7 @@ class MapStyleImages(Dataset[Tensor]):
         self.conditions = conditions or Conditions()
         self.replaces = replaces
         self.store = store
+        self.epochs = epochs or EpochTeller()
         self._inspection: Inspection | None = None
         self._arrays = self._find_arrays()
         self.items = without_decoding(dataset)
@@ -317,6 +321,8 @@ class MapStyleImages(Dataset[Tensor]):
         self.items = without_decoding(self.dataset)
 
     def _find_arrays(self) -> BackingArrays | None:
+        if changes_with_epoch(self.dataset):
+            return None
         return find_backing_arrays(
             self.dataset, self.processor.image_key, self.conditions.keys, self.processor.channels_first
         )
@@ -379,6 +385,8 @@ class MapStyleBatches(StageBatches):
 
     def __getitem__(self, request: BatchRequest) -> WorkerBatch:
         position = torch.arange(request.positions.start, request.positions.stop)
+        epoch = request.positions.start // len(self.images) if self.stage == "train" else 0
+        self.images.epochs.tell(self.images.dataset, epoch)
         crop_offsets = None
         if self.key is not None:
             crop_offsets = torch.cat(words(self.key, Purpose.CROP, self.stage, position)[:2], dim=1)

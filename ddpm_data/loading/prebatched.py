@@ -17,6 +17,7 @@ from ddpm_data.loading.iterable import SelfOrderedImages
 from ddpm_data.loading.options import LoaderOptions
 from ddpm_data.loading.stage_images import StageBatches
 from ddpm_data.rng.philox import Key
+from ddpm_data.sources._epochs import tell_epoch
 from ddpm_data.types import BatchMeta, ImageBatch, Stage
 
 
@@ -72,10 +73,9 @@ class PrebatchedImages(SelfOrderedImages):
             )
 
     def set_epoch(self, epoch: int) -> None:
-        """Call ``set_epoch`` of the loader's samplers and dataset, as Lightning would."""
-        for sampler in (self.loader.sampler, getattr(self.loader.batch_sampler, "sampler", None), self.loader.dataset):
-            if callable(set_epoch := getattr(sampler, "set_epoch", None)):
-                set_epoch(epoch)
+        """Set the epoch of the loader's samplers and dataset, as Lightning would."""
+        for part in (self.loader.sampler, getattr(self.loader.batch_sampler, "sampler", None), self.loader.dataset):
+            tell_epoch(part, epoch)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Any]]:
         """Yield images with their conditions.

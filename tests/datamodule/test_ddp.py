@@ -191,3 +191,19 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
+
+
+@pytest.mark.slow
+def test_a_factory_that_waits_for_the_other_processes_does_not_hang(tmp_path: Path) -> None:
+    """It was called on one process alone in prepare_data, and waited there for ever."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
+    code, printed = finished([*command, "-m", "tests.datamodule.collective_job", str(tmp_path)], ROOT, timeout=300)
+    assert code == 0, printed[-3000:]
+    (first, first_calls), (second, second_calls) = (
+        json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)
+    )
+    assert set(first.values()) == set(second.values()) == {10}
+    assert first.keys() == second.keys()
+    attempts = {name: first_calls.count(name) - second_calls.count(name) for name in first_calls}
+    assert attempts.pop("alone") == 0  # kept from prepare_data
+    assert set(attempts.values()) == {2, 3}  # given up there once for each DataModule: twice, and once by the Trainer

@@ -1,4 +1,4 @@
-"""Loops without a Trainer see what a Trainer's model sees: the blocks of docs/how-to/plain-torch.md, really run."""
+"""Loops without a Trainer see what a Trainer's model sees: plain-torch.md's and accelerate.md's blocks are run."""
 
 import re
 import sys
@@ -20,10 +20,11 @@ from tests.groups import finished
 
 PAGE = (ROOT / "docs/how-to/plain-torch.md").read_text()
 FABRIC, ALONE, TORCHRUN = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-STEP = "        loss = "
-KEEP = "        seen.append((x_t, t, noise))\n"
+[ACCELERATE] = re.findall(r"```python\n(.*?)```", (ROOT / "docs/how-to/accelerate.md").read_text(), re.DOTALL)
+STEP = re.compile(r"^( +)loss = ", re.MULTILINE)
+KEEP = r"\1seen.append((x_t, t, noise))\n"
 LEAVE = "\ntorch.save([torch.cat(parts) for parts in zip(*seen, strict=True)], f'{loader.sampler.rank}.pt')\n"
-PROCESSES = {FABRIC: 2, ALONE: 1, TORCHRUN: 2}
+PROCESSES = {FABRIC: 2, ALONE: 1, TORCHRUN: 2, ACCELERATE: 2}
 
 
 @pytest.fixture(scope="module")
@@ -40,14 +41,18 @@ def by_example(parts: list[Tensor]) -> list[bytes]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", PROCESSES, ids=["fabric", "one process", "torchrun"])
+@pytest.mark.parametrize("block", PROCESSES, ids=["fabric", "one process", "torchrun", "accelerate"])
 def test_a_documented_loop_sees_what_a_trainers_model_sees(
     block: str, under_a_trainer: list[Tensor], tmp_path: Path
 ) -> None:
     """Bit for bit: every triple of two epochs, once, over all processes together."""
-    assert block.count(STEP) == 1
-    (tmp_path / "train.py").write_text("seen = []\n" + block.replace(STEP, KEEP + STEP) + LEAVE)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"] if block == TORCHRUN else []
+    if block == ACCELERATE:
+        pytest.importorskip("accelerate")
+    kept, count = STEP.subn(KEEP + r"\g<0>", block)
+    assert count == 1
+    (tmp_path / "train.py").write_text("seen = []\n" + kept + LEAVE)
+    is_launched = block in (TORCHRUN, ACCELERATE)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"] if is_launched else []
     code, said = finished([sys.executable, *launcher, "train.py"], tmp_path)
     assert code == 0, said[-3000:]
     ranks = [torch.load(path, weights_only=True) for path in sorted(tmp_path.glob("*.pt"))]
@@ -152,3 +157,20 @@ def test_processes_are_connected_before_setup(tmp_path: Path) -> None:
     images = dm.splits.images("train")
     with pytest.raises(ValueError, match=r"setup\(\) found 1 process\(es\), and now this is process 1 of 2"):
         make_loader(images, "train", dm._order, dm.loader_options, World(2, 1), 0)  # type: ignore[arg-type]  # setup has made it
+
+
+def test_accelerate_leaves_the_loader_as_it_is(tmp_path: Path) -> None:
+    """It ended with "object of type 'Positioned' has no len()"."""
+    accelerate = pytest.importorskip("accelerate")
+    accelerator = accelerate.Accelerator(
+        cpu=True, dataloader_config=accelerate.DataLoaderConfiguration(even_batches=True)
+    )
+    for kind, workers in KINDS:
+        dm = module(kind, num_workers=workers)
+        dm.setup("fit")
+        loader = dm.train_dataloader()
+        assert accelerator.prepare(loader) is loader
+    accelerator.save_state(str(tmp_path / "state"))
+    accelerator.load_state(str(tmp_path / "state"))
+    for state in ("AcceleratorState", "PartialState", "GradientState"):
+        getattr(accelerate.state, state)._reset_state()

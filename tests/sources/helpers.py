@@ -103,3 +103,19 @@ def litdata_chunks(folder: Path, images: Tensor) -> Path:
     writer.done()
     writer.merge(1)
     return folder
+
+
+def mosaic_shards(folder: Path, images: Tensor) -> Path:
+    streaming = pytest.importorskip("streaming")
+    with streaming.MDSWriter(out=str(folder), columns={"image": "png", "label": "int"}, size_limit=512) as writer:
+        for n, image in enumerate(images):
+            writer.write({"image": F.to_pil_image(image), "label": n})
+    return folder
+
+
+def mosaic(folder: Path) -> Any:  # noqa: ANN401  # a library that may be missing
+    """MosaicML's dataset; the memory that an earlier one of this process has left is cleaned up first."""
+    streaming = pytest.importorskip("streaming")
+    streaming.base.util.clean_stale_shared_memory()
+    options = dict(batch_size=4, shuffle=True, shuffle_seed=3, num_canonical_nodes=1)
+    return streaming.StreamingDataset(local=str(folder), **options)

@@ -3,6 +3,7 @@
 import sys
 import warnings
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,19 @@ def tar_shards(folder: Path) -> TarShards:
     return TarShards([str(path) for path in sorted(folder.glob("*.tar"))])
 
 
+def mosaic(folder: Path) -> Any:  # noqa: ANN401  # a library that may be missing
+    from streaming import StreamingDataset
+
+    return StreamingDataset(local=str(folder / "mosaic"), batch_size=3, shuffle=True, num_canonical_nodes=1)
+
+
 SOURCES: dict[str, Callable[[Path], Any]] = {
     "hugging_face": hugging_face,
     "litdata": litdata,
     "tar_shards": tar_shards,
 }
+if find_spec("streaming"):
+    SOURCES["mosaic"] = mosaic
 
 
 def fit(folder: Path, source: Callable[[Path], Any], workers: int) -> list[tuple[Tensor, Tensor]]:

@@ -1,6 +1,8 @@
 """Streams of real libraries, written here: every sample once per epoch over processes and workers."""
 
 import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,8 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ddpm_data import DDPMDataModule, schedules
 from ddpm_data._distributed import EpochShard
@@ -21,6 +25,8 @@ from tests.sources.helpers import (
     Rank,
     hugging_face,
     litdata_chunks,
+    mosaic,
+    mosaic_shards,
     png,
     read,
     rows,
@@ -92,17 +98,44 @@ def test_litdata_by_config(chunks: Path) -> None:
     assert served(instantiate(composed(*config).datamodule)) == rows(STREAM_IMAGES)
 
 
+class Counting(IterableDataset[Tensor]):
+    """Shuffles by how often it was gone through, as MosaicML's does: in memory that its workers share."""
+
+    def __init__(self) -> None:
+        self.count = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]  # torch's
+
+    @property
+    def next_epoch(self) -> int:
+        return int(self.count)
+
+    @next_epoch.setter
+    def next_epoch(self, epoch: int) -> None:
+        self.count.fill_(epoch)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        order = torch.randperm(len(STREAM_IMAGES), generator=torch.Generator().manual_seed(self.next_epoch))
+        if workers == 1:
+            self.next_epoch += 1
+        return iter(STREAM_IMAGES[order[worker::workers]])
+
+
 @pytest.mark.filterwarnings("ignore:The dirpath has changed:UserWarning")
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("library", ["datasets", "webdataset", "litdata"])
+@pytest.mark.parametrize("library", ["datasets", "webdataset", "litdata", "streaming", "one that counts"])
 def test_a_run_resumes_inside_an_epoch(
     library: str, workers: int, shards: list[str], chunks: Path, tmp_path: Path
 ) -> None:
     """The second epoch's, on shuffled streams: the same triples as the run that was not interrupted."""
 
     def fit(folder: Path, ckpt: Path | None = None) -> Recorder:
-        if library == "litdata":
-            source: Any = litdata.StreamingDataset(str(chunks), shuffle=True, seed=1)
+        if library == "streaming":
+            source: Any = mosaic(mosaic_shards(tmp_path / f"mds of {folder.name}", STREAM_IMAGES))
+        elif library == "one that counts":
+            source = Counting()
+        elif library == "litdata":
+            source = litdata.StreamingDataset(str(chunks), shuffle=True, seed=1)
         elif library == "webdataset":
             source = TarShards(shards, shuffle=5)
         else:
@@ -122,12 +155,41 @@ def test_a_run_resumes_inside_an_epoch(
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
+def test_a_loader_of_a_source_that_counts_its_epochs_is_told_the_epoch() -> None:
+    def batches(epoch: int) -> list[Tensor]:
+        dm = DDPMDataModule(DataLoader(Counting(), batch_size=23), schedule=schedules.linear(10))
+        dm.setup("fit")
+        loader = dm.train_dataloader()
+        loader.set_epoch(epoch)
+        return [batch.images for batch in loader]
+
+    order = torch.randperm(23, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(batches(3)[0], STREAM_IMAGES[order])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_mosaic_is_seen_once_and_shuffled_anew(workers: int, tmp_path: Path) -> None:
+    mosaic_shards(tmp_path / "mds", STREAM_IMAGES)
+    first, second, again = (read(mosaic(tmp_path / "mds"), workers=workers, epoch=epoch) for epoch in (0, 1, 0))
+    assert first != second
+    assert together(first) == together(second) == rows(STREAM_IMAGES)
+    assert first == again
+
+
+def test_mosaic_that_does_not_know_its_process_is_refused(tmp_path: Path) -> None:
+    source = mosaic(mosaic_shards(tmp_path / "mds", STREAM_IMAGES))
+    with pytest.raises(ValueError, match=r"process 0 of 1, and this is process 1 of 2.*torchrun"):
+        Rank(source, EpochShard(0, 2, 1), 0).read()
+
+
 @pytest.mark.slow
 def test_two_processes_see_every_image_once_and_share_no_noise(tmp_path: Path) -> None:
     pytest.importorskip("webdataset")
     images = uint8_images(24, 3, 8, 6)
     hugging_face(images).save_to_disk(tmp_path / "hugging_face")
     litdata_chunks(tmp_path / "litdata", images)
+    if find_spec("streaming"):
+        mosaic_shards(tmp_path / "mosaic", images)
     for shard in range(4):
         tar(tmp_path / f"{shard}.tar", {f"{n}.png": png(images[n]) for n in range(shard, 24, 4)})
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]

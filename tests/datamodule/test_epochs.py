@@ -1,0 +1,100 @@
+"""Map-style datasets that change with the epoch are told it, where their items are read."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
+
+from ddpm_data import DDPMDataModule, schedules
+from tests.conftest import Recorder, trainer
+
+
+class Changing(Dataset[Tensor]):
+    """All pixels of an item are ten times the epoch that the dataset was told, and one is the item's number."""
+
+    def __init__(self) -> None:
+        self.epoch = 20
+        self.calls = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+        self.calls += 1
+
+    def __len__(self) -> int:
+        return 20
+
+    def __getitem__(self, index: int) -> Tensor:
+        return torch.full((1, 2, 2), 10 * self.epoch, dtype=torch.uint8).index_fill(1, torch.tensor([0]), index)
+
+
+class ChangingTensors(TensorDataset):
+    def set_epoch(self, epoch: int) -> None:
+        self.tensors = (torch.full((20, 1, 2, 2), 10 * epoch, dtype=torch.uint8),)
+
+
+def fit(tmp_path: Path, train: Any, **options: Any) -> Recorder:  # noqa: ANN401  # any dataset and option
+    model, ckpt = Recorder(), options.pop("ckpt", None)
+    run = {
+        name: options.pop(name) for name in ("overfit_batches", "val_check_interval", "callbacks") if name in options
+    }
+    options = dict(schedule=schedules.constant(1, 1e-12), batch_size=4, compile=False) | options
+    data = DDPMDataModule(train, **options)
+    trainer(tmp_path, max_epochs=3, enable_checkpointing="callbacks" in run, **run).fit(
+        model, datamodule=data, ckpt_path=ckpt
+    )
+    return model
+
+
+def epochs(model: Recorder, stage: str) -> list[int]:
+    """The epoch that each batch's images were made for."""
+    images = [((batch.x_t[:, 0, 1] + 1) * 127.5).round() for batch in model.seen[stage]]
+    assert all(len(image.unique()) == 1 for image in images)
+    return [int(image.unique()) // 10 for image in images]
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed:UserWarning")
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda: Changing(),
+        lambda: Subset(Changing(), range(20)),
+        lambda: ConcatDataset([Subset(Changing(), range(10)), Changing()]),
+        lambda: ChangingTensors(torch.full((20, 1, 2, 2), 200, dtype=torch.uint8)),
+    ],
+    ids=["itself", "subset", "both", "tensors"],
+)
+def test_workers_that_stay_are_told_the_epoch(wrap: Any, workers: int, tmp_path: Path) -> None:  # noqa: ANN401  # a function
+    """They served the items of before the first epoch for ever."""
+    steps, again = (
+        ModelCheckpoint(tmp_path / name, filename="{step}", every_n_train_steps=1, save_top_k=-1) for name in "ab"
+    )
+    model = fit(tmp_path, wrap(), num_workers=workers, callbacks=[steps])
+    batches = -(-len(wrap()) // 4)
+    assert epochs(model, "train") == [0] * batches + [1] * batches + [2] * batches
+    resumed = fit(
+        tmp_path, wrap(), num_workers=workers, callbacks=[again], ckpt=tmp_path / f"a/step={batches + 2}.ckpt"
+    )
+    assert epochs(resumed, "train") == [1] * (batches - 2) + [2] * batches
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_is_told_epoch_0(workers: int, tmp_path: Path) -> None:
+    """Also in the middle of an epoch of training, on the same dataset: in training it comes back to its epoch."""
+    dataset = Changing()
+    model = fit(tmp_path, dataset, val=0.4, num_workers=workers, val_check_interval=1)
+    assert epochs(model, "train") == [0] * 3 + [1] * 3 + [2] * 3
+    assert set(epochs(model, "val")) == {0}
+    if workers == 0:
+        assert dataset.calls <= 2 * 9  # not for every batch
+    everywhere = fit(tmp_path, dataset, val=dataset, num_workers=workers, overfit_batches=2)
+    assert set(epochs(everywhere, "train")) == set(epochs(everywhere, "val")) == {0}
+
+
+def test_what_changes_with_the_epoch_is_not_cached(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"set_epoch.*`loader\.cache_dir`"):
+        fit(tmp_path, Changing(), cache_dir=tmp_path / "cache")
