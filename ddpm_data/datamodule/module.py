@@ -1,14 +1,18 @@
 """The DataModule: datasets in, training triples out, in every stage."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import wraps
+from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import lightning as L
 import torch
 from torch import Tensor
 
+from ddpm_data._keys import naming_keys
 from ddpm_data.datamodule._trainer import AbsentLoader, get_batch_dtype, get_trainer_world, refuse_clashes
 from ddpm_data.datamodule.resume import StreamCheckpoint
 from ddpm_data.datamodule.splits import Source, SourceOrFraction, Splits
@@ -29,12 +33,24 @@ from ddpm_data.loading.stage_images import StageImages
 from ddpm_data.rng.philox import STAGES, key_from
 from ddpm_data.types import ConditionedTriple, ImageBatch, ItemKey, Stage, Triple
 
+Method = TypeVar("Method", bound=Callable[..., Any])
 _STAGES_OF: dict[str, tuple[Stage, ...]] = {
     "fit": ("train", "val"),
     "validate": ("val",),
     "test": ("test",),
     "predict": ("predict",),
 }
+
+
+def _names_keys(method: Method) -> Method:
+    """Have a method's errors name config keys as the user knows them."""
+
+    @wraps(method)
+    def call(self: "DDPMDataModule", *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  # those of the method
+        with self.naming_keys():
+            return method(self, *args, **kwargs)
+
+    return cast(Method, call)
 
 
 class DDPMDataModule(L.LightningDataModule):
@@ -84,6 +100,9 @@ class DDPMDataModule(L.LightningDataModule):
         ValueError: An argument is out of range.
     """
 
+    key_prefix: str | None = None  # what stands before the config groups' names; None: made in Python, without configs
+
+    @_names_keys
     def __init__(
         self,
         train: Source | None,
@@ -182,11 +201,13 @@ class DDPMDataModule(L.LightningDataModule):
     def batch_size(self, batch_size: int) -> None:
         self.loader_options = self.splits.options = replace(self.loader_options, batch_size=batch_size)
 
+    @_names_keys
     def prepare_data(self) -> None:
         """Call the factories and build the cache, on one process per node, so that each downloads and decodes once."""
         fn = self.trainer.state.fn.value if self.trainer and self.trainer.state.fn else None
         self.splits.prepare(_STAGES_OF[fn] if fn else STAGES)
 
+    @_names_keys
     def setup(self, stage: str | None = None) -> None:
         """Build the stage's datasets, and raise errors now instead of in the middle of an epoch.
 
@@ -232,6 +253,7 @@ class DDPMDataModule(L.LightningDataModule):
         """Return batches of this rank's part of the prediction set, uint8."""
         return self._make_loader("predict")
 
+    @_names_keys
     def on_before_batch_transfer(self, batch: ImageBatch, dataloader_idx: int) -> ImageBatch:
         """Drop conditions that are strings, since strings stay on the host. Other batches pass unchanged."""
         if not isinstance(batch, ImageBatch) or batch.meta.stage != "train":
@@ -239,6 +261,7 @@ class DDPMDataModule(L.LightningDataModule):
         condition = self.dropout.drop_strings(batch.meta.condition, batch.position)
         return batch._replace(meta=batch.meta._replace(condition=condition))
 
+    @_names_keys
     def on_after_batch_transfer(self, batch: ImageBatch, dataloader_idx: int) -> Triple | ConditionedTriple:
         """Make the triple, on the device that the batch was moved to.
 
@@ -275,6 +298,7 @@ class DDPMDataModule(L.LightningDataModule):
         """Return the offset in the training stream as a few integers, which Lightning saves to checkpoints."""
         return self._checkpoint.save(self.trainer) if self._checkpoint and self.trainer and self._is_fitting() else {}
 
+    @_names_keys
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Resume the training stream where a checkpoint left it.
 
@@ -303,6 +327,11 @@ class DDPMDataModule(L.LightningDataModule):
     def _current_epoch(self) -> int:
         return self.trainer.current_epoch if self.trainer else 0
 
+    def naming_keys(self) -> AbstractContextManager[None]:
+        """Return a context whose errors name config keys as the user knows them."""
+        return naming_keys(self.key_prefix, list(signature(DDPMDataModule.__init__).parameters))
+
+    @_names_keys
     def _make_loader(self, stage: Stage) -> StreamLoader:
         images, world = self.splits.images(stage), get_trainer_world(self.trainer)
         if images.length is not None:
@@ -318,7 +347,7 @@ class DDPMDataModule(L.LightningDataModule):
         length = None if images.length is None else -(-images.length // world.size)
         trains_on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         pin_memory = self.loader_options.pin_memory
-        return make_loader(
+        loader = make_loader(
             images,
             stage,
             order,
@@ -328,6 +357,8 @@ class DDPMDataModule(L.LightningDataModule):
             pin_memory=trains_on_cuda if pin_memory is None else pin_memory,
             counter=BadItemCounter(stage, self.loader_options.max_bad_fraction, length, self._log_bad_items),
         )
+        loader.naming_keys = self.naming_keys
+        return loader
 
     def _log_bad_items(self, stage: str, count: int) -> None:
         """Log the number of items that were replaced in an epoch."""
