@@ -377,7 +377,7 @@ def test_an_app_of_its_own_puts_its_values_over_ours_and_its_experiments_over_th
 
 
 def test_the_config_that_hydra_leaves_in_a_run_is_read_in_a_new_process(app: Path, tmp_path: Path) -> None:
-    """No resolver or import of ours is needed. Callbacks and loggers are left out: they ask Hydra for the run's folder."""
+    """No resolver or import of ours is needed. Callbacks and loggers, left out, ask Hydra for the run's folder."""
     (app / "app.py").write_text(APP)
     run = ["app.py", f"hydra.run.dir={tmp_path / 'run'}", "ddpm_data/schedule=zero_terminal_snr"]
     code = """
