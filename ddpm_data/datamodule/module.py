@@ -13,7 +13,13 @@ import torch
 from torch import Tensor
 
 from ddpm_data._keys import naming_keys
-from ddpm_data.datamodule._trainer import AbsentLoader, get_batch_dtype, get_trainer_world, refuse_clashes
+from ddpm_data.datamodule._trainer import (
+    AbsentLoader,
+    get_batch_dtype,
+    get_trainer_world,
+    refuse_clashes,
+    refuse_other_lightning,
+)
 from ddpm_data.datamodule.resume import StreamCheckpoint
 from ddpm_data.datamodule.splits import Source, SourceOrFraction, Splits
 from ddpm_data.diffusion._kernels import scale_images
@@ -68,7 +74,7 @@ class DDPMDataModule(L.LightningDataModule):
     Args:
         train: Training dataset or factory.
         val: Validation dataset or factory, or the fraction of ``train`` to hold out, in ``(0, 1)``, picked by the seed.
-        test: Test dataset or factory.
+        test: Test dataset or factory, or the fraction of ``train`` to hold out; it shares no item with ``val``.
         predict: Prediction dataset or factory.
         schedule: Betas, see :mod:`ddpm_data.schedules`; or a function without arguments that returns them.
         batch_size: Images per process and step.
@@ -107,7 +113,7 @@ class DDPMDataModule(L.LightningDataModule):
         self,
         train: Source | None,
         val: SourceOrFraction | None = None,
-        test: Source | None = None,
+        test: SourceOrFraction | None = None,
         predict: Source | None = None,
         *,
         schedule: Tensor | Callable[[], Any],
@@ -188,6 +194,20 @@ class DDPMDataModule(L.LightningDataModule):
         if val is None and type(self).val_dataloader is DDPMDataModule.val_dataloader:
             # Otherwise Lightning assumes a validation split, and warns if the model has no validation_step.
             self.val_dataloader = AbsentLoader(L.LightningDataModule.val_dataloader, self)  # type: ignore[assignment]  # Lightning asks the instance what it overrides
+
+    @property
+    def trainer(self) -> L.Trainer | None:
+        """The Trainer that this DataModule was passed to.
+
+        Raises:
+            TypeError: It is set to a Trainer of the package pytorch_lightning.
+        """
+        return self._trainer
+
+    @trainer.setter
+    def trainer(self, trainer: L.Trainer | None) -> None:
+        refuse_other_lightning(trainer)
+        self._trainer = trainer
 
     @property
     def batch_size(self) -> int:
