@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import InstantiationException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from hydra.utils import get_class
+from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ddpm_data._keys import NAMED, naming_keys
 from ddpm_data.datamodule.module import DDPMDataModule
 from ddpm_data.diffusion.transform import ForwardDiffusion
 
@@ -36,19 +38,48 @@ DEFAULTS = {"val": 0.1, "channels": 3, "flip": 0.5, "batch_size": 128}  # for ke
 RECORD, ERROR = "job.json", "error.txt"
 
 
-def build_datamodule(cls: str = "ddpm_data.DDPMDataModule", **config: Any) -> DDPMDataModule:  # noqa: ANN401  # arguments of any type
+def build_datamodule(
+    cls: str = "ddpm_data.DDPMDataModule",
+    namespace: object = None,
+    **config: Any,  # noqa: ANN401  # arguments of any type
+) -> DDPMDataModule:
     """Build the DataModule that ``conf/datamodule/default.yaml`` describes.
 
     Args:
         cls: The path of :class:`~ddpm_data.datamodule.DDPMDataModule` or of a subclass.
-        **config: See :func:`merge_groups`.
+        namespace: Not ``None`` where the app has our groups below ``ddpm_data``.
+        **config: See :func:`merge_groups`; what has a ``_target_`` is instantiated here, so that its errors name keys
+            as they are in the app.
 
     Raises:
         ValueError: A key of a group is misspelt; or see the class.
         TypeError: See the class.
     """
-    datamodule: DDPMDataModule = get_class(cls)(**merge_groups(**config))
+    prefix = key_prefix(namespace)
+    with naming_keys(prefix):
+        datamodule: DDPMDataModule = get_class(cls)(**merge_groups(**_instantiate(config, prefix)))
+    datamodule.key_prefix = prefix
     return datamodule
+
+
+def key_prefix(namespace: object) -> str:
+    """Return what stands before our groups' names in the app's config, see :func:`build_datamodule`."""
+    return "" if namespace is None else "ddpm_data."
+
+
+def _instantiate(config: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Instantiate what arguments hold. The error of one of our own functions comes without Hydra's around it."""
+    groups = {key: value for key, value in config.items() if isinstance(value, dict)}  # Hydra would copy an object
+    try:
+        return {**config, **instantiate(groups, _convert_="all")}
+    except InstantiationException as error:
+        cause: BaseException = error
+        while isinstance(cause.__cause__, Exception):
+            cause = cause.__cause__
+        if isinstance(cause, NAMED) and "`" in str(cause):  # it names a key
+            raise cause  # noqa: B904  # and needs no other one's name for it
+        error.args = (str(error).replace("full_key: ", f"full_key: {prefix}"),)
+        raise
 
 
 def merge_groups(
@@ -78,18 +109,27 @@ def merge_groups(
     return DEFAULTS | {key: value for key, value in values.items() if key not in SOURCE_KEYS} | arguments
 
 
-def build_transform(compile: object = True, **arguments: Any) -> ForwardDiffusion:  # noqa: ANN401  # arguments of any type
+def build_transform(
+    compile: object = True,
+    namespace: object = None,
+    **config: Any,  # noqa: ANN401  # arguments of any type
+) -> ForwardDiffusion:
     """Build the transform that ``conf/transform/default.yaml`` describes.
 
     Args:
         compile: The key of the app's root; see :class:`~ddpm_data.diffusion.transform.ForwardDiffusion`.
-        **arguments: Its other arguments.
+        namespace: See :func:`build_datamodule`.
+        **config: Its other arguments.
 
     Raises:
         ValueError: See there.
         TypeError: Likewise.
     """
-    return ForwardDiffusion(**arguments, **({"compile": compile} if _is_ours(compile) else {}))  # type: ignore[arg-type]  # it checks
+    config["seed"] = choose_seed(config.get("seed"))
+    arguments = config | ({"compile": compile} if _is_ours(compile) else {})
+    prefix = key_prefix(namespace)
+    with naming_keys(prefix):
+        return ForwardDiffusion(**_instantiate(arguments, prefix))
 
 
 def choose_seed(seed: int | None = None) -> int:

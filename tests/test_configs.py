@@ -216,7 +216,7 @@ def test_every_argument_of_the_datamodule_is_in_the_configs() -> None:
     direct = {"schedule", "timesteps", "seed", "compile"}
     assert direct <= set(composed().datamodule)
     assert sorted(signature) == sorted([*DATASET_KEYS, *LOADER_KEYS, *direct])
-    assert set(composed("dataset=base").dataset) == {*DATASET_KEYS} - {"test", "predict"}
+    assert set(composed("dataset=base").dataset) == {*DATASET_KEYS}
     assert set(composed().loader) == {*LOADER_KEYS}
 
 

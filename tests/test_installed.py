@@ -97,8 +97,8 @@ def metrics(folder: Path) -> list[dict[str, str]]:
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("++ddpm_data.loader.batch_sise=3", "`loader.batch_sise` is not a key of the config group loader"),
-        ("ddpm_data.schedule.num_timesteps=many", "many"),
+        ("++ddpm_data.loader.batch_sise=3", "`ddpm_data.loader.batch_sise` is not a key of the config group loader"),
+        ("ddpm_data.schedule.num_timesteps=many", "`ddpm_data.schedule.num_timesteps`"),
     ],
 )
 def test_a_wrong_key_or_value_ends_the_run_with_its_name(override: str, says: str, python: Path, project: Path) -> None:

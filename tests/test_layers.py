@@ -15,13 +15,14 @@ import pytest
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / "ddpm_data"
-BASE = {"types", "_bytes", "_checks", "_distributed", "_nested"}
+BASE = {"types", "_bytes", "_checks", "_distributed", "_keys", "_nested"}
 LOWER = BASE | {"schedules", "rng", "latents"}
 ALLOWED: dict[str, set[str]] = {  # what each package, or module at the top, may import of the others
     "types": set(),
     "_bytes": set(),
     "_checks": set(),
     "_distributed": set(),
+    "_keys": set(),
     "_nested": set(),
     "schedules": BASE,
     "rng": BASE,
@@ -32,7 +33,7 @@ ALLOWED: dict[str, set[str]] = {  # what each package, or module at the top, may
     "loading": LOWER | {"images", "sources"},
     "cache": LOWER | {"images", "sources", "loading"},
     "datamodule": LOWER | {"images", "sources", "loading", "cache", "diffusion"},
-    "hydra": {"datamodule", "diffusion"},
+    "hydra": {"_keys", "datamodule", "diffusion"},
     "plots": BASE | {"rng", "diffusion"},
     "callbacks": LOWER | {"images", "sources", "loading", "diffusion", "datamodule", "plots"},
     "cli": LOWER | {"images", "sources", "loading", "cache", "diffusion", "datamodule", "plots", "callbacks", "hydra"},

@@ -164,7 +164,8 @@ def test_a_folder_of_images(folder: Path) -> None:
 
 
 VALUES: list[tuple[str, object, Callable[[DDPMDataModule], object], object]] = [
-    ("val", 0.1, lambda dm: dm.splits.fraction, 0.1),
+    ("val", 0.1, lambda dm: dm.splits.fractions, {"val": 0.1}),
+    ("test", 0.2, lambda dm: dm.splits.fractions, {"test": 0.2}),
     ("val", None, lambda dm: dm.splits.has("val"), False),
     ("timesteps", None, lambda dm: type(dm.transform.timesteps), UniformTimesteps),
     (
@@ -201,11 +202,13 @@ VALUES: list[tuple[str, object, Callable[[DDPMDataModule], object], object]] = [
     ("image_key", 0, lambda dm: dm.splits.processor.image_key, 0),
     ("value_range", [0, 1], lambda dm: tuple(dm.splits.processor.value_range), (0, 1)),
     ("background", [9, 9, 9], lambda dm: dm.splits.processor.background, (9, 9, 9)),
-    ("condition", 1, lambda dm: dm.conditioning.key, 1),
+    ("condition", 1, lambda dm: (dm.conditions.keys, dm.conditions.is_single), ((1,), True)),
+    ("condition", "label", lambda dm: dm.conditions.keys, ("label",)),
+    ("condition", ["a", "b"], lambda dm: (dm.conditions.keys, dm.conditions.is_single), (("a", "b"), False)),
     (
         "null_condition",
         {"caption": "", "embedding": 0.0},
-        lambda dm: dm.conditioning.null,
+        lambda dm: dm.dropout.null,
         {"caption": "", "embedding": 0.0},
     ),
     ("cache_dir", "cache", lambda dm: str(dm.splits.cache_dir), "cache"),

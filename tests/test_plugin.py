@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import os
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -238,21 +239,69 @@ def test_a_misspelt_key_is_refused_beside_the_one_that_was_meant(
     else:
         (app / "typo.yaml").write_text(f"defaults: [whole, _self_]\nddpm_data:\n  {group}: {{{key}: 3}}\n")
         node = theirs(app, "typo").ddpm_data.datamodule
-    with pytest.raises(InstantiationException, match=rf"`{group}\.{key}` is not a key .* Did you mean `{near}`\?"):
+    app_prefix = "" if where == "here" else "ddpm_data."
+    said = f"`{app_prefix}{group}.{key}` is not a key .* Did you mean `{app_prefix}{near}`\\?".replace(".", r"\.", 1)
+    with pytest.raises(InstantiationException, match=said):
         instantiate(node)
 
 
 def test_the_commands_refuse_a_misspelt_key_too(app: Path) -> None:
-    with pytest.raises(ValueError, match=r"`dataset\.image_sise` is not a key .* Did you mean `dataset\.image_size`\?"):
+    said = r"`ddpm_data\.dataset\.image_sise` is not a key .* Did you mean `ddpm_data\.dataset\.image_size`\?"
+    with pytest.raises(ValueError, match=said):
         check(["--config-dir", str(app), "--config-name", "whole", "++ddpm_data.dataset.image_sise=3"])
 
 
 def test_a_key_like_no_other_is_refused_with_the_list_of_keys_and_a_place_for_ones_own(app: Path) -> None:
     cfg = theirs(app, "whole", "++ddpm_data.dataset.xyz=3")
-    with pytest.raises(InstantiationException, match=r"Its keys are train, val, .* below `dataset\.own`"):
+    with pytest.raises(InstantiationException, match=r"Its keys are train, val, .* below `ddpm_data\.dataset\.own`"):
         instantiate(cfg.ddpm_data.datamodule)
     cfg = theirs(app, "whole", "++ddpm_data.dataset.own.xyz=3")
     assert isinstance(instantiate(cfg.ddpm_data.datamodule), DDPMDataModule)
+
+
+REFUSED = {  # what is wrong, and the key that the message has to name, at construction
+    "ddpm_data.schedule.num_timesteps=0": "ddpm_data.schedule.num_timesteps",
+    "ddpm_data.timesteps.low_discrepancy=2": "ddpm_data.timesteps.low_discrepancy",
+    "ddpm_data.loader.batch_size=0": "ddpm_data.loader.batch_size",
+    "ddpm_data.dataset.flip=2": "ddpm_data.dataset.flip",
+    "ddpm_data.dataset.val=7": "ddpm_data.dataset.val",
+    "seed=-1": "seed",
+}
+
+
+@pytest.mark.parametrize("override", REFUSED)
+def test_messages_name_a_key_as_it_is_in_the_app(override: str, app: Path) -> None:
+    choices = ["ddpm_data/schedule=cosine"]
+    with pytest.raises(InstantiationException) as error:
+        instantiate(theirs(app, "whole", override, *choices).ddpm_data.datamodule)
+    assert f"`{REFUSED[override]}`" in str(error.value)
+    assert "InstantiationException" not in str(error.value)  # one frame of Hydra's, not two
+    if "dataset.val" not in override and "loader" not in override:
+        with pytest.raises(InstantiationException) as error:
+            instantiate(theirs(app, "whole", override, *choices).ddpm_data.transform)
+        assert f"`{REFUSED[override]}`" in str(error.value)
+    here = override.replace("ddpm_data.", "")
+    with pytest.raises(InstantiationException) as error:
+        instantiate(composed(here).datamodule)
+    assert f"`{REFUSED[override].replace('ddpm_data.', '')}`" in str(error.value)
+    assert "the argument" not in str(error.value)
+
+
+def test_messages_of_setup_and_of_the_loader_name_a_key_as_it_is_in_the_app(app: Path) -> None:
+    dm = instantiate(theirs(app, "whole", "ddpm_data.dataset.val=0.001").ddpm_data.datamodule)
+    with pytest.raises(ValueError, match=r"Change `ddpm_data\.dataset\.val`"):
+        dm.setup("fit")
+    with pytest.raises(ValueError, match=r"in the configs `ddpm_data\.dataset\.test`"):
+        dm.setup("test")
+
+
+def test_messages_name_the_argument_too_where_the_datamodule_is_made_in_python() -> None:
+    images = torch.zeros(4, 1, 8, 8)
+    dm = DDPMDataModule(train=images, schedule=schedules.jsd())
+    with pytest.raises(ValueError, match=r"`dataset\.value_range` \(the argument `value_range`\)"):
+        dm.setup("fit")
+    with pytest.raises(ValueError, match=r"flip=2.*Change `dataset\.flip`\.$"):  # it is said already
+        DDPMDataModule(train=images, schedule=schedules.jsd(), flip=2)
 
 
 class Subclass(DDPMDataModule):
@@ -325,6 +374,34 @@ def test_an_app_of_its_own_puts_its_values_over_ours_and_its_experiments_over_th
     assert run("experiment=mine") == ("jsd", 9, 8, False)
     typed = ["experiment=mine", "ddpm_data/schedule=cosine", "ddpm_data.loader.batch_size=7"]
     assert run(*typed) == ("cosine", 9, 7, False)
+
+
+def test_the_config_that_hydra_leaves_in_a_run_is_read_in_a_new_process(app: Path, tmp_path: Path) -> None:
+    """No resolver or import of ours is needed. Callbacks and loggers, left out, ask Hydra for the run's folder."""
+    (app / "app.py").write_text(APP)
+    run = ["app.py", f"hydra.run.dir={tmp_path / 'run'}", "ddpm_data/schedule=zero_terminal_snr"]
+    code = """
+import sys
+from omegaconf import OmegaConf
+cfg = OmegaConf.load("run/.hydra/config.yaml")
+for group in set(cfg.ddpm_data) - {"callbacks", "logger", "trainer"}:
+    OmegaConf.to_container(cfg.ddpm_data[group], resolve=True, throw_on_missing=True)
+assert not {"hydra", "ddpm_data", "hydra_plugins"} & set(sys.modules)
+from hydra.utils import instantiate
+datamodule = instantiate(cfg.ddpm_data.datamodule)
+print(type(datamodule).__name__, datamodule.transform.process.num_timesteps, datamodule.transform.seed)
+"""
+    for arguments in (run, ["-c", code]):
+        result = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=app,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )
+        assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == ["DDPMDataModule", "1000", "7"]
 
 
 def test_hydra_lists_the_groups_and_their_files(app: Path) -> None:

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ddpm_data._keys import naming_keys
+
 _ROOTS = ("train", "config")  # names that root configs usually have
 _KEYS = ("datamodule", "ddpm_data.datamodule")
 
@@ -71,7 +73,7 @@ def compose_datamodule(args: argparse.Namespace) -> dict[str, Any]:
     """
     from omegaconf import OmegaConf
 
-    from ddpm_data.hydra import merge_groups
+    from ddpm_data.hydra import key_prefix, merge_groups
 
     node = OmegaConf.to_container(find_datamodule_config(args), resolve=True, throw_on_missing=True)
     assert isinstance(node, dict)
@@ -79,5 +81,7 @@ def compose_datamodule(args: argparse.Namespace) -> dict[str, Any]:
     if values["_target_"] != "ddpm_data.hydra.build_datamodule":
         return values  # from the user's own config, which names the class itself
     target, convert = values.pop("cls"), values.pop("_convert_")
-    del values["_target_"]
-    return {"_target_": target, "_convert_": convert} | merge_groups(**values)
+    namespace = values.pop("namespace")
+    del values["_target_"], values["_recursive_"]
+    with naming_keys(key_prefix(namespace)):
+        return {"_target_": target, "_convert_": convert} | merge_groups(**values)

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -104,11 +105,11 @@ def _run_checks(args: argparse.Namespace) -> Findings:
     splits, loading = datamodule.splits, datamodule.loader_options
     context = loading.multiprocessing_context if args.num_workers else None
     reading = LoaderOptions(1, args.num_workers, multiprocessing_context=context, timeout=loading.timeout)
-    stages = [stage for stage in STAGES if splits.has(stage) and not (stage == "val" and splits.fraction)]
+    stages = [stage for stage in STAGES if splits.has(stage) and stage not in splits.fractions]
     if not stages:
         raise SystemExit("the configuration has no dataset to check. Set `dataset.train`.")
     try:
-        datasets, held_out = {stage: splits.unchecked(stage) for stage in stages}, _held_out_mask(splits)
+        datasets, held_out = {stage: splits.unchecked(stage) for stage in stages}, _find_held_out(splits)
     except ITEM_ERRORS as error:
         raise SystemExit(str(error)) from error
     scans: dict[Stage, ScanResult] = {}
@@ -123,8 +124,9 @@ def _run_checks(args: argparse.Namespace) -> Findings:
                 f"{stage} is a DataLoader, and only datasets can be checked. Set `dataset.{stage}` to its dataset."
             )
         summary = _summarize_scan(scans[stage], loading, reading)
-        if stage == "train" and held_out is not None:
-            summary["held_out"] = int(held_out.sum())
+        if stage == "train" and held_out:
+            summary["held_out_for"] = {name: int(mask.sum()) for name, mask in held_out.items()}
+            summary["held_out"] = sum(summary["held_out_for"].values())
         findings.summaries[stage] = summary
         if previews := scans[stage].previews:
             kind = "latents, rescaled" if previews[0].is_floating_point() else "images as the model will see them"
@@ -137,18 +139,19 @@ def _summarize_scan(scan: ScanResult, loading: LoaderOptions, reading: LoaderOpt
     return summary | ({"order": scan.order} if scan.order else {})
 
 
-def _held_out_mask(splits: Splits) -> Tensor | None:
-    """Mark the items of the training set that are held out for validation.
+def _find_held_out(splits: Splits) -> dict[Stage, Tensor]:
+    """Mark the items of the training set that are held out.
 
     Returns:
-        bool, shape ``(len(dataset),)``; ``None`` if no items are held out.
+        bool, shape ``(len(dataset),)``, for each stage that they are held out for.
     """
-    images = splits.unchecked("val") if splits.fraction else None
-    if not isinstance(images, MapStyleImages) or images.subset is None:
-        return None
-    mask = torch.zeros(images.subset.length, dtype=torch.bool)
-    mask[images.subset.indices(torch.arange(len(images)))] = True
-    return mask
+    masks: dict[Stage, Tensor] = {}
+    for stage in splits.fractions:
+        images = splits.unchecked(stage)
+        if isinstance(images, MapStyleImages) and images.subset is not None:
+            masks[stage] = torch.zeros(images.subset.length, dtype=torch.bool)
+            masks[stage][images.subset.indices(torch.arange(len(images)))] = True
+    return masks
 
 
 def _inspect_dataset(images: ScannableImages, reading: LoaderOptions) -> tuple[bool, str | None]:
@@ -163,16 +166,17 @@ def _inspect_dataset(images: ScannableImages, reading: LoaderOptions) -> tuple[b
             return True, str(error)
 
 
-def _compare_splits(scans: Mapping[Stage, ScanResult], held_out: Tensor | None) -> dict[str, DuplicateSummary]:
-    """Find the images that two splits have in common; held-out items of the training set count as validation items."""
+def _compare_splits(scans: Mapping[Stage, ScanResult], held_out: Mapping[Stage, Tensor]) -> dict[str, DuplicateSummary]:
+    """Find the images that two splits have in common; what is held out of the training set counts for its stage."""
     splits: dict[str, tuple[ScannableImages, Rows]] = {}
     for stage, scan in scans.items():
         rows = scan.stats.rows
-        if stage == "train" and held_out is not None:
-            is_val = held_out.numpy()[rows["index"]]
-            splits |= {"train": (scan.images, rows[~is_val]), "val": (scan.images, rows[is_val])}
-        else:
+        if stage != "train":
             splits[stage] = scan.images, rows
+            continue
+        masks = {name: mask.numpy()[rows["index"]] for name, mask in held_out.items()}
+        is_left = ~np.any([np.zeros(len(rows), dtype=bool), *masks.values()], axis=0)
+        splits |= {name: (scan.images, rows[mask]) for name, mask in {"train": is_left, **masks}.items()}
     names = list(splits)
     leakage = {}
     for (first, second), duplicates in find_leakage([rows["content"] for _, rows in splits.values()]):

@@ -85,3 +85,17 @@ def refuse_clashes(trainer: L.Trainer | None) -> None:
             "run the DataModule's and drop the model's. Remove it from the model. To change images on the device "
             "before they are noised, give DDPMDataModule(augment=...), in the configs `dataset.augment`."
         )
+
+
+def refuse_other_lightning(trainer: object) -> None:
+    """Refuse a Trainer of the package pytorch_lightning, which would only say "Expected a parent".
+
+    Raises:
+        TypeError: It is one.
+    """
+    if any(cls.__module__.partition(".")[0] == "pytorch_lightning" for cls in type(trainer).__mro__):
+        raise TypeError(
+            "this Trainer comes from pytorch_lightning, and DDPMDataModule from lightning. To Python these are two "
+            "packages, and neither takes the other's classes. In your code replace `import pytorch_lightning as pl` "
+            "by `from lightning import pytorch as pl`, also where the model is defined; all names stay the same."
+        )

@@ -1,15 +1,25 @@
 """The DataModule: datasets in, training triples out, in every stage."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import wraps
+from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import lightning as L
 import torch
 from torch import Tensor
 
-from ddpm_data.datamodule._trainer import AbsentLoader, get_batch_dtype, get_trainer_world, refuse_clashes
+from ddpm_data._keys import naming_keys
+from ddpm_data.datamodule._trainer import (
+    AbsentLoader,
+    get_batch_dtype,
+    get_trainer_world,
+    refuse_clashes,
+    refuse_other_lightning,
+)
 from ddpm_data.datamodule.resume import StreamCheckpoint
 from ddpm_data.datamodule.splits import Source, SourceOrFraction, Splits
 from ddpm_data.diffusion._kernels import scale_images
@@ -29,12 +39,24 @@ from ddpm_data.loading.stage_images import StageImages
 from ddpm_data.rng.philox import STAGES, key_from
 from ddpm_data.types import ConditionedTriple, ImageBatch, ItemKey, Stage, Triple
 
+Method = TypeVar("Method", bound=Callable[..., Any])
 _STAGES_OF: dict[str, tuple[Stage, ...]] = {
     "fit": ("train", "val"),
     "validate": ("val",),
     "test": ("test",),
     "predict": ("predict",),
 }
+
+
+def _names_keys(method: Method) -> Method:
+    """Have a method's errors name config keys as the user knows them."""
+
+    @wraps(method)
+    def call(self: "DDPMDataModule", *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  # those of the method
+        with self.naming_keys():
+            return method(self, *args, **kwargs)
+
+    return cast(Method, call)
 
 
 class DDPMDataModule(L.LightningDataModule):
@@ -53,7 +75,7 @@ class DDPMDataModule(L.LightningDataModule):
     Args:
         train: Training dataset or factory.
         val: Validation dataset or factory, or the fraction of ``train`` to hold out, in ``(0, 1)``, picked by the seed.
-        test: Test dataset or factory.
+        test: Test dataset or factory, or the fraction of ``train`` to hold out; it shares no item with ``val``.
         predict: Prediction dataset or factory.
         schedule: Betas, see :mod:`ddpm_data.schedules`; or a function without arguments that returns them.
         batch_size: Images per process and step.
@@ -85,11 +107,14 @@ class DDPMDataModule(L.LightningDataModule):
         ValueError: An argument is out of range.
     """
 
+    key_prefix: str | None = None  # what stands before the config groups' names; None: made in Python, without configs
+
+    @_names_keys
     def __init__(
         self,
         train: Source | None,
         val: SourceOrFraction | None = None,
-        test: Source | None = None,
+        test: SourceOrFraction | None = None,
         predict: Source | None = None,
         *,
         schedule: Tensor | Callable[[], Any],
@@ -172,6 +197,20 @@ class DDPMDataModule(L.LightningDataModule):
             self.val_dataloader = AbsentLoader(L.LightningDataModule.val_dataloader, self)  # type: ignore[assignment]  # Lightning asks the instance what it overrides
 
     @property
+    def trainer(self) -> L.Trainer | None:
+        """The Trainer that this DataModule was passed to.
+
+        Raises:
+            TypeError: It is set to a Trainer of the package pytorch_lightning.
+        """
+        return self._trainer
+
+    @trainer.setter
+    def trainer(self, trainer: L.Trainer | None) -> None:
+        refuse_other_lightning(trainer)
+        self._trainer = trainer
+
+    @property
     def batch_size(self) -> int:
         """Images per process and step. Loaders that are made after a change have the new size.
 
@@ -183,11 +222,13 @@ class DDPMDataModule(L.LightningDataModule):
     def batch_size(self, batch_size: int) -> None:
         self.loader_options = self.splits.options = replace(self.loader_options, batch_size=batch_size)
 
+    @_names_keys
     def prepare_data(self) -> None:
         """Call the factories and build the cache, on one process per node, so that each downloads and decodes once."""
         fn = self.trainer.state.fn.value if self.trainer and self.trainer.state.fn else None
         self.splits.prepare(_STAGES_OF[fn] if fn else STAGES)
 
+    @_names_keys
     def setup(self, stage: str | None = None) -> None:
         """Build the stage's datasets, and raise errors now instead of in the middle of an epoch.
 
@@ -233,6 +274,7 @@ class DDPMDataModule(L.LightningDataModule):
         """Return batches of this rank's part of the prediction set, uint8."""
         return self._make_loader("predict")
 
+    @_names_keys
     def on_before_batch_transfer(self, batch: ImageBatch, dataloader_idx: int) -> ImageBatch:
         """Drop conditions that are strings, since strings stay on the host. Other batches pass unchanged."""
         if not isinstance(batch, ImageBatch) or batch.meta.stage != "train":
@@ -240,6 +282,7 @@ class DDPMDataModule(L.LightningDataModule):
         condition = self.dropout.drop_strings(batch.meta.condition, batch.position)
         return batch._replace(meta=batch.meta._replace(condition=condition))
 
+    @_names_keys
     def on_after_batch_transfer(self, batch: ImageBatch, dataloader_idx: int) -> Triple | ConditionedTriple:
         """Make the triple, on the device that the batch was moved to.
 
@@ -276,6 +319,7 @@ class DDPMDataModule(L.LightningDataModule):
         """Return the offset in the training stream as a few integers, which Lightning saves to checkpoints."""
         return self._checkpoint.save(self.trainer) if self._checkpoint and self.trainer and self._is_fitting() else {}
 
+    @_names_keys
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Resume the training stream where a checkpoint left it.
 
@@ -304,6 +348,11 @@ class DDPMDataModule(L.LightningDataModule):
     def _current_epoch(self) -> int:
         return self.trainer.current_epoch if self.trainer else 0
 
+    def naming_keys(self) -> AbstractContextManager[None]:
+        """Return a context whose errors name config keys as the user knows them."""
+        return naming_keys(self.key_prefix, list(signature(DDPMDataModule.__init__).parameters))
+
+    @_names_keys
     def _make_loader(self, stage: Stage) -> StreamLoader:
         images, world = self.splits.images(stage), get_trainer_world(self.trainer)
         if images.length is not None:
@@ -319,7 +368,7 @@ class DDPMDataModule(L.LightningDataModule):
         length = None if images.length is None else -(-images.length // world.size)
         trains_on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         pin_memory = self.loader_options.pin_memory
-        return make_loader(
+        loader = make_loader(
             images,
             stage,
             order,
@@ -329,6 +378,8 @@ class DDPMDataModule(L.LightningDataModule):
             pin_memory=trains_on_cuda if pin_memory is None else pin_memory,
             counter=BadItemCounter(stage, self.loader_options.max_bad_fraction, length, self._log_bad_items),
         )
+        loader.naming_keys = self.naming_keys
+        return loader
 
     def _log_bad_items(self, stage: str, count: int) -> None:
         """Log the number of items that were replaced in an epoch."""

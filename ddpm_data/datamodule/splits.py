@@ -27,6 +27,7 @@ from ddpm_data.types import Stage
 AnyDataset = Dataset | MapDataset | IterDataset  # type: ignore[type-arg]  # jsonargparse 4.50 breaks on Dataset[Any]
 Source = Callable[[], Any] | AnyDataset
 SourceOrFraction = float | Source  # the number first: jsonargparse would save it as the path of a function that is none
+_HELD_OUT: tuple[Stage, ...] = ("val", "test")  # may be fractions of train, cut from its shuffled items in this order
 CONTRACT = (  # the README's lines
     "A dataset has `__len__` and `__getitem__(index)`, and returns the same item for the same index in every process.",
     "Or it has `__iter__`, which starts from the beginning each time and yields the items of this process and worker.",
@@ -38,7 +39,8 @@ class Splits:
     """The splits of all stages. Each dataset is built once per process.
 
     Args:
-        sources: A dataset or factory for each stage; for ``val`` also the fraction of ``train`` to hold out.
+        sources: A dataset or factory for each stage; for ``val`` and ``test`` also the fraction of ``train`` to hold
+            out. The parts share no item.
         processor: Makes an image of an item.
         conditions: Where an item holds its conditions, and which of them are images.
         key: The seed's, which picks the held-out images.
@@ -47,7 +49,7 @@ class Splits:
 
     Raises:
         TypeError: A source is neither a dataset nor a factory, or ``cache_dir`` no folder.
-        ValueError: The fraction is not in ``(0, 1)``.
+        ValueError: A fraction is not in ``(0, 1)``, or together they leave nothing to train on.
     """
 
     def __init__(
@@ -65,15 +67,12 @@ class Splits:
         self.conditions = conditions
         self.cache_dir = None if cache_dir is None else Path(cache_dir).expanduser()
         self.options = options
-        self.fraction = _check_fraction(sources["val"])
+        self.fractions = _check_fractions(sources)
         self._key = key
-        if self.fraction and sources["train"] is None:
-            raise ValueError(
-                f"DDPMDataModule(train=None, val={self.fraction}): a fraction is held out of train. Give "
-                "`dataset.train`, or a validation set."
-            )
         self._sources = {
-            stage: _check_source(stage, given) for stage, given in sources.items() if _is_set(stage, given)
+            stage: _check_source(stage, given)
+            for stage, given in sources.items()
+            if given is not None and stage not in self.fractions
         }
         self._datasets: dict[Stage, AnyDataset] = {}
         self._caches: dict[Stage, Cache] = {}
@@ -82,7 +81,7 @@ class Splits:
 
     def has(self, stage: Stage) -> bool:
         """Return whether this stage has a split."""
-        return stage in self._sources or (stage == "val" and self.fraction is not None)
+        return stage in self._sources or stage in self.fractions
 
     def prepare(self, stages: Iterable[Stage]) -> None:
         """Call every factory, so that it downloads its data, and build the caches that the stages need.
@@ -127,8 +126,8 @@ class Splits:
         if self._shares_train(stage):
             if not _is_map_style(dataset):
                 raise ValueError(
-                    f"val={self.fraction}: a {type(dataset).__name__} gives its items in an order of its own, so none "
-                    "can be held out of train. Give a validation set, `dataset.val`."
+                    f"{self._say_fractions()}: a {type(dataset).__name__} gives its items in an order of its own, so "
+                    f"none can be held out of train. Give a set of its own, {_keys(self.fractions)}."
                 )
             subset = self._pick_subset(stage, len(dataset))
         replaces, epochs = self.options.replaces, self._epochs
@@ -194,18 +193,26 @@ class Splits:
         return "train" if self._shares_train(stage) else stage
 
     def _shares_train(self, stage: Stage) -> bool:
-        return self.fraction is not None and stage in ("train", "val")
+        return stage in self.fractions or (stage == "train" and bool(self.fractions))
 
     def _pick_subset(self, stage: Stage, length: int) -> RandomSubset:
-        """Pick the held-out items for validation, or the other items for training."""
-        count = round(length * (self.fraction or 0.0))
-        if length and not 0 < count < length:
+        """Pick the items that are held out for a stage, or those that are left for training."""
+        parts: dict[Stage, tuple[int, int]] = {}
+        start = 0
+        for held_out, fraction in self.fractions.items():
+            parts[held_out] = start, (start := start + round(length * fraction))
+        parts["train"] = start, length
+        if length and not all(first < last for first, last in parts.values()):
+            others = [f"{last - first} for {name}" for name, (first, last) in parts.items() if name != "train"]
+            counts = " and ".join([f"{length - start} to train", *others])
             raise ValueError(
-                f"val={self.fraction} of {length} training images leaves {length - count} to train and {count} to "
-                "validate on. Change `dataset.val`, or give a validation set."
+                f"{self._say_fractions()} of {length} training images leaves {counts}, but each needs one at least. "
+                f"Change {_keys(self.fractions)}, or give a set of its own."
             )
-        start, stop = (count, length) if stage == "train" else (0, count)
-        return RandomSubset(self._key, length, start, stop)
+        return RandomSubset(self._key, length, *parts[stage])
+
+    def _say_fractions(self) -> str:
+        return ", ".join(f"{stage}={fraction}" for stage, fraction in self.fractions.items())
 
 
 def build_split(
@@ -245,20 +252,30 @@ def build_split(
     return IterableImages(cast(Iterable[object], dataset), processor, name, conditions, replaces)
 
 
-def _check_fraction(val: object) -> float | None:
-    if not isinstance(val, Real):
-        return None
-    fraction = check_float("DDPMDataModule", "dataset.val", val)
-    if not 0 < fraction < 1:
+def _check_fractions(sources: Mapping[Stage, object]) -> dict[Stage, float]:
+    """Return the fractions of ``train`` to hold out, by stage; refuse those that leave nothing of it."""
+    fractions: dict[Stage, float] = {}
+    for stage in _HELD_OUT:
+        if isinstance(given := sources[stage], Real):
+            fractions[stage] = fraction = check_float("DDPMDataModule", f"dataset.{stage}", given)
+            if not 0 < fraction < 1:
+                raise ValueError(
+                    f"DDPMDataModule({stage}={given}): a number is the fraction of train to hold out, in (0, 1). "
+                    f"Change `dataset.{stage}`."
+                )
+    said = ", ".join(f"{stage}={fraction}" for stage, fraction in fractions.items())
+    if fractions and sources["train"] is None:
         raise ValueError(
-            f"DDPMDataModule(val={val}): a number is the fraction of train to hold out, in (0, 1). "
-            "Change `dataset.val`."
+            f"DDPMDataModule(train=None, {said}): a fraction is held out of train. Give `dataset.train`, or a set of "
+            f"its own, {_keys(fractions)}."
         )
-    return fraction
+    if sum(fractions.values()) >= 1:
+        raise ValueError(f"DDPMDataModule({said}): that leaves nothing of train. Lower {_keys(fractions)}.")
+    return fractions
 
 
-def _is_set(stage: Stage, source: object) -> bool:
-    return source is not None and not (stage == "val" and isinstance(source, Real))
+def _keys(stages: Iterable[Stage]) -> str:
+    return " or ".join(f"`dataset.{stage}`" for stage in stages)
 
 
 def _check_source(name: str, source: object) -> Source:

@@ -1,6 +1,7 @@
 """The DataLoader for one stage. It yields batches and counts replaced items."""
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -45,6 +46,7 @@ class StreamLoader(DataLoader[WorkerBatch]):
         self.order = order
         self.counter = counter
         self._watcher: Callable[[str], None] | None = None
+        self.naming_keys: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def watch(self, watcher: Callable[[str], None]) -> None:
         """Call ``watcher("asked")`` when a batch is requested, and ``watcher("arrived")`` when it arrives."""
@@ -74,7 +76,7 @@ class StreamLoader(DataLoader[WorkerBatch]):
         self.counter.begin()
         try:
             while True:
-                with explain_lost_workers(self.counter.name, self.timeout):
+                with self.naming_keys(), explain_lost_workers(self.counter.name, self.timeout):
                     batch, bad_items = next(batches, (None, ()))
                 if batch is None:
                     return

@@ -288,6 +288,28 @@ def test_a_held_out_fraction_shares_no_image_with_training(tmp_path: Path) -> No
     assert torch.equal(sorted_rows(torch.cat([train, val])), sorted_rows(COLOURS))
 
 
+@pytest.mark.parametrize("entry", ["fit", "validate", "test", "predict"])
+def test_a_trainer_of_pytorch_lightning_is_told_what_to_import(entry: str, tmp_path: Path) -> None:
+    """It would otherwise raise "Expected a parent"."""
+    from pytorch_lightning import LightningModule, Trainer  # a dependency of lightning
+
+    class Model(LightningModule):
+        def training_step(self, batch: Triple, batch_idx: int) -> None:
+            raise AssertionError
+
+        validation_step = test_step = predict_step = training_step
+
+        def configure_optimizers(self) -> None: ...
+
+    dm = module(COLOURS, COLOURS, test=COLOURS, predict=COLOURS)
+    other = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, default_root_dir=tmp_path)
+    with pytest.raises(
+        TypeError, match="replace `import pytorch_lightning as pl` by `from lightning import pytorch as"
+    ):
+        getattr(other, entry)(Model(), datamodule=dm)
+    trainer(tmp_path).fit(Recorder(), datamodule=dm)  # it is as it was
+
+
 def test_augment_changes_training_images_on_the_device_before_noising(tmp_path: Path) -> None:
     class Invert(nn.Module):
         def forward(self, images: Tensor) -> Tensor:

@@ -155,8 +155,8 @@ def _format_items(summary: SplitSummary) -> str:
     text = f"{summary['items']:,}"
     if summary["looked_at"] < summary["items"]:
         text += f", {summary['looked_at']:,} of them checked"
-    if held_out := summary.get("held_out"):
-        text += f", {held_out:,} of them for val"
+    for stage, count in summary.get("held_out_for", {}).items():
+        text += f", {count:,} of them for {stage}"
     return text
 
 
