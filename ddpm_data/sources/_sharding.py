@@ -10,19 +10,19 @@ from ddpm_data.sources.tar_shards import TarShards
 def split_by_rank(source: Iterable[object], share: EpochShard) -> Iterable[object]:
     """Return the part of an iterable source that one process reads in one epoch.
 
-        - Streamed datasets of Hugging Face's ``datasets`` and :class:`TarShards` are split over processes here.
-        - LitData and MosaicML ask for their rank when they are created. We check that the rank is right.
+    - Streamed datasets of Hugging Face's ``datasets`` and :class:`TarShards` are split over processes here.
+    - LitData and MosaicML ask for their rank when they are created. We check that the rank is right.
     - Any other source has to split itself over processes.
 
     A source is told the epoch (:func:`~ddpm_data.sources._epochs.tell_epoch`). Every source splits its own part over
     its workers.
 
-        Args:
-            source: Any iterable dataset.
-            share: The epoch, world size and rank.
+    Args:
+        source: Any iterable dataset.
+        share: The epoch, world size and rank.
 
-        Raises:
-            ValueError: The source is already split over processes, or was built for another rank or world size.
+    Raises:
+        ValueError: The source is already split over processes, or was built for another rank or world size.
     """
     if isinstance(source, TarShards):
         return source.samples(share)
