@@ -15,7 +15,8 @@ from torch import Tensor
 from ddpm_data._checks import check_key
 from ddpm_data.images.decode import ResizeSpec, Size, exif_orientation, upright_size
 from ddpm_data.images.items import channels_come_last, find_condition, find_image, to_chw
-from ddpm_data.images.processor import ImageProcessor, ItemProcessor, check_range, resize_and_crop, to_uint8
+from ddpm_data.images.levels import to_uint8
+from ddpm_data.images.processor import ImageProcessor, ItemProcessor, check_range, resize_and_crop
 from ddpm_data.types import ItemKey
 
 Keys = ItemKey | Sequence[ItemKey] | None
