@@ -25,7 +25,7 @@ _DECODED_LATER = ("JPEG", "MPO")  # formats that may be decoded at a reduced siz
 _PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 _MAX_ENLARGED_PIXELS = 2**26  # larger requests are refused
 _STRIP_PIXELS = 2**18  # converted at once: several copies of a strip take less memory than one of a large image
-_BITS_PER_SAMPLE = 258  # a TIFF file's tag
+_BITS_PER_SAMPLE, _COMPRESSION, _SAMPLES_PER_PIXEL, _PLANAR_CONFIGURATION = 258, 259, 277, 284  # a TIFF file's tags
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as in PIL
 
 
@@ -134,6 +134,7 @@ def decode_image(
         ValueError: The mode is LAB, the image would be enlarged too much, or a value is outside the range.
     """
     try:
+        _refuse_misread_planes(image)
         if image.format not in _DECODED_LATER:
             # Before its tag is read: PIL turns TIFF files and loads PNG files on the way. An error then would be taken
             # for one of the EXIF data, and the image be half decoded.
@@ -244,6 +245,26 @@ def mark_as_rgb(image: Image.Image) -> Image.Image:
 def is_marked_as_rgb(image: Image.Image) -> bool:
     """Return whether :func:`mark_as_rgb` has marked an image."""
     return hasattr(image, "_ddpm_data_is_rgb")
+
+
+def _refuse_misread_planes(image: Image.Image) -> None:
+    """Refuse TIFF files with a plane per channel where PIL misreads them without a word.
+
+    It takes bytes for values in uncompressed ones of 16 bits, which gives noise, and loses the alpha of grey ones.
+
+    Raises:
+        ValueError: The file is one of these.
+    """
+    tags = getattr(image, "tag_v2", {})
+    samples, bits = tags.get(_SAMPLES_PER_PIXEL, 1), max(tags.get(_BITS_PER_SAMPLE, (8,)))
+    if tags.get(_PLANAR_CONFIGURATION, 1) != 2 or samples == 1:
+        return
+    if samples == 2 or (bits > 8 and tags.get(_COMPRESSION, 1) == 1):
+        raise ValueError(
+            f"the TIFF file stores {samples} channels of {bits} bits in planes (PlanarConfiguration 2), which PIL "
+            "misreads. Store the channels of a pixel together (tiffcp -p contig), or remove it from the dataset "
+            "(`dataset`)"
+        )
 
 
 def _load(image: Image.Image) -> None:
