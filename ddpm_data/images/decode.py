@@ -16,13 +16,14 @@ from torchvision.transforms.v2.functional import resize as resize_image
 
 from ddpm_data.images import _simplejpeg
 from ddpm_data.images._jpeg_frame import read_jpeg_frame
-from ddpm_data.images.levels import EIGHT_BITS, Span, ValueRange, scale_from_levels, scale_to_levels
+from ddpm_data.images.levels import EIGHT_BITS, Span, ValueRange, scale_from_levels, scale_to_levels, to_uint8
 
 Size = tuple[int, int]  # height, width
 Colour = tuple[int, int, int]  # red, green, blue, in [0, 255]
 _DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")  # more than 8 bits; PIL's own conversion would clip them
-_DECODED_LATER = ("JPEG", "MPO")  # formats that may be decoded at a reduced size, once the orientation is known
+REDUCED_FORMATS = ("JPEG", "MPO")  # that may be decoded at a reduced size, once the orientation is known
 _PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
+_ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 _MAX_ENLARGED_PIXELS = 2**26  # larger requests are refused
 _STRIP_PIXELS = 2**18  # converted at once: several copies of a strip take less memory than one of a large image
 _BITS_PER_SAMPLE, _COMPRESSION, _SAMPLES_PER_PIXEL, _PLANAR_CONFIGURATION = 258, 259, 277, 284  # a TIFF file's tags
@@ -135,7 +136,7 @@ def decode_image(
     """
     try:
         _refuse_misread_planes(image)
-        if image.format not in _DECODED_LATER:
+        if image.format not in REDUCED_FORMATS:
             # Before its tag is read: PIL turns TIFF files and loads PNG files on the way. An error then would be taken
             # for one of the EXIF data, and the image be half decoded.
             _load(image)
@@ -175,6 +176,10 @@ def decode_image(
         # The last row and column may be a fraction of a pixel, so compute the scale from the area, not from the array.
         scale = _scale_to(target[0], area[1], values.shape[1]), _scale_to(target[1], area[0], values.shape[2])
         values = F.interpolate(values[None], scale_factor=scale, mode="bilinear", antialias=True)[0]
+    return _turn(values, orientation)
+
+
+def _turn(values: Tensor, orientation: Orientation) -> Tensor:
     values = values.transpose(1, 2) if orientation.transpose else values
     return values.flip(orientation.flip_axes) if orientation.flip_axes else values
 
@@ -188,6 +193,34 @@ def _scale_to(target: int, area: float, length: int) -> float:
     while int(length * scale) < target:
         scale = math.nextafter(scale, math.inf)
     return scale
+
+
+def read_content(image: Image.Image, background: Colour, channels: int | None) -> Iterator[Tensor]:
+    """Read what a decoded image shows, in its own size and before values of more bits are reduced to 8.
+
+    Args:
+        image: Decoded at its full size.
+        background: As of :func:`decode_image`.
+        channels: As of :func:`decode_image`.
+
+    Yields:
+        The upright image in the parts of :func:`split_rows`, shape ``(channels, rows, width)``.
+    """
+    orientation = exif_orientation(image)
+    convert = _to_values if image.mode in _DEEP_MODES else partial(_to_tensor, background=background, channels=channels)
+    values = map(convert, _split_into_strips(image))
+    parts = (to_uint8(part, None) if part.dtype == torch.bool else part for part in values)
+    if orientation == _ORIENTATIONS[1]:
+        yield from parts
+    else:
+        yield from split_rows(_turn(torch.cat(list(parts), 1), orientation))
+
+
+def split_rows(values: Tensor) -> Iterator[Tensor]:
+    """Split an image into parts of some rows each, as images are converted; shape ``(channels, rows, width)``."""
+    rows = max(1, _STRIP_PIXELS // values.shape[-1])
+    for top in range(0, values.shape[-2], rows):
+        yield values[..., top : top + rows, :]
 
 
 def exif_orientation(image: Image.Image) -> Orientation:
@@ -215,7 +248,7 @@ def upright_size(image: Image.Image) -> Size:
 def is_transparent(image: Image.Image) -> bool:
     """Return whether an image has an alpha channel or a colour that stands for transparency."""
     palette = getattr(image.palette, "mode", "")
-    return "A" in image.getbands() or "transparency" in image.info or palette.endswith("A")
+    return image.mode in _ALPHA_MODES or "transparency" in image.info or palette.endswith("A")
 
 
 def unreadable_error(path: object, error: Exception) -> OSError:
@@ -288,7 +321,7 @@ def _reduce(image: Image.Image, target: Size) -> tuple[Image.Image, tuple[float,
     """
     least = 2 * target[1], 2 * target[0]  # at less than twice the size the loss would show
     is_undecoded = len(getattr(image, "tile", ())) == 1 and not getattr(image, "decoderconfig", None)
-    if image.format not in _DECODED_LATER or not is_undecoded or image.tell():
+    if image.format not in REDUCED_FORMATS or not is_undecoded or image.tell():
         return image, None
     if min(image.width // least[0], image.height // least[1]) < 2:
         return image, None
@@ -330,7 +363,7 @@ def _read_in_strips(image: Image.Image, target: Size | None, convert: Callable[[
         target: Height and width to resize to; ``None`` keeps the size.
         convert: Makes uint8 of a strip, shape ``(channels, height, width)``; or any dtype where there is no target.
     """
-    if image.width * image.height <= _STRIP_PIXELS:
+    if image.height <= max(1, _STRIP_PIXELS // image.width):
         return convert(image)
     shrinks = target is not None and target[0] <= image.height and target[1] <= image.width
     values, top = None, 0
