@@ -300,3 +300,30 @@ def test_memory_beside_pils_is_less_than_a_byte_per_pixel(
     result = subprocess.run(job, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert result.returncode == 0, result.stderr
     assert int(result.stdout) < 4000 * 4000
+
+
+def stripes(side: int, period: float) -> np.ndarray[Any, Any]:
+    wave = np.sign(np.sin(2 * np.pi * np.arange(side) / period + 0.7))
+    return np.broadcast_to((127.5 + 127.5 * wave).astype(np.uint8), (side, side))
+
+
+def difference_from_pil(values: np.ndarray[Any, Any], size: int) -> float:
+    """Mean levels between a square JPEG at a reduced size and PIL's resizing of the whole."""
+    file = io.BytesIO()
+    Image.fromarray(values).save(file, "JPEG", quality=95)
+    ours = image(Image.open(file), image_size=size)
+    expected = F.pil_to_tensor(Image.open(file).resize((size, size), Image.Resampling.BILINEAR))
+    return float((ours.int() - expected.int()).abs().float().mean())
+
+
+def test_a_reduced_size_is_further_off_where_there_are_high_frequencies_only() -> None:
+    """docs/how-to/speed.md says how far: 4 levels for noise, 25 for stripes near what the reduced size can show."""
+    noise = np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8)
+    for size in (32, 48, 64, 128):
+        assert difference_from_pil(noise, size) < 4
+    worst = [
+        difference_from_pil(stripes(2 * divisor * 32, period), 32)
+        for divisor in (2, 4, 8)
+        for period in np.arange(divisor, 3 * divisor, divisor / 8)
+    ]
+    assert 15 < max(worst) < 25
