@@ -134,17 +134,7 @@ def decode_image(
         OSError: The image cannot be decoded.
         ValueError: The mode is LAB, the image would be enlarged too much, or a value is outside the range.
     """
-    try:
-        _refuse_misread_planes(image)
-        if image.format not in REDUCED_FORMATS:
-            # Before its tag is read: PIL turns TIFF files and loads PNG files on the way. An error then would be taken
-            # for one of the EXIF data, and the image be half decoded.
-            _load(image)
-        orientation = exif_orientation(image)
-    except MemoryError:
-        raise
-    except Exception as error:  # PIL's decoders raise many types of error on damaged files, and few name the file
-        raise unreadable_error(getattr(image, "filename", "an image"), error) from error
+    orientation = exif_orientation(image)
     if fit is not None and orientation.transpose:
         fit = fit.transposed()  # `fit` describes the upright image, but the decoders see the stored one
     target = None if fit is None else fit.target(image.height, image.width)
@@ -155,11 +145,12 @@ def decode_image(
         if jpeg is None:
             if target is not None and not is_whole:
                 image, area = _reduce(image, target)
-            _load(image)
     except MemoryError:
         raise
-    except Exception as error:  # of many types, as above
+    except Exception as error:  # of many types, as in load_image
         raise unreadable_error(getattr(image, "filename", "an image"), error) from error
+    if jpeg is None:
+        load_image(image)
     if image.mode == "LAB":
         raise ValueError(
             "the image is LAB, which PIL cannot convert to RGB. Convert it with PIL.ImageCms, or remove it from the "
@@ -226,9 +217,15 @@ def split_rows(values: Tensor) -> Iterator[Tensor]:
 def exif_orientation(image: Image.Image) -> Orientation:
     """Read an image's orientation from its EXIF tag; an image without a valid tag is upright.
 
-    An image whose EXIF data are damaged is upright too, since its pixels may be whole. PIL turns TIFF files itself when
-    it loads them, and removes the tag.
+    An image whose EXIF data are damaged is upright too, since its pixels may be whole. Images of other formats than
+    JPEG are decoded first: PIL would decode a PNG to find its tag, and an error of its pixels would be taken for one of
+    the tag. PIL turns TIFF files itself when it decodes them, and removes the tag.
+
+    Raises:
+        OSError: The image cannot be decoded.
     """
+    if image.format not in REDUCED_FORMATS:
+        load_image(image)
     try:
         tag = image.getexif().get(ExifTags.Base.Orientation, 1)
     except MemoryError:
@@ -239,10 +236,13 @@ def exif_orientation(image: Image.Image) -> Orientation:
 
 
 def upright_size(image: Image.Image) -> Size:
-    """Return the height and width that an image has once :func:`decode_image` has turned it upright."""
-    if image.format == "TIFF":
-        image.load()
-    return (image.width, image.height) if exif_orientation(image).transpose else (image.height, image.width)
+    """Return the height and width that an image has once :func:`decode_image` has turned it upright.
+
+    Raises:
+        OSError: The image cannot be decoded.
+    """
+    orientation = exif_orientation(image)  # first: PIL turns TIFF files as it decodes them
+    return (image.width, image.height) if orientation.transpose else (image.height, image.width)
 
 
 def is_transparent(image: Image.Image) -> bool:
@@ -300,17 +300,25 @@ def _refuse_misread_planes(image: Image.Image) -> None:
         )
 
 
-def _load(image: Image.Image) -> None:
-    """Have PIL decode an image; one that has failed fails again, where PIL would hand out what it has half decoded."""
-    if error := getattr(image, "_ddpm_data_error", None):
-        raise error
+def load_image(image: Image.Image) -> None:
+    """Have PIL decode an image in place, if it has not been decoded yet.
+
+    An image that has failed once fails again. PIL's second attempt would give what the first one had half decoded.
+
+    Raises:
+        OSError: The image cannot be decoded.
+    """
+    if message := getattr(image, "_ddpm_data_error", None):
+        raise OSError(message)
     try:
+        _refuse_misread_planes(image)
         image.load()
     except MemoryError:
         raise
-    except Exception as error:  # of many types
-        image._ddpm_data_error = error.with_traceback(None)  # type: ignore[attr-defined]  # as above
-        raise
+    except Exception as error:  # PIL's decoders raise many types of error on damaged files, and few name the file
+        named_error = unreadable_error(getattr(image, "filename", "an image"), error)
+        image._ddpm_data_error = str(named_error)  # type: ignore[attr-defined]  # PIL's images take further attributes
+        raise named_error from error
 
 
 def _reduce(image: Image.Image, target: Size) -> tuple[Image.Image, tuple[float, float] | None]:

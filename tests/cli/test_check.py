@@ -26,6 +26,7 @@ from ddpm_data.cli.checking.duplicates import digest, find_duplicates, find_leak
 from ddpm_data.cli.checking.summary import summarize
 from ddpm_data.cli.checking.survey import ROW, ItemStats, ItemStatsDataset
 from ddpm_data.cli.checking.walk import scan_map_style
+from ddpm_data.images.conditions import Conditions
 from ddpm_data.images.decode import is_transparent
 from ddpm_data.images.latent_processor import LatentProcessor
 from ddpm_data.images.processor import ImageProcessor
@@ -465,3 +466,27 @@ def test_large_copies_are_found_whatever_they_are_in(tmp_path: Path) -> None:
     images = MapStyleImages(dataset, ImageProcessor(image_size=16), "train")
     rows = scan_map_style(images, LoaderOptions(1)).stats.rows
     assert [part.tolist() for part in find_duplicates(rows["content"])] == [[1], [0]]
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
+def test_a_damaged_image_beside_its_condition_is_not_half_decoded(interpolation: str) -> None:
+    """To find an image's size beside a condition reads its EXIF tag, for which PIL decodes a PNG."""
+    whole = content(picture(COLOURS, size=(480, 320)), ".png")
+    place = whole.index(b"IDAT") + 40
+    damaged = whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :]
+    for image_bytes, mask_bytes in ((damaged, whole), (whole, damaged)):
+
+        def item(image_bytes: bytes = image_bytes, mask_bytes: bytes = mask_bytes) -> dict[str, Any]:
+            beside = np.zeros((3, 32, 48), np.float32)  # looks like an image, so sizes are compared
+            opened = [Image.open(io.BytesIO(part)) for part in (image_bytes, mask_bytes)]
+            return {"image": opened[0], "mask": opened[1], "beside": beside}
+
+        processor = ImageProcessor(image_key="image", channels=3)
+        conditions = Conditions(["mask", "beside"], {"mask": interpolation}, processor)
+        kept = [item()]
+        images = MapStyleImages(cast(Any, kept), processor, "train", conditions=conditions)
+        for _ in range(2):
+            with pytest.raises(OSError, match=r"train\[0\].*cannot be read as an image"):
+                images[0]
+        stats = ItemStats()
+        assert stats.add_item(0, item, processor, conditions) is None
