@@ -74,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
     add_option(parser, "--max-items", "--most", type=int, default=10_000, metavar="N", help=text)
     add_output_option(parser, Path("check"), "check")
     add_config_options(parser)
-    args = parser.parse_args(arguments)
+    args = parser.parse_intermixed_args(arguments)
     if args.num_workers < 0 or args.max_items < 1:
         parser.error("--num-workers is at least 0, --max-items at least 1")
     findings = _run_checks(args)

@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--metric", default="val_loss", help="column of metrics.csv; less is better (default: val_loss)"
     )
     add_output_option(parser, None, "the sweep's folder")
-    args = parser.parse_args(arguments)
+    args = parser.parse_intermixed_args(arguments)
     jobs = sorted(read_jobs(args.folder, args.metric), key=lambda job: job.best()[0])
     output_dir = args.output_dir or args.folder
     output_dir.mkdir(parents=True, exist_ok=True)

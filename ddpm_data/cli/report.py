@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = start_command("report", __doc__)
     add_output_option(parser, Path("report"), "report")
     add_config_options(parser)
-    args = parser.parse_args(arguments)
+    args = parser.parse_intermixed_args(arguments)
     processes, timesteps, images = {}, {}, None
     for name, overrides in expand_sweep(args.overrides).items():
         args.overrides = overrides

@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--processes", type=int, default=2, metavar="N", help=text)
     parser.add_argument("--steps", type=int, default=20, metavar="N", help="optimizer steps (default: 20)")
     add_config_options(parser)
-    args = parser.parse_args(arguments)
+    args = parser.parse_intermixed_args(arguments)
     if args.processes < 2 or args.steps < 2:
         parser.error("--processes and --steps are at least 2")
     with tempfile.TemporaryDirectory() as folder:

@@ -13,9 +13,10 @@ from PIL import Image
 from torch import Tensor
 
 from ddpm_data._checks import check_key
-from ddpm_data.images.decode import ResizeSpec, Size, exif_orientation, upright_size
+from ddpm_data.images.decode import ResizeSpec, Size, exif_orientation, load_image, upright_size
 from ddpm_data.images.items import channels_come_last, find_condition, find_image, to_chw
-from ddpm_data.images.processor import ImageProcessor, ItemProcessor, check_range, resize_and_crop, to_uint8
+from ddpm_data.images.levels import to_uint8
+from ddpm_data.images.processor import ImageProcessor, ItemProcessor, check_range, resize_and_crop
 from ddpm_data.types import ItemKey
 
 Keys = ItemKey | Sequence[ItemKey] | None
@@ -328,6 +329,7 @@ def _read_labels(value: Any, batched: bool) -> Tensor:  # noqa: ANN401  # a PIL 
     """Read a label map's values as they are stored: of a palette image the indices."""
     if not isinstance(value, Image.Image):
         return _to_bchw(value) if batched else to_chw(value)
+    load_image(value)
     orientation = exif_orientation(value)
     labels = to_chw(np.array(value))
     labels = labels.transpose(1, 2) if orientation.transpose else labels

@@ -113,6 +113,9 @@ class LatentProcessor:
     def check_items(self, name: str, raw: Sequence[Tensor]) -> None:
         """Accept every dataset: :meth:`decode` checks each item."""
 
+    def find_peak(self, item: object) -> None:
+        """Return nothing: latents have no white."""
+
 
 def _read_values(item: object, key: ItemKey | None) -> Tensor:
     value = find_image(item, key)

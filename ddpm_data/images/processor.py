@@ -10,11 +10,10 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from ddpm_data._checks import check_float, check_int, check_key
-from ddpm_data.images.decode import Colour, ResizeSpec, Size, decode_image, is_marked_as_rgb
+from ddpm_data.images.decode import Colour, ResizeSpec, Size, decode_image, is_marked_as_rgb, peak_value
 from ddpm_data.images.items import find_image, to_chw
+from ddpm_data.images.levels import ValueRange, to_uint8, unknown_range_message
 from ddpm_data.types import ItemKey
-
-_DEEP_RANGE = (0.0, 65535.0)  # of PIL's integer modes with more than 8 bits, which hold the pixels of 16-bit files
 
 
 class ItemProcessor(Protocol):
@@ -64,6 +63,14 @@ class ItemProcessor(Protocol):
         """
         ...
 
+    def find_peak(self, item: object, /) -> float | None:
+        """Return the highest value of a decoded item whose white is assumed; ``None`` where white is known.
+
+        Args:
+            item: An item that :meth:`decode` has read.
+        """
+        ...
+
 
 class ImageProcessor:
     """A callable that turns dataset items into uint8 images, shape ``(channels, height, width)``.
@@ -73,7 +80,7 @@ class ImageProcessor:
     - They are turned upright, as their EXIF tag says.
     - The first frame of an animation is taken.
     - Transparent pixels show the background.
-    - 16-bit grey values, 0 to 65535, are scaled to 8 bits.
+    - 16-bit grey values, 0 to 65535, are scaled to 8 bits; in a TIFF file that declares 12 bits, 0 to 4095.
 
     ICC profiles are ignored.
 
@@ -82,8 +89,11 @@ class ImageProcessor:
             image-like value.
         image_size: Size of the result in pixels, one number (a square) or ``(height, width)``; ``None`` keeps every
             image's own size.
-        value_range: ``(lowest, highest)`` possible value of float and wide-integer images. They are mapped to 0 and 255
-            and rounded, which loses nothing if the source had 8 bits. uint8 images need no range.
+        value_range: ``(lowest, highest)`` possible value of all images, such as ``(0, 1)`` for masks of zeros and ones.
+            They are mapped to 0 and 255 and rounded, which loses nothing if the source had 8 bits. It must lie inside
+            ``[0, 255]`` for uint8 arrays and 8-bit files. ``None`` maps uint8 as it is, and grey files of more bits by
+            the bits that they declare; floats and wide integers need a range. Booleans and PIL's mode 1 are black and
+            white whatever the range.
         channels: 3 (grey is repeated), 1 (colour becomes luma, ITU-R 601), 4 (with transparency: 255 is opaque), or
             ``None``, which keeps every image's own channels (PIL images become grey or RGB).
         resize: ``"cover"`` keeps proportions: the image is resized until it just covers ``image_size``, then cropped.
@@ -148,15 +158,16 @@ class ImageProcessor:
         """Read an item's image in its own dtype.
 
         Returns:
-            Any dtype, shape ``(channels, height, width)``. A JPEG file may already have its final size before cropping.
+            Any dtype, shape ``(channels, height, width)``. An image file may already have its final size before
+            cropping.
         """
         image = find_image(item, self.image_key)
         if not isinstance(image, Image.Image):
             return to_chw(image)
         is_rgb = self.channels is None and is_marked_as_rgb(image)
-        values = decode_image(image, self._resize_spec(), self.background, self.channels == 4)
-        values = values.expand(3, -1, -1) if is_rgb and len(values) == 1 else values
-        return to_uint8(values, self.value_range or _DEEP_RANGE) if values.dtype == torch.int32 else values
+        channels = 3 if is_rgb else self.channels
+        values = decode_image(image, self._resize_spec(), self.background, channels, self.value_range)
+        return values.expand(3, -1, -1) if is_rgb and len(values) == 1 else values
 
     def convert(self, image: Tensor, crop_offsets: Tensor | None = None) -> Tensor:
         """Convert an image, or a batch of images, to the value range, channels and size asked for.
@@ -193,6 +204,11 @@ class ImageProcessor:
                     f"{name} holds {wide[0].dtype} images, and the {len(wide)} looked at span", low, high
                 )
             )
+
+    def find_peak(self, item: object) -> float | None:
+        """Return the highest value of an image file that declares 16 bits; ``None`` for others, or with a range."""
+        image = find_image(item, self.image_key)
+        return peak_value(image) if self.value_range is None and isinstance(image, Image.Image) else None
 
     def _resize_spec(self) -> ResizeSpec | None:
         return None if self.image_size is None else ResizeSpec(self.image_size, self.resize == "stretch")
@@ -245,7 +261,7 @@ def resize_and_crop(
     """
     height, width = size
     resized: Tensor = image
-    if image.shape[-2:] != target:  # a JPEG may have been decoded to this size
+    if image.shape[-2:] != target:  # an image file may have been decoded to this size
         # Plain NEAREST takes pixels half a pixel aside, and the map would not lie on its image.
         mode = InterpolationMode.NEAREST_EXACT if is_nearest else InterpolationMode.BILINEAR
         resized = F.resize(image, list(target), interpolation=mode, antialias=not is_nearest)
@@ -261,53 +277,6 @@ def resize_and_crop(
     return torch.stack([picture[:, top : top + height, left : left + width] for picture, (top, left) in pairs])
 
 
-def unknown_range_message(seen: str, low: float, high: float) -> str:
-    """Write the error message for values whose range is unknown, with a guess at the range.
-
-    Args:
-        seen: The images and a verb, to begin the message: ``"the image is torch.float32 and spans"``.
-        low: The lowest value.
-        high: The highest value.
-    """
-    ranges = ((0, 1), (-1, 1), (0, 255), (0, 65535))
-    likely = next((f", here most likely [{a}, {b}]" for a, b in ranges if a <= low and high <= b), "")
-    return (
-        f"{seen} {low:.6g} to {high:.6g}. Which values are black and white cannot be known from that, and a wrong "
-        f"guess would train on washed-out images. Set `dataset.value_range` to the (lowest, highest) possible value"
-        f"{likely}."
-    )
-
-
-def to_uint8(image: Tensor, value_range: tuple[float, float] | None) -> Tensor:
-    """Map an image's values to 0 to 255 and round them; uint8 stays as it is, and bool becomes 0 or 255.
-
-    Args:
-        image: Any real dtype and shape.
-        value_range: The values that become 0 and 255.
-
-    Raises:
-        ValueError: A value lies outside ``value_range``, or there is none.
-    """
-    if image.dtype == torch.bool:
-        return image.to(torch.uint8) * 255
-    if image.dtype == torch.uint8:
-        return image
-    values = image.double()
-    low, high = float(values.min()), float(values.max())
-    if value_range is None:
-        raise ValueError(unknown_range_message(f"the image is {image.dtype} and spans", low, high))
-    bottom, top = value_range
-    slack = (top - bottom) / 510 if image.is_floating_point() else 0  # half of one of 256 levels, for rounding errors
-    if not (low >= bottom - slack and high <= top + slack):  # negated, so that NaN is refused too
-        count = int((~values.isfinite()).sum())
-        raise ValueError(
-            f"values span {low:.6g} to {high:.6g}{f', {count} of them NaN or infinite' * bool(count)}, outside "
-            f"value_range=({bottom:g}, {top:g}); clipping would lose them. Change `dataset.value_range`, or repair the "
-            "image."
-        )
-    return ((values - bottom) * (255 / (top - bottom))).round_().clamp_(0, 255).to(torch.uint8)
-
-
 def _check_size(size: int | Sequence[int] | None) -> Size | None:
     if size is None:
         return None
@@ -318,7 +287,7 @@ def _check_size(size: int | Sequence[int] | None) -> Size | None:
     return height, width
 
 
-def check_range(value_range: Sequence[float] | None, key: str = "dataset.value_range") -> tuple[float, float] | None:
+def check_range(value_range: Sequence[float] | None, key: str = "dataset.value_range") -> ValueRange | None:
     """Return a value range as two floats, or refuse it.
 
     Args:

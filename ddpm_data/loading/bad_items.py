@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from ddpm_data.types import ImageBatch
 
+_WHITE, _DARK = 65535, 16383  # of 16-bit images: the white assumed, and a peak of 14 bits
 _WARNINGS_PER_EPOCH = 3  # bad items that are named one by one
 ITEM_ERRORS = (OSError, TypeError, ValueError, RuntimeError)  # the kinds of error that a bad item ends up as
 
@@ -144,4 +145,22 @@ def small_images_message(name: str, raw: Sequence[Tensor], size: tuple[int, int]
         f"{len(small)} of the {len(raw)} {name} images looked at are smaller than image_size={tuple(size)}, down to "
         f"({height}, {width}), and are enlarged: a model learns to draw blurred images. Lower `dataset.image_size`, or "
         "remove these images."
+    )
+
+
+def dark_images_message(name: str, peaks: Sequence[float]) -> str | None:
+    """Describe 16-bit images of a dataset that all end far below white; ``None`` if one does not.
+
+    Args:
+        name: What errors call the dataset.
+        peaks: The highest values of the 16-bit images looked at, for which no range is set.
+    """
+    if not peaks or not 0 < max(peaks) <= _DARK:
+        return None
+    peak = int(max(peaks))
+    white = 2 ** max(8, peak.bit_length()) - 1
+    return (
+        f"the {len(peaks)} 16-bit {name} images looked at have values up to {peak}, far below {_WHITE}, their white: a "
+        f"model would see nearly black ones. If their white is {white}, set `dataset.value_range` to [0, {white}]; if "
+        f"they are meant to be dark, set it to [0, {_WHITE}]."
     )

@@ -29,6 +29,7 @@ from ddpm_data.loading.stage_images import StageBatches
 from ddpm_data.rng.philox import Key
 from ddpm_data.sources._sharding import split_by_rank
 from ddpm_data.sources._undecoded import stream_without_decoding
+from ddpm_data.sources.tar_shards import refuse_damaged
 from ddpm_data.types import BatchMeta, ImageBatch, Stage
 
 POSITIONS_PER_EPOCH = (
@@ -170,6 +171,7 @@ class IterableImages(SelfOrderedImages):
         return IterableBatches(self, stage, options.batch_size, options.drop_last and stage == "train", *world)
 
     def _load_example(self, item: object) -> tuple[Tensor, Any]:
+        refuse_damaged(item)
         condition = self.conditions.find(item)
         raw = self.processor.decode(item)
         return self.processor.convert(raw), self.conditions.convert(condition, raw)

@@ -20,6 +20,7 @@ from ddpm_data.loading.bad_items import (
     BadItem,
     WorkerBatch,
     check_same_shape,
+    dark_images_message,
     small_images_message,
     with_item_context,
 )
@@ -46,11 +47,14 @@ class RawItem(NamedTuple):
         item: Its index in the dataset.
         image: As decoded, shape ``(channels, height, width)``.
         condition: As the item holds it; ``None`` where none is asked for.
+        peak: Its highest value, if a white is assumed for it; see
+            :meth:`~ddpm_data.images.processor.ItemProcessor.find_peak`.
     """
 
     item: int
     image: Tensor
     condition: Any
+    peak: float | None = None
 
 
 class Inspection(NamedTuple):
@@ -61,12 +65,14 @@ class Inspection(NamedTuple):
         is_stored: Whether an array in memory holds the final images, so that a cache would not help.
         bytes_per_image: Bytes of one image in a batch.
         small_images: The warning about images that have to be enlarged; ``None`` if there are none.
+        dark_images: The warning about 16-bit images whose values end far below white; ``None`` if there are none.
     """
 
     serves_arrays: bool
     is_stored: bool
     bytes_per_image: int
     small_images: str | None
+    dark_images: str | None
 
 
 class DecodedStore(Protocol):
@@ -182,7 +188,8 @@ class MapStyleImages(Dataset[Tensor]):
         items = self._fetch(indices)
         for number, index in enumerate(indices):
             try:
-                good.append(RawItem(index, *self._load_item(index, items[number : number + 1])))
+                item = self._read_item(index, items[number : number + 1])
+                good.append(RawItem(index, *self._decode_item(index, item), self.processor.find_peak(item)))
             except ITEM_ERRORS as error:
                 errors.append(error)
                 if not self.replaces:
@@ -211,8 +218,9 @@ class MapStyleImages(Dataset[Tensor]):
         self._inspection = inspection
         if not inspection.serves_arrays:
             self._arrays = None
-        if warns and inspection.small_images:
-            warnings.warn(inspection.small_images, stacklevel=2)
+        for message in (inspection.small_images, inspection.dark_images):
+            if warns and message:
+                warnings.warn(message, stacklevel=2)
         return inspection
 
     def _inspect(self) -> Inspection:
@@ -238,7 +246,8 @@ class MapStyleImages(Dataset[Tensor]):
         is_complete = len(converted) == len(images)
         is_stored = serves_arrays and is_complete and all_equal(pixels, images)
         small_images = small_images_message(self.name, images, size) if size else None
-        return Inspection(serves_arrays, is_stored, pixels[0].nbytes, small_images)
+        dark_images = dark_images_message(self.name, [item.peak for item in raw if item.peak is not None])
+        return Inspection(serves_arrays, is_stored, pixels[0].nbytes, small_images, dark_images)
 
     def train_order(self, options: LoaderOptions, world: World, key: Key, epoch: Callable[[], int]) -> Order:
         """Return the order of the training stream on one rank: shuffled by the key."""
@@ -337,12 +346,14 @@ class MapStyleImages(Dataset[Tensor]):
         return []
 
     def _load_example(self, index: int, crop_offset: Tensor | None, fetched: Sequence[Any] = ()) -> tuple[Tensor, Any]:
-        raw, condition = self._load_item(index, fetched)
+        raw, condition = self._decode_item(index, self._read_item(index, fetched))
         example: tuple[Tensor, Any] = self._call(index, self._convert, raw, condition, crop_offset)
         return example
 
-    def _load_item(self, index: int, fetched: Sequence[Any]) -> tuple[Tensor, Any]:
-        item = fetched[0] if fetched else self._call(index, self.items.__getitem__, index)
+    def _read_item(self, index: int, fetched: Sequence[Any]) -> Any:  # noqa: ANN401  # any item
+        return fetched[0] if fetched else self._call(index, self.items.__getitem__, index)
+
+    def _decode_item(self, index: int, item: object) -> tuple[Tensor, Any]:
         condition = self._call(index, self.conditions.find, item)
         return self._call(index, self.processor.decode, item), condition
 

@@ -12,9 +12,9 @@ from typing import Any, cast
 from PIL import Image
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
-from ddpm_data.images.decode import mark_as_own, mark_as_rgb, unreadable_error
+from ddpm_data.images.decode import mark_as_rgb
 from ddpm_data.sources._arrays import MapDataset
-from ddpm_data.sources.image_files import open_image, open_image_file
+from ddpm_data.sources._opening import open_image, open_image_file
 
 
 def without_decoding(dataset: MapDataset) -> MapDataset:
@@ -174,14 +174,7 @@ def _open_stored(value: Any, feature: Any) -> Any:  # noqa: ANN401  # an extra's
         return value
     path, content = value["path"], value["bytes"]
     if content is not None:
-        try:
-            image = open_image(content, Path(path or "").suffix.lower())
-        except MemoryError:
-            raise
-        except Exception as error:  # PIL raises many types of error on damaged files
-            raise unreadable_error(path or "an image", error) from error
-        image.filename = path or ""  # type: ignore[attr-defined]  # errors name it
-        return mark_as_own(image)
+        return open_image(content, Path(path or "").suffix.lower(), path or "")
     if path is not None and Path(path).is_file():
         return open_image_file(Path(path))
     return feature.decode_example(value)  # somewhere on the network

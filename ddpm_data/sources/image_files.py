@@ -5,18 +5,14 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
-from io import BytesIO
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch.utils.data import Dataset
 
 from ddpm_data._distributed import is_rank_zero
-from ddpm_data.images.decode import mark_as_own, unreadable_error
+from ddpm_data.sources._opening import list_suffixes, open_image_file
 
-# An EPS file is a program, and PIL would run it in Ghostscript. PIL alone decodes none of the other formats.
-_EXCLUDED_FORMATS = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"}
 _UNREAD_SUFFIXES = {  # of images that PIL alone does not read
     *(".heic", ".heif", ".jxl", ".svg", ".exr", ".hdr", ".eps", ".wmf", ".emf"),
     *(".dng", ".nef", ".cr2", ".cr3", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw"),  # cameras' raw formats
@@ -45,9 +41,7 @@ class ImageFiles(Dataset[Image.Image]):
         self.root = Path(root).expanduser()
         if not self.root.is_dir():
             raise FileNotFoundError(f"ImageFiles: there is no folder {self.root.absolute()}. Change `dataset.root`.")
-        formats = _list_formats()
-        extensions = Image.registered_extensions().items()
-        suffixes = {suffix for suffix, format_ in extensions if format_ in formats or format_ == "MPO"}
+        suffixes = list_suffixes()
         names, left_out = [], Counter[str]()
         for name in _find_files(self.root):
             suffix = os.path.splitext(name)[1].lower()
@@ -74,43 +68,6 @@ class ImageFiles(Dataset[Image.Image]):
 
     def __getitem__(self, index: int) -> Image.Image:
         return open_image_file(self.root / self.names[index])
-
-
-def open_image_file(path: Path) -> Image.Image:
-    """Open an image file without decoding it; the image is marked as our own, to be decoded at a reduced size.
-
-    Raises:
-        OSError: It cannot be read, or is of no format that PIL reads.
-    """
-    try:
-        image = open_image(path.read_bytes(), path.suffix.lower())
-    except MemoryError:
-        raise
-    except Exception as error:  # PIL raises many types of error on damaged files
-        raise unreadable_error(path, error) from error
-    image.filename = str(path)  # type: ignore[attr-defined]  # as if PIL had opened the file: errors name it
-    return mark_as_own(image)
-
-
-def _list_formats() -> list[str]:
-    Image.init()  # without this, PIL knows only the formats that other code has imported
-    return [format_ for format_ in Image.OPEN if format_ not in _EXCLUDED_FORMATS]
-
-
-def open_image(content: bytes, suffix: str) -> Image.Image:
-    """Read an image's header, from bytes: a file handle would stay open if the image is never decoded.
-
-    Args:
-        content: The file's.
-        suffix: The file's, in lower case; it may be wrong, or empty.
-
-    Raises:
-        UnidentifiedImageError: It is of no format that PIL reads.
-    """
-    if format_ := Image.registered_extensions().get(suffix):
-        with suppress(UnidentifiedImageError):  # to try every format takes as long as a small image
-            return Image.open(BytesIO(content), formats=[format_.replace("MPO", "JPEG")])  # PIL's JPEG reader reads MPO
-    return Image.open(BytesIO(content), formats=_list_formats())
 
 
 def _find_files(root: Path) -> Iterator[str]:

@@ -4,27 +4,45 @@ import json
 import os
 import random
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from io import BytesIO
 from pathlib import Path
+from typing import Any, NamedTuple
 from urllib.parse import urlparse
 
 import numpy as np
-from PIL import Image
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ddpm_data._checks import check_int
 from ddpm_data._distributed import EpochShard
-from ddpm_data.images.decode import mark_as_own
+from ddpm_data.sources._opening import list_suffixes, open_image
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # not EPS: PIL would start Ghostscript for it
+
+class DamagedSample(NamedTuple):
+    """What stands for a sample one of whose files cannot be read, so that the samples after it can be.
+
+    Attributes:
+        error: What is wrong; names the shard, the sample and the file.
+    """
+
+    error: ValueError
+
+
+def refuse_damaged(item: object) -> Any:  # noqa: ANN401  # any item
+    """Return an item, unless it is a :class:`DamagedSample`, whose error is raised."""
+    if isinstance(item, DamagedSample):
+        raise item.error
+    return item
 
 
 class TarShards(IterableDataset[dict[str, object]]):
     """An iterable dataset of tar files in WebDataset's layout.
 
     In each epoch, one worker of one process reads each tar file. An item is a dict of the files that share a name, by
-    suffix. Image files become PIL images that are not decoded yet. ``cls``, ``txt``, ``json`` and ``npy`` files are
-    parsed; all others stay bytes.
+    suffix. Image files of every format that :class:`~ddpm_data.sources.ImageFiles` reads become PIL images that are not
+    decoded yet. ``cls``, ``txt``, ``json`` and ``npy`` files are parsed; all others stay bytes. In training, a sample
+    with a damaged file is a bad item (``on_bad_item``); iterated over, it raises an error that names the shard, the
+    sample and the file.
 
     Nothing is ever unpickled. WebDataset's own decoders unpickle ``.pyd``, ``.pickle`` and ``.pth`` files, which runs
     any code that the author of a file put there.
@@ -67,16 +85,16 @@ class TarShards(IterableDataset[dict[str, object]]):
                 raise FileNotFoundError(f"TarShards: there is no file {shard}. Change `dataset.shards`.")
 
     def __iter__(self) -> Iterator[dict[str, object]]:
-        return self.samples(EpochShard(0, 1, 0))
+        return map(refuse_damaged, self.samples(EpochShard(0, 1, 0)))
 
-    def samples(self, share: EpochShard) -> Iterator[dict[str, object]]:
+    def samples(self, share: EpochShard) -> Iterator[dict[str, object] | DamagedSample]:
         """Read the items that belong to the current worker of one process.
 
         Args:
             share: The epoch, world size and rank.
 
         Raises:
-            ValueError: There are fewer shards than workers of all processes, or a file cannot be parsed.
+            ValueError: There are fewer shards than workers of all processes.
         """
         from webdataset import WebDataset
 
@@ -94,29 +112,28 @@ class TarShards(IterableDataset[dict[str, object]]):
             order = random.Random(f"{self.seed} {share.epoch}").sample(order, len(order))  # the same in every process
         tar = WebDataset(order[first::step], nodesplitter=None, workersplitter=None, shardshuffle=False, seed=0)
         buffered = tar.shuffle(self.shuffle, rng=random.Random(f"{self.seed} {share.epoch} {first}"))
-        return map(_parse_sample, buffered)
+        return map(partial(_parse_sample, list_suffixes()), buffered)
 
 
-def _parse_sample(sample: dict[str, object]) -> dict[str, object]:
-    return {
-        name: _parse_file(f"{sample['__url__']}, {sample['__key__']}.{name}", name.rpartition(".")[2], value)
-        if isinstance(value, bytes)
-        else value
-        for name, value in sample.items()
-    }
+def _parse_sample(image_suffixes: set[str], sample: dict[str, object]) -> dict[str, object] | DamagedSample:
+    parsed = {}
+    for name, value in sample.items():
+        path = f"{sample['__url__']}, {sample['__key__']}.{name}"
+        try:
+            parsed[name] = _parse_file(path, name, value, image_suffixes) if isinstance(value, bytes) else value
+        except MemoryError:
+            raise
+        except Exception as error:  # parsers raise many types of error on damaged files
+            reason = str(error) if path in str(error) else f"{path} cannot be read: {type(error).__name__}: {error}"
+            return DamagedSample(ValueError(f"{reason}. Repair the file, or change `dataset.shards`."))
+    return parsed
 
 
-def _parse_file(path: str, suffix: str, content: bytes) -> object:
-    try:
-        if suffix in _PARSERS:
-            return _PARSERS[suffix](content)
-        if Image.registered_extensions().get(f".{suffix}") not in _FORMATS:
-            return content
-        image = Image.open(BytesIO(content), formats=_FORMATS)
-    except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read: {error}. Repair the file, or change `dataset.shards`.") from error
-    image.filename = path  # later errors name it
-    return mark_as_own(image)
+def _parse_file(path: str, name: str, content: bytes, image_suffixes: set[str]) -> object:
+    suffix = name.rpartition(".")[2].lower()
+    if suffix in _PARSERS:
+        return _PARSERS[suffix](content)
+    return open_image(content, f".{suffix}", path) if f".{suffix}" in image_suffixes else content
 
 
 def _parse_array(content: bytes) -> object:

@@ -26,6 +26,8 @@ from ddpm_data.cli.checking.duplicates import digest, find_duplicates, find_leak
 from ddpm_data.cli.checking.summary import summarize
 from ddpm_data.cli.checking.survey import ROW, ItemStats, ItemStatsDataset
 from ddpm_data.cli.checking.walk import scan_map_style
+from ddpm_data.images.conditions import Conditions
+from ddpm_data.images.decode import is_transparent
 from ddpm_data.images.latent_processor import LatentProcessor
 from ddpm_data.images.processor import ImageProcessor
 from ddpm_data.latents import Latents
@@ -412,3 +414,79 @@ def test_an_image_that_failed_fails_again() -> None:
     for _ in range(2):
         checked, trained = check_and_train(kept, ImageProcessor(image_size=32))
         assert list(checked) == list(trained) == [0]
+
+
+def files_config(root: Path) -> list[str]:
+    return ["dataset=image_folder", f"dataset.root={root}", "dataset.image_size=16"]
+
+
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_options_and_overrides_stand_in_any_order(order: int, known: Path, tmp_path: Path) -> None:
+    """``check dataset=... --out x dataset.val=null`` ended with "unrecognized arguments"."""
+    options = ["--out", str(tmp_path), "--config-dir", str(ROOT / "conf"), "--num-workers", "0"]
+    overrides = [*files_config(known), "dataset.val=null"]
+    words = [options + overrides, overrides + options, [*overrides[:2], *options, *overrides[2:]]][order]
+    main(words)
+    assert list(json.loads((tmp_path / "check.json").read_text())["sets"]) == ["train"]
+
+
+def test_every_image_with_alpha_is_transparent() -> None:
+    """Images with premultiplied alpha, as some TIFF files are, were left out of the count."""
+    modes = {"LA": True, "La": True, "PA": True, "RGBA": True, "RGBa": True, "L": False, "RGB": False, "LAB": False}
+    for mode, is_clear in modes.items():
+        assert is_transparent(Image.new(mode, (2, 2))) == is_clear, mode
+    pictures: Any = [Image.new(mode, (20, 20)) for mode in ("RGBa", "La", "RGB")]
+    images = MapStyleImages(pictures, ImageProcessor(image_size=16, channels=3), "train")
+    stats = scan_map_style(images, LoaderOptions(1)).stats
+    assert stats.counts["has"]["transparent"] == 2
+
+
+@pytest.mark.parametrize("size", [None, 8])
+def test_copies_are_compared_before_they_lose_bits_or_pixels(size: int | None, tmp_path: Path) -> None:
+    """Two 16-bit images that are the same in 8 bits are no copies."""
+    deep = np.arange(40 * 6, dtype=np.uint16).reshape(40, 6).repeat(5, 1) * 257
+    fine = np.tile(np.array([[0, 255], [255, 0]], np.uint8), (20, 15))
+    for name, values in {"0": deep, "1": deep + 1, "2": deep, "3": fine, "4": 255 - fine, "5": fine}.items():
+        Image.fromarray(values).save(tmp_path / f"{name}.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(deep).transpose(Image.Transpose.ROTATE_90).save(tmp_path / "6.png", exif=exif)
+    dataset: Any = torch.utils.data.ConcatDataset([ImageFiles(tmp_path), [fine]])  # the same content in an array
+    images = MapStyleImages(dataset, ImageProcessor(image_size=size, channels=3), "train")
+    rows = scan_map_style(images, LoaderOptions(1)).stats.rows
+    copies, originals = find_duplicates(rows["content"])
+    assert dict(zip(copies.tolist(), originals.tolist(), strict=True)) == {2: 0, 5: 3, 6: 0, 7: 3}
+
+
+def test_large_copies_are_found_whatever_they_are_in(tmp_path: Path) -> None:
+    """Digests are of parts of an image; an array has the same parts."""
+    values = uint8_images(1, 3, 700, 900)[0]
+    Image.fromarray(values.permute(1, 2, 0).numpy()).save(tmp_path / "a.png", compress_level=1)
+    dataset: Any = torch.utils.data.ConcatDataset([ImageFiles(tmp_path), [values, values.flip(1)]])
+    images = MapStyleImages(dataset, ImageProcessor(image_size=16), "train")
+    rows = scan_map_style(images, LoaderOptions(1)).stats.rows
+    assert [part.tolist() for part in find_duplicates(rows["content"])] == [[1], [0]]
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
+def test_a_damaged_image_beside_its_condition_is_not_half_decoded(interpolation: str) -> None:
+    """To find an image's size beside a condition reads its EXIF tag, for which PIL decodes a PNG."""
+    whole = content(picture(COLOURS, size=(480, 320)), ".png")
+    place = whole.index(b"IDAT") + 40
+    damaged = whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :]
+    for image_bytes, mask_bytes in ((damaged, whole), (whole, damaged)):
+
+        def item(image_bytes: bytes = image_bytes, mask_bytes: bytes = mask_bytes) -> dict[str, Any]:
+            beside = np.zeros((3, 32, 48), np.float32)  # looks like an image, so sizes are compared
+            opened = [Image.open(io.BytesIO(part)) for part in (image_bytes, mask_bytes)]
+            return {"image": opened[0], "mask": opened[1], "beside": beside}
+
+        processor = ImageProcessor(image_key="image", channels=3)
+        conditions = Conditions(["mask", "beside"], {"mask": interpolation}, processor)
+        kept = [item()]
+        images = MapStyleImages(cast(Any, kept), processor, "train", conditions=conditions)
+        for _ in range(2):
+            with pytest.raises(OSError, match=r"train\[0\].*cannot be read as an image"):
+                images[0]
+        stats = ItemStats()
+        assert stats.add_item(0, item, processor, conditions) is None

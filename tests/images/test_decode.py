@@ -2,6 +2,8 @@
 
 import io
 import shutil
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,11 @@ from sklearn.datasets import load_sample_images
 from torchvision.datasets import ImageFolder
 from torchvision.transforms.v2 import functional as F
 
-from ddpm_data.images import _simplejpeg
+from ddpm_data.images import _simplejpeg, decode
 from ddpm_data.images.decode import ResizeSpec, _scale_to
 from ddpm_data.images.processor import ImageProcessor
 from ddpm_data.sources import ImageFiles
+from tests.groups import PATIENCE
 from tests.images.test_processor import image
 
 
@@ -171,3 +174,156 @@ def test_a_reduced_size_is_for_files_that_are_not_yet_decoded(photographs: list[
     )  # torchvision's folders can give files not yet decoded too
     assert not torch.equal(reduced, image(whole, image_size=32))
     assert opened.size == (640, 427)
+
+
+GREY_AND_CLEAR = {  # two pixels, the second of which is transparent
+    "LA": lambda: Image.merge("LA", [Image.new("L", (2, 1), 40), two_pixels(255, 0)]),
+    "La": lambda: Image.merge("LA", [Image.new("L", (2, 1), 40), two_pixels(255, 0)]).convert("La"),
+    "L": lambda: with_transparency(two_pixels(40, 90), 90),
+    "I;16": lambda: with_transparency(Image.fromarray(np.array([[40 * 257, 90 * 257]], np.uint16)), 90 * 257),
+    "1": lambda: with_transparency(two_pixels(255, 0).convert("1"), 0),
+}
+
+
+def two_pixels(left: int, right: int) -> Image.Image:
+    return Image.fromarray(np.array([[left, right]], np.uint8))
+
+
+def with_transparency(picture: Image.Image, value: int) -> Image.Image:
+    picture.info["transparency"] = value
+    return picture
+
+
+@pytest.mark.parametrize("mode", GREY_AND_CLEAR)
+@pytest.mark.parametrize("background", ["green", (200, 0, 10)])
+def test_a_coloured_background_shows_under_grey_images_too(mode: str, background: Any) -> None:  # noqa: ANN401
+    """It turned grey: (75, 75, 75) for green's (0, 128, 0)."""
+    grey, colour = 255 if mode == "1" else 40, (0, 128, 0) if background == "green" else background
+    make = GREY_AND_CLEAR[mode]
+    shown = image(make(), channels=3, background=background)[:, 0]
+    assert shown[:, 0].tolist() == [grey] * 3
+    assert tuple(shown[:, 1].tolist()) == colour
+    kept = image(make(), channels=4, background=background)[:, 0]
+    assert kept[:, 0].tolist() == [grey] * 3 + [255]
+    assert tuple(kept[:, 1].tolist()) == (*colour, 0)
+    luma = round(0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2])
+    for channels in (1, None):
+        assert image(make(), channels=channels, background=background).tolist() == [[[grey, luma]]]
+    assert image(make(), channels=3, background="white")[:, 0].tolist() == [[grey, 255]] * 3
+
+
+LARGE = [  # mode, file, and the processor's value range
+    ("I;16", ".png", None),
+    ("I;16", ".png", (0, 65535)),
+    ("I;16", ".tif", None),
+    ("RGBA", ".png", None),
+    ("P with transparency", ".png", None),
+    ("LA", ".png", None),
+    ("RGB", ".png", None),
+    ("L", ".png", None),
+    ("CMYK", ".tif", None),
+]
+
+
+def large(mode: str, side: int) -> Image.Image:
+    """A picture of one slope, which compresses well."""
+    slope = np.broadcast_to(np.linspace(0, 255, side).astype(np.uint8), (side, side)).T.copy()
+    picture = Image.fromarray(slope)
+    if mode == "I;16":
+        return Image.fromarray(slope.astype(np.uint16) * 257)
+    if mode == "P with transparency":
+        return with_transparency(picture.convert("P"), 3)
+    if mode in ("LA", "RGBA"):
+        picture = picture.convert(mode)
+        picture.putalpha(128)
+    return picture.convert(mode)
+
+
+@pytest.mark.parametrize(("mode", "suffix", "value_range"), LARGE)
+@pytest.mark.parametrize("size", [32, (40, 90), None])
+def test_large_images_are_read_in_strips_to_the_same_values(
+    mode: str,
+    suffix: str,
+    value_range: tuple[int, int] | None,
+    size: int | tuple[int, int] | None,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    large(mode, 400).rotate(7).save(tmp_path / f"a{suffix}")
+    values = []
+    for pixels in (2**30, 999):  # of a strip: all, and two rows
+        monkeypatch.setattr(decode, "_STRIP_PIXELS", pixels)
+        for resize in ("cover", "stretch"):
+            processor = ImageProcessor(
+                image_size=size, channels=3, value_range=value_range, resize=resize, background="green"
+            )
+            values.append(processor(ImageFiles(tmp_path)[0]))
+    assert torch.equal(values[0], values[2])
+    assert torch.equal(values[1], values[3])
+
+
+PEAK_JOB = """
+import resource, sys
+from pathlib import Path
+import torch
+from PIL import Image
+from ddpm_data.images.processor import ImageProcessor
+from ddpm_data.sources import ImageFiles
+
+torch.set_num_threads(1)
+folder, value_range, size = Path(sys.argv[1]), eval(sys.argv[2]), eval(sys.argv[3])
+processor = ImageProcessor(image_size=size, channels=3, value_range=value_range)
+large, small = ImageFiles(folder)  # "0 large" and "1 small"
+processor(small)
+large.load()
+pil = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+del large
+image = processor(ImageFiles(folder)[0])
+assert image.dtype == torch.uint8
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - pil) * 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="getrusage counts otherwise elsewhere")
+@pytest.mark.parametrize(("mode", "suffix", "value_range"), LARGE)
+def test_memory_beside_pils_is_less_than_a_byte_per_pixel(
+    mode: str,
+    suffix: str,
+    value_range: tuple[int, int] | None,
+    tmp_path: Path,
+) -> None:
+    """At 4,000 x 4,000 made smaller; a grey image of 16 bits took 30."""
+    large(mode, 4000).save(tmp_path / f"0 large{suffix}")
+    large(mode, 300).save(tmp_path / f"1 small{suffix}")
+    job = [sys.executable, "-c", PEAK_JOB, str(tmp_path), repr(value_range), "64"]
+    result = subprocess.run(job, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) < 4000 * 4000
+
+
+def stripes(side: int, period: float) -> np.ndarray[Any, Any]:
+    wave = np.sign(np.sin(2 * np.pi * np.arange(side) / period + 0.7))
+    return np.broadcast_to((127.5 + 127.5 * wave).astype(np.uint8), (side, side))
+
+
+def difference_from_pil(values: np.ndarray[Any, Any], size: int) -> float:
+    """Mean levels between a square JPEG at a reduced size and PIL's resizing of the whole."""
+    file = io.BytesIO()
+    Image.fromarray(values).save(file, "JPEG", quality=95)
+    ours = image(Image.open(file), image_size=size)
+    expected = F.pil_to_tensor(Image.open(file).resize((size, size), Image.Resampling.BILINEAR))
+    return float((ours.int() - expected.int()).abs().float().mean())
+
+
+def test_a_reduced_size_is_further_off_where_there_are_high_frequencies_only() -> None:
+    """docs/how-to/speed.md says how far: 4 levels for noise, 25 for stripes near what the reduced size can show."""
+    noise = np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8)
+    for size in (32, 48, 64, 128):
+        assert difference_from_pil(noise, size) < 4
+    worst = [
+        difference_from_pil(stripes(2 * divisor * 32, period), 32)
+        for divisor in (2, 4, 8)
+        for period in np.arange(divisor, 3 * divisor, divisor / 8)
+    ]
+    assert 15 < max(worst) < 25

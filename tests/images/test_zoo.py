@@ -33,6 +33,7 @@ from tests.zoo import (
     Bad,
     Good,
     is_file,
+    painted,
     picture,
 )
 
@@ -116,7 +117,9 @@ class Items(list[Any]):
 
 def after_a_good_one(bad: Bad, folder: Path) -> Any:  # noqa: ANN401  # any dataset
     if not is_file(bad):
-        return Items([{"mask": picture(COLOURS)}, bad.make()])
+        low, high = bad.processor.get("value_range", (0, 255))
+        good = painted() / 255 * (high - low) + low if (low, high) != (0, 255) else picture(COLOURS)
+        return Items([{"mask": good}, bad.make()])
     picture(COLOURS).save(folder / "0.png")
     (folder / f"1 {bad.name}").write_bytes(cast(bytes, bad.make()))
     return ImageFiles(folder)

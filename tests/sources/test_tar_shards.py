@@ -2,7 +2,9 @@
 
 import io
 import pickle
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,13 +13,18 @@ from hydra.utils import instantiate
 from torchvision.transforms.v2 import functional as F
 
 from ddpm_data._distributed import EpochShard
-from ddpm_data.sources import TarShards
+from ddpm_data.cli.checking.walk import scan_iterable
+from ddpm_data.images.processor import ImageProcessor
+from ddpm_data.loading.iterable import IterableImages
+from ddpm_data.sources import ImageFiles, TarShards
+from tests import zoo
 from tests.conftest import Recorder, trainer
 from tests.sources.helpers import (
     LAYOUTS,
     STREAM_IMAGES,
     Evil,
     Rank,
+    module,
     png,
     read,
     rows,
@@ -103,3 +110,70 @@ def test_shards_that_are_not_there_are_named(tmp_path: Path) -> None:
         TarShards([])
     with pytest.raises(TypeError, match=r"`dataset\.train\.shuffle`"):
         TarShards(tmp_path / "0.tar", shuffle=True)
+
+
+DAMAGED = {
+    "jpg": b"<!DOCTYPE html><html><body>404 Not Found</body></html>",
+    "jpeg": b"",
+    "png": zoo.png(8, 2, zoo.painted().reshape(32, -1), size=(50_000, 50_000)),  # a decompression bomb
+    "webp": zoo.content(zoo.noise(), ".webp", lossless=True)[:-200],  # found when it is decoded
+    "cls": b"seven",
+    "json": b"{",
+    "txt": "a café".encode("latin-1"),
+    "npy": b"no array",
+}
+
+
+def damaged_shard(folder: Path, suffix: str) -> str:
+    """A shard of nine samples, the fourth of which has a damaged file."""
+    files = {}
+    for number in range(9):
+        files[f"{number}.bmp"] = zoo.content(zoo.picture(zoo.COLOURS), ".bmp")
+        if number == 3 and suffix in ("jpg", "jpeg", "png", "webp"):
+            del files[f"{number}.bmp"]
+        if number == 3:
+            files[f"{number}.{suffix}"] = DAMAGED[suffix]
+    return tar(folder / "s.tar", files)
+
+
+@pytest.mark.parametrize("suffix", DAMAGED)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_file_is_one_bad_item(suffix: str, workers: int, tmp_path: Path) -> None:
+    """It ended the run in spite of ``on_bad_item="replace"``, and errors named neither shard nor sample."""
+    named = rf"s\.tar, 3\.{suffix} cannot be read"
+    shards = TarShards(damaged_shard(tmp_path, suffix), shuffle=0)
+    options: dict[str, Any] = {"num_workers": workers, "image_size": 16, "compile": False, "batch_size": 3}
+    replacing = module(shards, on_bad_item="replace", max_bad_fraction=0.5, **options)
+    replacing.setup("fit")
+    with pytest.warns(UserWarning, match=rf"replaced by a neighbour: train.*item 3: .*{named}") as told:
+        images = torch.cat([batch.images for batch in replacing.train_dataloader()])
+    assert len([warning for warning in told if "replaced" in str(warning.message)]) == 1
+    assert len(images) == 9
+    assert len(images.flatten(1).unique(dim=0)) == 1
+    strict = module(shards, **(options | {"num_workers": 0}))
+    strict.setup("fit")
+    with pytest.raises((ValueError, OSError), match=rf"train.*item 3: .*{named}"):
+        list(strict.train_dataloader())
+    if suffix != "webp":  # which is not decoded here
+        with pytest.raises(ValueError, match=rf"{named}.*`dataset\.shards`"):
+            list(shards)
+    scan = scan_iterable(IterableImages(shards, ImageProcessor(image_size=16), "train"), 100)
+    assert [bad.item for bad in scan.stats.bad_items] == [3]
+    assert re.search(named, scan.stats.bad_items[0].reason)
+    assert len(scan.stats) == 9
+
+
+def test_every_image_that_files_may_be_is_one_in_a_shard_too(tmp_path: Path) -> None:
+    """AVIF, JPEG 2000, TGA, DDS and ICO stayed bytes."""
+    entries = [entry for entry in zoo.FILES if not entry.processor]
+    files = {f"{number}.{Path(entry.name).suffix[1:]}": entry.make() for number, entry in enumerate(entries)}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)  # type: ignore[arg-type]  # files are bytes
+    path = tar(tmp_path / "s.tar", files)  # type: ignore[arg-type]  # as above
+    processor = ImageProcessor(image_size=16, channels=3)
+    samples = {sample["__key__"]: processor(sample) for sample in TarShards(path, shuffle=0)}
+    images = ImageFiles(tmp_path)
+    assert len(samples) == len(images) == len(entries) > 30
+    for name, opened in zip(images.names, images, strict=True):
+        assert torch.equal(samples[Path(name).stem], processor(opened))
+    assert {"avif", "jp2", "tga", "dds", "ico"} <= {Path(entry.name).suffix[1:] for entry in entries}

@@ -1,6 +1,6 @@
 """Find duplicate items, in one dataset or in two, by 8-byte digests of their content."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
@@ -24,20 +24,21 @@ class Duplicates(NamedTuple):
     originals: Array
 
 
-def digest(content: Tensor | str) -> int:
+def digest(content: Tensor | Iterable[Tensor] | str) -> int:
     """Compute 8 bytes that identify an image's values or a file's name.
 
     Among a million different contents, two share a digest with a probability of 3e-8.
 
     Args:
-        content: Values of any dtype and at least one dimension, or a name.
+        content: Values of any dtype and at least one dimension, at once or in parts, or a name.
     """
     hasher = blake2b(digest_size=8)
     if isinstance(content, str):
         hasher.update(content.encode("utf-8", "surrogateescape"))
     else:
-        hasher.update(f"{content.dtype} {tuple(content.shape)}".encode())
-        hasher.update(bytes_of(content).data)
+        for part in [content] if isinstance(content, Tensor) else content:
+            hasher.update(f"{part.dtype} {tuple(part.shape)}".encode())
+            hasher.update(bytes_of(part).data)
     return int.from_bytes(hasher.digest(), "little")
 
 

@@ -2,7 +2,7 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -17,8 +17,9 @@ from ddpm_data._nested import leaves
 from ddpm_data.cli.checking.duplicates import digest
 from ddpm_data.cli.checking.header import Header
 from ddpm_data.images.conditions import Conditions
+from ddpm_data.images.decode import REDUCED_FORMATS, read_content, split_rows
 from ddpm_data.images.items import find_image
-from ddpm_data.images.processor import ItemProcessor
+from ddpm_data.images.processor import ImageProcessor, ItemProcessor
 from ddpm_data.loading.bad_items import BadItem
 from ddpm_data.loading.collate import collate_conditions
 from ddpm_data.loading.map_style import MapStyleImages
@@ -143,7 +144,7 @@ class ItemStats:
             self._add_array(raw)
         if processed.is_floating_point():
             self._add_moments(processed)
-        row = (index, digest(raw), digest(path) if path else 0, height, width)
+        row = (index, digest(_read_content(image, raw, processor)), digest(path) if path else 0, height, width)
         self._rows.append(np.array([row], ROW))
         return processed
 
@@ -214,6 +215,16 @@ class ItemStatsDataset(Dataset[ItemStats]):
             read_item = partial(self.images.items.__getitem__, index)
             stats.add_item(index, read_item, self.images.processor, self.images.conditions, path_of(dataset, index))
         return stats.pack()
+
+
+def _read_content(image: object, raw: Tensor, processor: ItemProcessor) -> Iterable[Tensor]:
+    """Return what tells an image from its copies: its values before they are reduced to 8 bits, or resized.
+
+    JPEG files have 8 bits anyway, and may have been decoded at a reduced size only.
+    """
+    if isinstance(image, Image.Image) and isinstance(processor, ImageProcessor) and image.format not in REDUCED_FORMATS:
+        return read_content(image, processor.background, processor.channels)
+    return split_rows(raw)
 
 
 def _dtype_name(dtype: torch.dtype | np.dtype[Any]) -> str:

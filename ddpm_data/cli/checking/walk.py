@@ -1,7 +1,7 @@
 """Scans of a dataset: by index in worker processes, or in the dataset's own order in this process."""
 
+from collections.abc import Iterator
 from functools import partial
-from itertools import chain
 from time import perf_counter
 from typing import NamedTuple, cast
 
@@ -10,13 +10,14 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
+from ddpm_data._distributed import EpochShard
 from ddpm_data.cli.checking.survey import ItemStats, ItemStatsDataset
 from ddpm_data.loading.bad_items import BadItem
 from ddpm_data.loading.iterable import IterableImages
 from ddpm_data.loading.map_style import MapStyleImages
 from ddpm_data.loading.options import LoaderOptions
 from ddpm_data.loading.worker import call_in_worker
-from ddpm_data.sources._undecoded import stream_without_decoding
+from ddpm_data.sources.tar_shards import refuse_damaged
 
 _BLOCK_SIZE = 32  # items that a worker reads between two reports
 _MAX_PREVIEWS = 64  # images to show
@@ -94,8 +95,7 @@ def scan_iterable(images: IterableImages, max_items: int) -> ScanResult:
 def _scan_in_order(images: IterableImages, max_items: int, bar: tqdm) -> tuple[ItemStats, list[Tensor]]:
     """Read a dataset's first items; returns their statistics, and fewer than 128 previews, evenly spaced."""
     stats, previews, step = ItemStats(), [], 1
-    source = stream_without_decoding(images.source, lambda source: source)
-    items = chain.from_iterable([source])  # its iter() is called by the first next()
+    items = _read_source(images)
     for index in range(max_items):
         started = perf_counter()
         try:
@@ -106,7 +106,7 @@ def _scan_in_order(images: IterableImages, max_items: int, bar: tqdm) -> tuple[I
             stats.bad_items.append(BadItem(index, f"the source itself: {type(error).__name__}: {error}"))
             break
         stats.seconds += perf_counter() - started
-        image = stats.add_item(index, partial(_identity, item), images.processor, images.conditions)
+        image = stats.add_item(index, partial(refuse_damaged, item), images.processor, images.conditions)
         bar.update()
         if image is not None and index % step == 0:
             previews.append(_shrink(image))
@@ -115,8 +115,9 @@ def _scan_in_order(images: IterableImages, max_items: int, bar: tqdm) -> tuple[I
     return stats, previews
 
 
-def _identity(item: object) -> object:
-    return item
+def _read_source(images: IterableImages) -> Iterator[object]:
+    """Read a source's items as one process without workers does in training."""
+    yield from images.shard(EpochShard(0, 1, 0)).source
 
 
 def _read_previews(images: MapStyleImages, indices: list[int]) -> list[Tensor]:
