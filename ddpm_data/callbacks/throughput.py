@@ -46,13 +46,18 @@ class Throughput(L.Callback):
         self._hook: RemovableHandle | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start to measure, on the clock of the training device."""
+        """Start to measure, on the clock of the training device.
+
+        A run that resumes inside an epoch has no ``on_train_epoch_start`` for that epoch, so measuring starts here too.
+        """
         self.on_train_end(trainer, pl_module)
         self._watch = _stopwatch.Stopwatch(trainer.strategy.root_device.type == "cuda")
         self._unread = []
         if isinstance(datamodule := getattr(trainer, "datamodule", None), DDPMDataModule):
             # The transfer ends where the transform begins, inside one of the DataModule's hooks.
             self._hook = datamodule.transform.register_forward_pre_hook(lambda *_: self._watch.mark("moved"))
+        self._images, self._batches, self._seconds = 0, 0, 0.0
+        self._begin_epoch(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Remove the hook from the DataModule's transform."""
@@ -61,9 +66,7 @@ class Throughput(L.Callback):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leave out the time between two epochs."""
-        if isinstance(trainer.train_dataloader, StreamLoader):
-            trainer.train_dataloader.watch(self._watch.mark)
-        self._restart()
+        self._begin_epoch(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leave out the time of the validation."""
@@ -103,6 +106,11 @@ class Throughput(L.Callback):
             shares = _stopwatch.shares(self._unread)
             pl_module.log_dict({f"{name}_share": share for name, share in shares.items()})
             self._unread = []
+
+    def _begin_epoch(self, trainer: L.Trainer) -> None:
+        if isinstance(trainer.train_dataloader, StreamLoader):
+            trainer.train_dataloader.watch(self._watch.mark)
+        self._restart()
 
     def _restart(self) -> None:
         self._since = time.perf_counter()
