@@ -1,7 +1,9 @@
 """A range says what is black and white, of 8 bits too; files of more bits go by what they declare."""
 
+import json
 import struct
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +11,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import IterableDataset
 
 from ddpm_data import DDPMDataModule, schedules
+from ddpm_data.cli.check import main
 from ddpm_data.images.levels import scale_from_levels, scale_to_levels, to_uint8
 from ddpm_data.images.processor import ImageProcessor
 from ddpm_data.loading.map_style import MapStyleImages
 from ddpm_data.sources import ImageFiles
+from tests.conftest import ROOT
 from tests.images.test_processor import image
 
 MASK = np.random.default_rng(0).integers(0, 2, (24, 20), dtype=np.uint8)
@@ -131,6 +136,48 @@ def test_deep_images_that_end_far_below_white_are_told_once(
     for top in (white, 65535):  # either answer is heard
         with warnings.catch_warnings(action="error"):
             DDPMDataModule(ImageFiles(tmp_path), value_range=(0, top), **options).setup("fit")
+
+
+class Stream(IterableDataset[Image.Image]):
+    """Images of 12 bits in 16, and some of 8."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __iter__(self) -> Iterator[Image.Image]:
+        for number in range(self.count):
+            yield Image.fromarray(np.full((20, 20), 4000 + number, np.uint16) if number % 3 else MASK)
+
+
+@pytest.mark.parametrize("count", [5, 40])
+def test_a_source_that_setup_does_not_look_at_is_told_on_the_way(count: int) -> None:
+    """In the first epoch only, and after as many items as others are told by."""
+    datamodule = DDPMDataModule(
+        Stream(count), schedule=schedules.linear(10), compile=False, image_size=16, batch_size=4
+    )
+    datamodule.setup("fit")
+    loader = datamodule.train_dataloader()
+
+    def read_epochs() -> None:
+        for epoch in (0, 1):
+            loader.set_epoch(epoch)  # type: ignore[attr-defined]  # ours
+            assert sum(len(batch.images) for batch in loader) == count
+
+    with pytest.warns(UserWarning, match=r"16-bit train images.*value_range.*\[0, 4095\]") as told:
+        read_epochs()
+    assert len(told) == 1
+    assert f"up to {4000 + min(count - 1, 31)}" in str(told[0].message)
+    assert str(told[0].message).startswith(f"the {min(count, 32) - -(-min(count, 32) // 3)} 16-bit")
+
+
+def test_check_tells_of_them_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(3):
+        Image.fromarray(np.full((20, 20), 1000 * number, np.uint16)).save(tmp_path / f"{number}.png")
+    config = ["--config-dir", str(ROOT / "conf"), "dataset=image_folder", f"dataset.root={tmp_path}"]
+    assert main([*config, "dataset.val=null", "dataset.image_size=16", "--out", str(tmp_path / "out")]) == 0
+    assert "train: the 3 16-bit train images looked at have values up to 2000" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "out" / "check.json").read_text())["sets"]["train"]
+    assert len(summary["warnings"]) == 1
 
 
 def test_deep_images_that_fill_their_bits_are_not(tmp_path: Path) -> None:
