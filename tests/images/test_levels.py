@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 
 from ddpm_data import DDPMDataModule, schedules
 from ddpm_data.cli.check import main
 from ddpm_data.images.levels import scale_from_levels, scale_to_levels, to_uint8
 from ddpm_data.images.processor import ImageProcessor
 from ddpm_data.loading.map_style import MapStyleImages
-from ddpm_data.sources import ImageFiles
+from ddpm_data.sources import ArrayFile, ImageFiles
 from tests.conftest import ROOT
 from tests.images.test_processor import image
 
@@ -74,6 +74,35 @@ def test_uint8_in_an_array_of_a_dataset_is_mapped_in_batches_too() -> None:
     datamodule.setup("fit")
     for batch in datamodule.train_dataloader():
         assert torch.equal(batch.images, torch.from_numpy(MASK).expand(len(batch.images), 1, 24, 20) * 255)
+
+
+@pytest.mark.parametrize("way", ["DataLoader", "cache", "ArrayFile", "files in a worker"])
+def test_masks_are_black_and_white_by_every_way_of_loading(way: str, tmp_path: Path) -> None:
+    masks = np.stack([np.roll(MASK, number, 0) for number in range(6)])
+    np.save(tmp_path / "masks.npy", masks)
+    (tmp_path / "files").mkdir()
+    for number, mask in enumerate(masks):
+        Image.fromarray(mask).save(tmp_path / "files" / f"{number}.png")
+    train: Any = {
+        "DataLoader": DataLoader(torch.from_numpy(masks)[:, None], batch_size=2),  # type: ignore[arg-type]  # map-style
+        "cache": list(masks),
+        "ArrayFile": ArrayFile(tmp_path / "masks.npy"),
+        "files in a worker": ImageFiles(tmp_path / "files"),
+    }[way]
+    options: dict[str, Any] = {"cache_dir": tmp_path / "cache"} if way == "cache" else {}
+    datamodule = DDPMDataModule(
+        train,
+        schedule=schedules.linear(10),
+        compile=False,
+        value_range=(0, 1),
+        num_workers=int(way == "files in a worker"),
+        **options,
+    )
+    datamodule.prepare_data()
+    datamodule.setup("fit")
+    images = torch.cat([batch.images for batch in datamodule.train_dataloader()])
+    expected = torch.from_numpy(masks)[:, None] * 255
+    assert sorted(images.flatten(1).tolist()) == sorted(expected.flatten(1).tolist())
 
 
 @pytest.mark.parametrize("item", [MASK, Image.fromarray(MASK)], ids=["array", "PIL"])
