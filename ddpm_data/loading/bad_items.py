@@ -148,19 +148,41 @@ def small_images_message(name: str, raw: Sequence[Tensor], size: tuple[int, int]
     )
 
 
-def dark_images_message(name: str, peaks: Sequence[float]) -> str | None:
-    """Describe 16-bit images of a dataset that all end far below white; ``None`` if one does not.
+class PeakCounter:
+    """Counts images whose white is assumed, and finds their highest value.
 
-    Args:
-        name: What errors call the dataset.
-        peaks: The highest values of the 16-bit images looked at, for which no range is set.
+    Attributes:
+        count: How many images there were.
+        peak: The highest of their values.
     """
-    if not peaks or not 0 < max(peaks) <= _DARK:
-        return None
-    peak = int(max(peaks))
-    white = 2 ** max(8, peak.bit_length()) - 1
-    return (
-        f"the {len(peaks)} 16-bit {name} images looked at have values up to {peak}, far below {_WHITE}, their white: a "
-        f"model would see nearly black ones. If their white is {white}, set `dataset.value_range` to [0, {white}]; if "
-        f"they are meant to be dark, set it to [0, {_WHITE}]."
-    )
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.peak = 0.0
+
+    def add(self, peak: float | None) -> None:
+        """Add what :meth:`~ddpm_data.images.processor.ItemProcessor.find_peak` returns of an item."""
+        if peak is not None:
+            self.count += 1
+            self.peak = max(self.peak, peak)
+
+    def merge(self, other: "PeakCounter") -> None:
+        """Add the images of another counter."""
+        self.count += other.count
+        self.peak = max(self.peak, other.peak)
+
+    def message(self, name: str) -> str | None:
+        """Describe 16-bit images of a dataset that all end far below white; ``None`` if one does not."""
+        if not 0 < self.peak <= _DARK:
+            return None
+        white = 2 ** max(8, int(self.peak).bit_length()) - 1
+        return (
+            f"the {self.count} 16-bit {name} images looked at have values up to {self.peak:.0f}, far below {_WHITE}, "
+            f"their white: a model would see nearly black ones. If their white is {white}, set `dataset.value_range` "
+            f"to [0, {white}]; if they are meant to be dark, set it to [0, {_WHITE}]."
+        )
+
+    def warn(self, name: str) -> None:
+        """Warn of such images, if there are any."""
+        if message := self.message(name):
+            warnings.warn(message, stacklevel=2)

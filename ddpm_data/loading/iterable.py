@@ -21,7 +21,7 @@ from ddpm_data._bytes import bytes_of
 from ddpm_data._distributed import EpochShard, World, is_rank_zero
 from ddpm_data.images.conditions import Conditions
 from ddpm_data.images.processor import ItemProcessor
-from ddpm_data.loading.bad_items import BadItem, WorkerBatch, check_same_shape, with_item_context
+from ddpm_data.loading.bad_items import BadItem, PeakCounter, WorkerBatch, check_same_shape, with_item_context
 from ddpm_data.loading.collate import collate_conditions
 from ddpm_data.loading.options import LoaderOptions
 from ddpm_data.loading.samplers import ENDLESS, EpochPlan, EpochPlans, Order
@@ -35,6 +35,7 @@ from ddpm_data.types import BatchMeta, ImageBatch, Stage
 POSITIONS_PER_EPOCH = (
     2**40 + 15
 )  # more than any epoch has examples; a prime, so that low-discrepancy t differs by epoch
+_ITEMS_INSPECTED = 32  # of a worker's, for a warning
 
 
 class IterableOrder:
@@ -133,9 +134,25 @@ class IterableImages(SelfOrderedImages):
         self.name = name
         self.conditions = conditions or Conditions()
         self.replaces = replaces
+        self._is_first = True  # whether it is read in the first epoch, on the first rank
 
     def __iter__(self) -> Iterator[tuple[Tensor, Any, BadItem | None]]:
-        """Yield images with their conditions, and the item that was bad where one was replaced."""
+        """Yield images with their conditions, and the item that was bad where one was replaced.
+
+        What :meth:`~ddpm_data.loading.map_style.MapStyleImages.inspect` warns of before training, this warns of on the
+        way: once, in the first worker.
+        """
+        info = get_worker_info()
+        peaks, is_told = PeakCounter(), not self._is_first or (info is not None and info.id > 0)
+        for count, example in enumerate(self._load_examples(peaks)):
+            if count == _ITEMS_INSPECTED and not is_told:
+                is_told = True
+                peaks.warn(self.name)
+            yield example
+        if not is_told:
+            peaks.warn(self.name)
+
+    def _load_examples(self, peaks: PeakCounter) -> Iterator[tuple[Tensor, Any, BadItem | None]]:
         info = get_worker_info()
         where = f"{self.name}, worker {info.id}, item" if info else f"{self.name}, item"
         last: tuple[Tensor, Any] | None = None
@@ -143,6 +160,8 @@ class IterableImages(SelfOrderedImages):
         for count, item in enumerate(self._iterate_source(where)):
             try:
                 last = self._load_example(item)
+                if count < _ITEMS_INSPECTED:
+                    peaks.add(self.processor.find_peak(item))
             except Exception as error:  # a user's dataset may raise anything
                 named_error = with_item_context(f"{where} {count}", error)
                 if not self.replaces or isinstance(error, MemoryError):
@@ -163,6 +182,7 @@ class IterableImages(SelfOrderedImages):
     def shard(self, shard: EpochShard) -> "IterableImages":
         """Return what one process reads in one epoch."""
         images = copy.copy(self)
+        images._is_first = (shard.epoch, shard.rank) == (0, 0)
         images.source = stream_without_decoding(self.source, lambda source: split_by_rank(source, shard))
         return images
 

@@ -18,9 +18,9 @@ from ddpm_data.images.processor import ItemProcessor
 from ddpm_data.loading.bad_items import (
     ITEM_ERRORS,
     BadItem,
+    PeakCounter,
     WorkerBatch,
     check_same_shape,
-    dark_images_message,
     small_images_message,
     with_item_context,
 )
@@ -246,7 +246,10 @@ class MapStyleImages(Dataset[Tensor]):
         is_complete = len(converted) == len(images)
         is_stored = serves_arrays and is_complete and all_equal(pixels, images)
         small_images = small_images_message(self.name, images, size) if size else None
-        dark_images = dark_images_message(self.name, [item.peak for item in raw if item.peak is not None])
+        peaks = PeakCounter()
+        for item in raw:
+            peaks.add(item.peak)
+        dark_images = peaks.message(self.name)
         return Inspection(serves_arrays, is_stored, pixels[0].nbytes, small_images, dark_images)
 
     def train_order(self, options: LoaderOptions, world: World, key: Key, epoch: Callable[[], int]) -> Order:

@@ -37,7 +37,7 @@ from ddpm_data.loading.options import LoaderOptions
 from ddpm_data.sources import ImageFiles
 from tests.conftest import ROOT, uint8_images
 from tests.groups import PATIENCE
-from tests.zoo import BAD_FILES, COLOURS, FILES, GREYS, TURNED, content, picture
+from tests.zoo import BAD_FILES, BAD_ITEMS, COLOURS, FILES, GREYS, ITEMS, TURNED, content, picture
 
 PIXELS = uint8_images(40, 3, 24, 32)
 
@@ -403,6 +403,18 @@ def test_the_verdict_is_that_of_training(mutants: int, tmp_path: Path) -> None:
     assert {files.names[index] for index in checked} >= unreadable  # nor is anything good that PIL calls broken
     assert len(unreadable) > mutants / 3
     assert len(files) - len(checked) > mutants / 4
+
+
+def test_the_verdict_on_items_that_are_no_files_is_that_of_training() -> None:
+    verdicts = {}
+    for entry in (*ITEMS, *BAD_ITEMS):
+        made = entry.make()
+        if not isinstance(made, Exception):
+            processor = ImageProcessor(**({"image_size": 16, "channels": 3} | dict(entry.processor)))
+            checked, trained = check_and_train([made], processor)
+            assert set(checked) == set(trained), entry.name
+            verdicts[entry.name] = not checked
+    assert verdicts == {name: name in {entry.name for entry in ITEMS} for name in verdicts}
 
 
 def test_an_image_that_failed_fails_again() -> None:

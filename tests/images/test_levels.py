@@ -1,7 +1,9 @@
 """A range says what is black and white, of 8 bits too; files of more bits go by what they declare."""
 
+import json
 import struct
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +11,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader, IterableDataset
 
 from ddpm_data import DDPMDataModule, schedules
+from ddpm_data.cli.check import main
 from ddpm_data.images.levels import scale_from_levels, scale_to_levels, to_uint8
 from ddpm_data.images.processor import ImageProcessor
 from ddpm_data.loading.map_style import MapStyleImages
-from ddpm_data.sources import ImageFiles
+from ddpm_data.sources import ArrayFile, ImageFiles
+from tests.conftest import ROOT
 from tests.images.test_processor import image
 
 MASK = np.random.default_rng(0).integers(0, 2, (24, 20), dtype=np.uint8)
@@ -69,6 +74,35 @@ def test_uint8_in_an_array_of_a_dataset_is_mapped_in_batches_too() -> None:
     datamodule.setup("fit")
     for batch in datamodule.train_dataloader():
         assert torch.equal(batch.images, torch.from_numpy(MASK).expand(len(batch.images), 1, 24, 20) * 255)
+
+
+@pytest.mark.parametrize("way", ["DataLoader", "cache", "ArrayFile", "files in a worker"])
+def test_masks_are_black_and_white_by_every_way_of_loading(way: str, tmp_path: Path) -> None:
+    masks = np.stack([np.roll(MASK, number, 0) for number in range(6)])
+    np.save(tmp_path / "masks.npy", masks)
+    (tmp_path / "files").mkdir()
+    for number, mask in enumerate(masks):
+        Image.fromarray(mask).save(tmp_path / "files" / f"{number}.png")
+    train: Any = {
+        "DataLoader": DataLoader(torch.from_numpy(masks)[:, None], batch_size=2),  # type: ignore[arg-type]  # map-style
+        "cache": list(masks),
+        "ArrayFile": ArrayFile(tmp_path / "masks.npy"),
+        "files in a worker": ImageFiles(tmp_path / "files"),
+    }[way]
+    options: dict[str, Any] = {"cache_dir": tmp_path / "cache"} if way == "cache" else {}
+    datamodule = DDPMDataModule(
+        train,
+        schedule=schedules.linear(10),
+        compile=False,
+        value_range=(0, 1),
+        num_workers=int(way == "files in a worker"),
+        **options,
+    )
+    datamodule.prepare_data()
+    datamodule.setup("fit")
+    images = torch.cat([batch.images for batch in datamodule.train_dataloader()])
+    expected = torch.from_numpy(masks)[:, None] * 255
+    assert sorted(images.flatten(1).tolist()) == sorted(expected.flatten(1).tolist())
 
 
 @pytest.mark.parametrize("item", [MASK, Image.fromarray(MASK)], ids=["array", "PIL"])
@@ -131,6 +165,48 @@ def test_deep_images_that_end_far_below_white_are_told_once(
     for top in (white, 65535):  # either answer is heard
         with warnings.catch_warnings(action="error"):
             DDPMDataModule(ImageFiles(tmp_path), value_range=(0, top), **options).setup("fit")
+
+
+class Stream(IterableDataset[Image.Image]):
+    """Images of 12 bits in 16, and some of 8."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __iter__(self) -> Iterator[Image.Image]:
+        for number in range(self.count):
+            yield Image.fromarray(np.full((20, 20), 4000 + number, np.uint16) if number % 3 else MASK)
+
+
+@pytest.mark.parametrize("count", [5, 40])
+def test_a_source_that_setup_does_not_look_at_is_told_on_the_way(count: int) -> None:
+    """In the first epoch only, and after as many items as others are told by."""
+    datamodule = DDPMDataModule(
+        Stream(count), schedule=schedules.linear(10), compile=False, image_size=16, batch_size=4
+    )
+    datamodule.setup("fit")
+    loader = datamodule.train_dataloader()
+
+    def read_epochs() -> None:
+        for epoch in (0, 1):
+            loader.set_epoch(epoch)  # type: ignore[attr-defined]  # ours
+            assert sum(len(batch.images) for batch in loader) == count
+
+    with pytest.warns(UserWarning, match=r"16-bit train images.*value_range.*\[0, 4095\]") as told:
+        read_epochs()
+    assert len(told) == 1
+    assert f"up to {4000 + min(count - 1, 31)}" in str(told[0].message)
+    assert str(told[0].message).startswith(f"the {min(count, 32) - -(-min(count, 32) // 3)} 16-bit")
+
+
+def test_check_tells_of_them_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(3):
+        Image.fromarray(np.full((20, 20), 1000 * number, np.uint16)).save(tmp_path / f"{number}.png")
+    config = ["--config-dir", str(ROOT / "conf"), "dataset=image_folder", f"dataset.root={tmp_path}"]
+    assert main([*config, "dataset.val=null", "dataset.image_size=16", "--out", str(tmp_path / "out")]) == 0
+    assert "train: the 3 16-bit train images looked at have values up to 2000" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "out" / "check.json").read_text())["sets"]["train"]
+    assert len(summary["warnings"]) == 1
 
 
 def test_deep_images_that_fill_their_bits_are_not(tmp_path: Path) -> None:

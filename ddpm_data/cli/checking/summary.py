@@ -51,6 +51,7 @@ def summarize(
         "items": len(images.dataset) if isinstance(images, MapStyleImages) else len(stats),
         "looked_at": len(stats),
         "problems": [message for message in (problem or _find_shape_mismatch(images.name, stats),) if message],
+        "warnings": [message for message in (stats.peaks.message(images.name),) if message],
         "bad": [{"index": bad.item, "path": bad.path, "cause": bad.reason} for bad in stats.bad_items],
         "modes": _sort_counts(counts.get("mode")),
         "formats": _sort_counts(counts.get("format")),
@@ -103,7 +104,7 @@ def format_table(summaries: Mapping[str, SplitSummary]) -> str:
 
 def list_messages(name: str, summary: SplitSummary) -> list[str]:
     """List a split's problems, bad items, copies and classes, which do not fit into the table."""
-    messages = [f"{name}: {problem}" for problem in summary["problems"]]
+    messages = [f"{name}: {problem}" for problem in summary["problems"] + summary["warnings"]]
     for bad in summary["bad"][:_MAX_BAD]:
         path, cause = bad["path"], next(iter(bad["cause"].splitlines()))[:_MAX_CAUSE]
         file = f" ({path})" if path is not None and path not in cause else ""

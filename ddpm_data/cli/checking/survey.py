@@ -20,7 +20,7 @@ from ddpm_data.images.conditions import Conditions
 from ddpm_data.images.decode import REDUCED_FORMATS, read_content, split_rows
 from ddpm_data.images.items import find_image
 from ddpm_data.images.processor import ImageProcessor, ItemProcessor
-from ddpm_data.loading.bad_items import BadItem
+from ddpm_data.loading.bad_items import BadItem, PeakCounter
 from ddpm_data.loading.collate import collate_conditions
 from ddpm_data.loading.map_style import MapStyleImages
 from ddpm_data.sources._paths import path_of
@@ -59,6 +59,7 @@ class ItemStats:
         value_range: The lowest and highest value of floats and of images of more than 8 bits.
         moments: For latents, by the number of channels: values per channel, their sum, and the sum of their squares,
             shape ``(3, channels)``.
+        peaks: The highest value of the images whose white is assumed.
         seconds: The time spent on reading and processing the good items.
         condition_bytes: Bytes of the largest condition.
     """
@@ -70,6 +71,7 @@ class ItemStats:
         self.forms: dict[ImageForm, int] = {}
         self.value_range = (float("inf"), float("-inf"))
         self.moments: dict[int, Rows] = {}
+        self.peaks = PeakCounter()
         self.seconds = 0.0
         self.condition_bytes = 0
         self._rows: list[Rows] = []
@@ -95,6 +97,7 @@ class ItemStats:
         self._widen_range(*other.value_range)
         for channels, sums in other.moments.items():
             self.moments[channels] = self.moments.get(channels, 0) + sums
+        self.peaks.merge(other.peaks)
         self.seconds += other.seconds
         self.condition_bytes = max(self.condition_bytes, other.condition_bytes)
 
@@ -134,6 +137,7 @@ class ItemStats:
             self.bad_items.append(BadItem(index, f"{type(error).__name__}: {error}", path))
             return None
         self.seconds += seconds
+        self.peaks.add(processor.find_peak(item))
         form = ImageForm(_dtype_name(processed.dtype), processed.shape, processed.nbytes)
         self.forms.setdefault(form, index)
         self._count("form", form)
