@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import wraps
-from inspect import signature
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -261,7 +260,7 @@ class DDPMDataModule(L.LightningDataModule):
 
     def _try_on_first_items(self, images: StageImages) -> None:
         """Try on a training image what is done to images and conditions on the device, where it can be read."""
-        augment, drops = self.transform.keyed_augment, self.dropout.probability > 0
+        augment, drops = self.transform.find_augment(), self.dropout.probability > 0
         if augment is None and not drops:
             return
         items = images.first_items(1, self.loader_options)
@@ -364,7 +363,7 @@ class DDPMDataModule(L.LightningDataModule):
 
     def naming_keys(self) -> AbstractContextManager[None]:
         """Return a context whose errors name config keys as the user knows them."""
-        return naming_keys(self.key_prefix, list(signature(DDPMDataModule.__init__).parameters))
+        return naming_keys(self.key_prefix, DDPMDataModule.__init__)
 
     @_names_keys
     def _make_loader(self, stage: Stage) -> StreamLoader:

@@ -93,8 +93,9 @@ class ForwardDiffusion(nn.Module):
         self.seed = check_int("ForwardDiffusion", "seed", seed, 0)
         self.timesteps = UniformTimesteps() if timesteps is None else timesteps
         self.flip = flip
-        self.augment = augment  # a module has to be a submodule
-        self.keyed_augment = None if augment is None else KeyedAugment(augment, key_from(self.seed))
+        self.augment = augment
+        self._keyed_augment: KeyedAugment | None = None
+        self.find_augment()
         self.latents = latents
         self._compiles = compile
         self.register_buffer("_key_words", torch.tensor(key_from(seed)), persistent=False)
@@ -127,8 +128,8 @@ class ForwardDiffusion(nn.Module):
             dtype = images.dtype if is_half else torch.float32
         tables = self._find_tables()
         with torch.no_grad():
-            if self.keyed_augment is not None and stage == "train":
-                images = self.keyed_augment(images, position)
+            if stage == "train" and (augment := self.find_augment()) is not None:
+                images = augment(images, position)
             compiles = self._should_compile(images, dtype)
             if self.latents is not None:
                 images = self._sample_latents(tables, images, position, stage, compiles)
@@ -139,6 +140,18 @@ class ForwardDiffusion(nn.Module):
             return triple
         x_t, t, noise = triple
         return Triple(x_t.contiguous(memory_format=memory_format), t, noise.contiguous(memory_format=memory_format))
+
+    def find_augment(self) -> KeyedAugment | None:
+        """Return ``augment`` as training batches are passed to it; ``None`` if there is none.
+
+        Raises:
+            TypeError: See :class:`~ddpm_data.diffusion.augment.KeyedAugment`.
+        """
+        if self.augment is None:
+            return None
+        if self._keyed_augment is None or self._keyed_augment.augment is not self.augment:  # it may be replaced
+            self._keyed_augment = KeyedAugment(self.augment, key_from(self.seed))
+        return self._keyed_augment
 
     def flip_mask(self, position: Tensor, stage: Stage = "train") -> Tensor | None:
         """Draw which images :meth:`forward` mirrors, for what is to be mirrored with them, such as masks.

@@ -185,6 +185,18 @@ def test_images_of_several_shapes_are_refused() -> None:
         augmented(cut, IMAGES, torch.arange(20))
 
 
+def test_an_augmentation_may_be_replaced_or_ended_between_epochs() -> None:
+    transform = ForwardDiffusion(STILL, augment=shift, compile=False)
+    position = torch.arange(20)
+    first = transform(IMAGES, position).x_t
+    transform.augment = None
+    assert torch.equal(transform(IMAGES, position).x_t, IMAGES / 127.5 - 1)
+    transform.augment = lambda images: 255 - images
+    assert torch.equal(transform(IMAGES, position).x_t, (255 - IMAGES) / 127.5 - 1)
+    transform.augment = shift
+    assert torch.equal(transform(IMAGES, position).x_t, first)
+
+
 def test_arguments_with_defaults_are_left_alone() -> None:
     def invert(images: Tensor, top: int = 255, *rest: object, **more: object) -> Tensor:
         assert (top, rest, more) == (255, (), {})
