@@ -2,6 +2,7 @@
 
 from ddpm_data import schedules
 from ddpm_data.datamodule import DDPMDataModule, triples
+from ddpm_data.diffusion.augment import PerExample
 from ddpm_data.diffusion.process import ForwardProcess
 from ddpm_data.diffusion.timesteps import UniformTimesteps
 from ddpm_data.diffusion.transform import ForwardDiffusion
@@ -17,6 +18,7 @@ __all__ = [
     "ForwardProcess",
     "ImageBatch",
     "Latents",
+    "PerExample",
     "Triple",
     "UniformTimesteps",
     "schedules",

@@ -15,7 +15,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from ddpm_data._keys import NAMED, naming_keys
 from ddpm_data.datamodule.module import DDPMDataModule
@@ -56,6 +56,9 @@ def build_datamodule(
         TypeError: See the class.
     """
     prefix = key_prefix(namespace)
+    for name in ("dataset", "loader"):  # what an argument overrides is not built, and may be missing
+        group = config.get(name) or {}
+        config[name] = {key: value for key, value in group.items() if key not in config}
     with naming_keys(prefix):
         datamodule: DDPMDataModule = get_class(cls)(**merge_groups(**_instantiate(config, prefix)))
     datamodule.key_prefix = prefix
@@ -72,6 +75,8 @@ def _instantiate(config: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     groups = {key: value for key, value in config.items() if isinstance(value, dict)}  # Hydra would copy an object
     try:
         return {**config, **instantiate(groups, _convert_="all")}
+    except MissingMandatoryValue as error:
+        raise ValueError(f"`{error.full_key}` has no value (???). Set it.") from error
     except InstantiationException as error:
         cause: BaseException = error
         while isinstance(cause.__cause__, Exception):

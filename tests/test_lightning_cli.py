@@ -190,6 +190,15 @@ VALUES: list[tuple[str, object, Callable[[DDPMDataModule], object], object]] = [
         lambda dm: (type(dm.transform.augment), dm.transform.augment.p),
         (v2.RandomHorizontalFlip, 0.25),
     ),
+    (
+        "augment",
+        {
+            "class_path": "ddpm_data.PerExample",
+            "init_args": {"augment": {"class_path": "torchvision.transforms.v2.RandomHorizontalFlip"}},
+        },
+        lambda dm: type(dm.transform.augment.augment),
+        v2.RandomHorizontalFlip,
+    ),
     ("latents", {"scale": 0.5, "shift": [1.0, 2.0]}, lambda dm: dm.transform.latents, Latents(0.5, (1.0, 2.0))),
     (
         "latents",

@@ -287,6 +287,16 @@ def test_messages_name_a_key_as_it_is_in_the_app(override: str, app: Path) -> No
     assert "the argument" not in str(error.value)
 
 
+def test_a_missing_value_is_named_or_given_in_python(app: Path) -> None:
+    cfg = theirs(app, "whole", "ddpm_data/loader=default", "ddpm_data/dataset=base").ddpm_data
+    with pytest.raises(InstantiationException, match=r"`ddpm_data\.dataset\.train` has no value"):
+        instantiate(cfg.datamodule)
+    images = checkers(9)
+    dm = instantiate(cfg.datamodule, train=images, batch_size=4, timesteps=UniformTimesteps(low_discrepancy=True))
+    assert dm.splits._sources["train"] is images  # not a copy
+    assert (dm.batch_size, dm.transform.timesteps.low_discrepancy, dm.transform.seed) == (4, True, 7)
+
+
 def test_messages_of_setup_and_of_the_loader_name_a_key_as_it_is_in_the_app(app: Path) -> None:
     dm = instantiate(theirs(app, "whole", "ddpm_data.dataset.val=0.001").ddpm_data.datamodule)
     with pytest.raises(ValueError, match=r"Change `ddpm_data\.dataset\.val`"):

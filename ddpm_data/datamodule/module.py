@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import wraps
-from inspect import signature
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -12,6 +11,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from ddpm_data._distributed import is_rank_zero
 from ddpm_data._keys import naming_keys
 from ddpm_data.datamodule._trainer import (
     AbsentLoader,
@@ -23,10 +23,11 @@ from ddpm_data.datamodule._trainer import (
 from ddpm_data.datamodule.resume import StreamCheckpoint
 from ddpm_data.datamodule.splits import Source, SourceOrFraction, Splits
 from ddpm_data.diffusion._kernels import scale_images
+from ddpm_data.diffusion.augment import Augment
 from ddpm_data.diffusion.guidance import ConditionDropout
 from ddpm_data.diffusion.process import ForwardProcess
 from ddpm_data.diffusion.timesteps import Timesteps
-from ddpm_data.diffusion.transform import Augment, ForwardDiffusion
+from ddpm_data.diffusion.transform import ForwardDiffusion
 from ddpm_data.images.conditions import Conditions, Keys
 from ddpm_data.images.latent_processor import LatentProcessor
 from ddpm_data.images.processor import ImageProcessor, ItemProcessor
@@ -250,13 +251,25 @@ class DDPMDataModule(L.LightningDataModule):
                 if images.length is not None:
                     self.loader_options.check_length(name, images.length, world.size)
                 if name == "train":
-                    if self.dropout.probability and (items := images.first_items(1, self.loader_options)) is not None:
-                        self.dropout.check(self._finish_condition(items.condition, None, torch.float32))
+                    self._try_on_first_items(images)
                     self._begin_stream(images)
             elif stage and name == _STAGES_OF[stage][0]:
                 raise ValueError(
                     f"no {name} set was given. Give DDPMDataModule({name}=...), in the configs `dataset.{name}`."
                 )
+
+    def _try_on_first_items(self, images: StageImages) -> None:
+        """Try on a training image what is done to images and conditions on the device, where it can be read."""
+        augment, drops = self.transform.find_augment(), self.dropout.probability > 0
+        if augment is None and not drops:
+            return
+        items = images.first_items(1, self.loader_options)
+        if items is None:
+            return
+        if drops:
+            self.dropout.check(self._finish_condition(items.condition, None, torch.float32))
+        if augment is not None and is_rank_zero():
+            augment.warn_of_shared_randomness(items.images)
 
     def train_dataloader(self) -> StreamLoader:
         """Return batches of this rank's part of the training stream, uint8."""
@@ -350,7 +363,7 @@ class DDPMDataModule(L.LightningDataModule):
 
     def naming_keys(self) -> AbstractContextManager[None]:
         """Return a context whose errors name config keys as the user knows them."""
-        return naming_keys(self.key_prefix, list(signature(DDPMDataModule.__init__).parameters))
+        return naming_keys(self.key_prefix, DDPMDataModule.__init__)
 
     @_names_keys
     def _make_loader(self, stage: Stage) -> StreamLoader:

@@ -1,6 +1,5 @@
 """The batch transform: images and their positions in, the training triple out, on the images' device."""
 
-from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from types import ModuleType
@@ -12,13 +11,13 @@ from torch import Tensor, nn
 from ddpm_data._checks import check_float, check_int
 from ddpm_data.diffusion import _kernels
 from ddpm_data.diffusion._compiler import Compiler
+from ddpm_data.diffusion.augment import Augment, KeyedAugment
 from ddpm_data.diffusion.process import ForwardProcess
 from ddpm_data.diffusion.timesteps import Timesteps, UniformTimesteps
 from ddpm_data.latents import Latents
 from ddpm_data.rng.philox import STAGES, key_from
 from ddpm_data.types import Stage, Triple
 
-Augment = Callable[..., Any]  # not -> Tensor: LightningCLI would take a class_path in YAML for a kind of Tensor
 # On a CPU, images of fewer values run uncompiled, since a batch takes less than a millisecond either way. The size of
 # the image alone decides: in batches of two sizes, the same example must not be drawn by two kinds of code.
 _MIN_COMPILED_VALUES = 512
@@ -44,7 +43,9 @@ class ForwardDiffusion(nn.Module):
         flip: Probability of mirroring a training image left to right, in ``[0, 1]``; other stages never flip.
         augment: Your own augmentation of training batches, applied first: a module (it becomes a submodule) or function
             from uint8 to uint8 (for latents: from and to their own dtype), shape ``(batch, channels, height, width)``.
-            If it draws from torch's global generator, triples depend on that generator too.
+            What is random in it should belong to the example: name a second parameter ``generator`` or ``position``,
+            or wrap it in :class:`~ddpm_data.diffusion.augment.PerExample`. If it draws from a global generator, triples
+            depend on that generator too.
         latents: The settings of latents, see :class:`~ddpm_data.latents.Latents`; ``None`` for images.
         compile: Whether to compile the transform into one pass over the images. This applies to CPUs and CUDA devices
             and to images of at least 512 values. If the compiler fails, the transform warns once and runs uncompiled.
@@ -78,11 +79,6 @@ class ForwardDiffusion(nn.Module):
                 f"ForwardDiffusion: timesteps is a {type(timesteps).__name__}, but a callable such as "
                 "UniformTimesteps() is needed to draw t. Change `timesteps`."
             )
-        if augment is not None and not callable(augment):
-            raise TypeError(
-                f"ForwardDiffusion: augment is a {type(augment).__name__}, but a module or function is needed to call "
-                "with each training batch. Change `dataset.augment`."
-            )
         flip = check_float("ForwardDiffusion", "dataset.flip", flip)
         if not isinstance(compile, bool):
             raise TypeError(f"ForwardDiffusion(compile={compile!r}): expected true or false. Change `compile`.")
@@ -98,6 +94,8 @@ class ForwardDiffusion(nn.Module):
         self.timesteps = UniformTimesteps() if timesteps is None else timesteps
         self.flip = flip
         self.augment = augment
+        self._keyed_augment: KeyedAugment | None = None
+        self.find_augment()
         self.latents = latents
         self._compiles = compile
         self.register_buffer("_key_words", torch.tensor(key_from(seed)), persistent=False)
@@ -130,8 +128,8 @@ class ForwardDiffusion(nn.Module):
             dtype = images.dtype if is_half else torch.float32
         tables = self._find_tables()
         with torch.no_grad():
-            if self.augment is not None and stage == "train":
-                images = _apply_augment(self.augment, images)
+            if stage == "train" and (augment := self.find_augment()) is not None:
+                images = augment(images, position)
             compiles = self._should_compile(images, dtype)
             if self.latents is not None:
                 images = self._sample_latents(tables, images, position, stage, compiles)
@@ -142,6 +140,18 @@ class ForwardDiffusion(nn.Module):
             return triple
         x_t, t, noise = triple
         return Triple(x_t.contiguous(memory_format=memory_format), t, noise.contiguous(memory_format=memory_format))
+
+    def find_augment(self) -> KeyedAugment | None:
+        """Return ``augment`` as training batches are passed to it; ``None`` if there is none.
+
+        Raises:
+            TypeError: See :class:`~ddpm_data.diffusion.augment.KeyedAugment`.
+        """
+        if self.augment is None:
+            return None
+        if self._keyed_augment is None or self._keyed_augment.augment is not self.augment:  # it may be replaced
+            self._keyed_augment = KeyedAugment(self.augment, key_from(self.seed))
+        return self._keyed_augment
 
     def flip_mask(self, position: Tensor, stage: Stage = "train") -> Tensor | None:
         """Draw which images :meth:`forward` mirrors, for what is to be mirrored with them, such as masks.
@@ -261,20 +271,3 @@ def _check_batch(images: Tensor, position: Tensor, stage: str) -> None:
 def _find_memory_format(images: Tensor) -> torch.memory_format:
     is_channels_last = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
     return torch.channels_last if is_channels_last else torch.contiguous_format
-
-
-def _apply_augment(augment: Augment, images: Tensor) -> Tensor:
-    output = augment(images)
-    if not isinstance(output, Tensor) or output.dtype != images.dtype or output.dim() != 4:
-        shape = f" of shape {tuple(output.shape)} and {output.dtype}" if isinstance(output, Tensor) else ""
-        kind = str(images.dtype).removeprefix("torch.")
-        raise TypeError(
-            f"augment returned a {type(output).__name__}{shape}, but {kind} images of shape (batch, channels, height, "
-            "width) are noised next. Change `dataset.augment`."
-        )
-    if len(output) != len(images):
-        raise ValueError(
-            f"augment returned {len(output)} images for {len(images)}, but each image has its own position in the "
-            "stream, so their number must stay the same. Change `dataset.augment`."
-        )
-    return output

@@ -47,6 +47,7 @@ class Purpose(IntEnum):
     CONDITION = 7
     CROP = 8
     LATENT = 9
+    AUGMENT = 10
 
 
 class Key(NamedTuple):
