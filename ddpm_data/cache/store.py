@@ -26,6 +26,7 @@ from ddpm_data._nested import leaves, map_leaves
 from ddpm_data.cache._column_files import ColumnWriter, find_damage, open_memmap, sync_to_disk, take_rows
 from ddpm_data.cache._fingerprint import fingerprint
 from ddpm_data.loading.bad_items import BadItem, BadItemCounter, shape_mismatch_message
+from ddpm_data.loading.collate import bytes_per_example
 from ddpm_data.loading.loader import StreamLoader, make_loader
 from ddpm_data.loading.map_style import MapStyleImages
 from ddpm_data.loading.options import LoaderOptions, cpu_count
@@ -53,8 +54,8 @@ class Cache(NamedTuple):
 
     @property
     def bytes_per_image(self) -> int:
-        """Bytes of one image in a batch."""
-        return self.array[0].nbytes
+        """Bytes of one image in a batch, with its condition."""
+        return self.array[0].nbytes + bytes_per_example(self.condition)
 
     def batch(self, indices: Tensor) -> ItemBatch:
         """Return some of the items."""

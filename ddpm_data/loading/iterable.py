@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset, default_collate, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 from tqdm import tqdm
 
 from ddpm_data._bytes import bytes_of
@@ -22,7 +22,7 @@ from ddpm_data._distributed import EpochShard, World, is_rank_zero
 from ddpm_data.images.conditions import Conditions
 from ddpm_data.images.processor import ItemProcessor
 from ddpm_data.loading.bad_items import BadItem, PeakCounter, WorkerBatch, check_same_shape, with_item_context
-from ddpm_data.loading.collate import collate_conditions
+from ddpm_data.loading.collate import collate_conditions, collate_images
 from ddpm_data.loading.options import LoaderOptions
 from ddpm_data.loading.samplers import ENDLESS, EpochPlan, EpochPlans, Order
 from ddpm_data.loading.stage_images import StageBatches
@@ -252,7 +252,9 @@ class IterableBatches(StageBatches, IterableDataset[WorkerBatch]):
             check_same_shape(self.images.name, counts, images)
             condition = collate_conditions(self.images.name, conditions) if self.images.conditions else None
             meta = BatchMeta(torch.tensor(counts) * step + first, self.stage, condition)
-            yield WorkerBatch(ImageBatch(default_collate(list(images)), meta), tuple(filter(None, bad_items)))
+            yield WorkerBatch(
+                ImageBatch(collate_images(self.images.name, images), meta), tuple(filter(None, bad_items))
+            )
 
 
 def _refuse_identical_workers(batches: Iterator[ImageBatch], num_workers: int) -> Iterator[ImageBatch]:

@@ -13,7 +13,7 @@ from ddpm_data.loading.bad_items import BadItemCounter, WorkerBatch
 from ddpm_data.loading.options import LoaderOptions
 from ddpm_data.loading.samplers import Order
 from ddpm_data.loading.stage_images import StageBatches, StageImages
-from ddpm_data.loading.worker import explain_lost_workers, wait_before_fork
+from ddpm_data.loading.worker import check_importable, explain_lost_workers, wait_before_fork
 from ddpm_data.rng.philox import key_from
 from ddpm_data.types import ImageBatch, Stage
 
@@ -55,6 +55,8 @@ class StreamLoader(DataLoader[WorkerBatch]):
     def __iter__(self) -> Iterator[ImageBatch]:  # type: ignore[override]  # any iterator will do for every caller
         self._notify("asked")
         if self.num_workers:
+            context = self.multiprocessing_context
+            check_importable(self.counter.name, context and context.get_start_method(), self.dataset)
             wait_before_fork()
         self.dataset.set_epoch(self.order.current_epoch())
         for batch in self.order.place_batches(self._count(super().__iter__()), self.num_workers):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset
 
 from ddpm_data._bytes import all_equal
 from ddpm_data._distributed import World
@@ -24,7 +24,7 @@ from ddpm_data.loading.bad_items import (
     small_images_message,
     with_item_context,
 )
-from ddpm_data.loading.collate import collate_conditions
+from ddpm_data.loading.collate import bytes_per_example, collate_conditions, collate_images
 from ddpm_data.loading.options import LoaderOptions
 from ddpm_data.loading.samplers import BatchRequest, EvalSampler, Order, StreamSampler
 from ddpm_data.loading.stage_images import ItemBatch, StageBatches
@@ -63,7 +63,7 @@ class Inspection(NamedTuple):
     Attributes:
         serves_arrays: Whether the dataset returns the rows of its arrays unchanged.
         is_stored: Whether an array in memory holds the final images, so that a cache would not help.
-        bytes_per_image: Bytes of one image in a batch.
+        bytes_per_image: Bytes of one image in a batch, with its condition.
         small_images: The warning about images that have to be enlarged; ``None`` if there are none.
         dark_images: The warning about 16-bit images whose values end far below white; ``None`` if there are none.
     """
@@ -80,7 +80,7 @@ class DecodedStore(Protocol):
 
     @property
     def bytes_per_image(self) -> int:
-        """Bytes of one image in a batch."""
+        """Bytes of one image in a batch, with its condition."""
         ...
 
     def batch(self, indices: Tensor, /) -> ItemBatch:
@@ -241,8 +241,10 @@ class MapStyleImages(Dataset[Tensor]):
             self._call(raw[0].item, self._convert, raw[0].image, raw[0].condition)  # which raises
         pixels = [image for image, _ in converted.values()]
         check_same_shape(self.name, list(converted), pixels)
+        bytes_per_image = pixels[0].nbytes
         if self.conditions:
-            collate_conditions(self.name, [condition for _, condition in converted.values()])
+            conditions = [condition for _, condition in converted.values()]
+            bytes_per_image += bytes_per_example(collate_conditions(self.name, conditions, shares=False))
         is_complete = len(converted) == len(images)
         is_stored = serves_arrays and is_complete and all_equal(pixels, images)
         small_images = small_images_message(self.name, images, size) if size else None
@@ -250,7 +252,7 @@ class MapStyleImages(Dataset[Tensor]):
         for item in raw:
             peaks.add(item.peak)
         dark_images = peaks.message(self.name)
-        return Inspection(serves_arrays, is_stored, pixels[0].nbytes, small_images, dark_images)
+        return Inspection(serves_arrays, is_stored, bytes_per_image, small_images, dark_images)
 
     def train_order(self, options: LoaderOptions, world: World, key: Key, epoch: Callable[[], int]) -> Order:
         """Return the order of the training stream on one rank: shuffled by the key."""
@@ -307,7 +309,7 @@ class MapStyleImages(Dataset[Tensor]):
             conditions.append(condition)
         check_same_shape(self.name, indices, images)
         condition = collate_conditions(self.name, conditions) if self.conditions else None
-        return ItemBatch(default_collate(images), condition, tuple(bad_items))  # in a worker straight to shared memory
+        return ItemBatch(collate_images(self.name, images), condition, tuple(bad_items))
 
     def _convert_or_skip(self, item: RawItem) -> tuple[Tensor, Any] | None:
         """Convert an item; return nothing if it is bad and will be replaced."""

@@ -6,13 +6,17 @@ offset and silently read wrong images, or hang on locks of the dataset's threads
 not be pickled.
 """
 
+import multiprocessing
 import sys
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import BytesIO
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
@@ -74,6 +78,7 @@ def call_in_worker(options: LoaderOptions | None, name: str, function: Callable[
     """
     if options is None or options.num_workers == 0:
         return function(*arguments)
+    check_importable(name, options.start_method, (function, arguments))
     wait_before_fork()
     loader = DataLoader(
         _Call(function, arguments),
@@ -91,6 +96,54 @@ def call_in_worker(options: LoaderOptions | None, name: str, function: Callable[
     if outcome.error is not None:
         raise outcome.error
     return outcome.value
+
+
+def check_importable(name: str, start_method: str | None, work: object) -> None:
+    """Refuse what a worker could not import: classes and functions of a notebook's cell, or of the prompt.
+
+    A worker that is not forked imports the main module's file, if it has one, and the classes of what it is sent. It
+    ends at once where it cannot.
+
+    Args:
+        name: What errors call the dataset.
+        start_method: How workers start; ``None`` is the system's default.
+        work: What they are sent.
+
+    Raises:
+        ValueError: A class or function of ``__main__`` is part of it, and ``__main__`` is no file; or its file is gone.
+    """
+    start_method = start_method or multiprocessing.get_start_method()
+    main = sys.modules["__main__"]
+    path = getattr(main, "__file__", None)
+    if start_method == "fork" or getattr(main, "__spec__", None) or (path and Path(path).is_file()):
+        return
+    needed = f"the main module's file {path}"
+    if path is None:
+        finder = _MainFinder(BytesIO())
+        with suppress(Exception):  # whatever cannot be pickled is an error of its own, when the worker starts
+            finder.dump(work)
+        if not finder.names:
+            return
+        needed = f"{', '.join(sorted(finder.names))}, defined in a notebook's cell or at the prompt"
+    raise ValueError(
+        f"{name} needs workers, which start by {start_method!r} and cannot import {needed}. Move it into a file and "
+        "import it, or set `loader.num_workers` to 0, or `loader.multiprocessing_context` to fork where the system has "
+        "that."
+    )
+
+
+class _MainFinder(ForkingPickler):
+    """Notes the classes and functions of ``__main__`` that it meets."""
+
+    def __init__(self, file: BytesIO) -> None:
+        super().__init__(file)
+        self.names: set[str] = set()
+
+    def reducer_override(self, value: Any) -> Any:  # noqa: ANN401  # as pickle types it
+        """Note a name, and leave the pickling to others."""
+        if isinstance(value, type | FunctionType) and value.__module__ == "__main__":
+            self.names.add(value.__qualname__)
+        return NotImplemented
 
 
 @contextmanager
