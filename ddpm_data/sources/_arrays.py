@@ -115,10 +115,10 @@ class BackingArrays(NamedTuple):
         """
         for key, rows in self.gather_conditions(indices).items():
             try:
-                batch = default_collate([values[key] for values in conditions])
+                batches = [default_collate([values[key]]) for values in conditions]  # a worker shares its memory
             except (TypeError, RuntimeError):  # no kind, or shape, that an array's rows have
                 return False
-            if not isinstance(batch, Tensor) or not all_equal(rows, batch):
+            if not all(isinstance(batch, Tensor) for batch in batches) or not all_equal(rows, [b[0] for b in batches]):
                 return False
         return all_equal(self.images.gather(indices), images)
 

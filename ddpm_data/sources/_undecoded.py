@@ -5,6 +5,7 @@ file is there, though, and :func:`~ddpm_data.images.decode.decode_image` reads a
 """
 
 import sys
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +15,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from ddpm_data.images.decode import mark_as_rgb
 from ddpm_data.sources._arrays import MapDataset
+from ddpm_data.sources._names import Names
 from ddpm_data.sources._opening import open_image, open_image_file
 
 
@@ -75,14 +77,17 @@ class UndecodedFolder(Dataset[tuple[Image.Image, Any]]):
 
     def __init__(self, folder: Any) -> None:  # noqa: ANN401  # torchvision has no types
         self.folder = folder
+        self._paths = Names(str(path) for path, _ in folder.samples)
+        targets = [target for _, target in folder.samples]
+        are_ints = all(type(target) is int for target in targets)
+        self._targets: Sequence[Any] = array("q", targets) if are_ints else targets
 
     def __len__(self) -> int:
         return len(self.folder)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, Any]:
-        path, target = self.folder.samples[index]
-        image = mark_as_rgb(open_image_file(Path(path)))
-        transform = self.folder.target_transform
+        image = mark_as_rgb(open_image_file(Path(self._paths[index])))
+        target, transform = self._targets[index], self.folder.target_transform
         return image, target if transform is None else transform(target)
 
 

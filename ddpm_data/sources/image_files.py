@@ -4,13 +4,14 @@ import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image
 from torch.utils.data import Dataset
 
 from ddpm_data._distributed import is_rank_zero
+from ddpm_data.sources._names import Names
 from ddpm_data.sources._opening import list_suffixes, open_image_file
 
 _UNREAD_SUFFIXES = {  # of images that PIL alone does not read
@@ -56,7 +57,7 @@ class ImageFiles(Dataset[Image.Image]):
                 f"{counts}. Convert them, or install a plugin for PIL (pillow-heif, ...) and import it first.",
                 stacklevel=2,
             )
-        self.names = _sort_names(names)
+        self.names: Sequence[str] = Names(_sort_names(names))
         if not self.names:
             raise ValueError(
                 f"ImageFiles: {self.root.absolute()} and its sub-folders hold no image files (.jpg, .png, .webp, ...). "
