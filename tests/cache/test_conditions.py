@@ -253,12 +253,11 @@ def test_a_digest_is_the_same_in_another_process_and_for_another_counter() -> No
     )
     digests = [digest_state(kind(captions(False))) for kind in KINDS.values()]
     assert len(set(digests)) == len(KINDS)
-    for seed in ("1", "2"):
-        environment = os.environ | {"PYTHONHASHSEED": seed}
-        result = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, env=environment
-        )
-        assert result.stdout.split() == digests
+    environment = os.environ | {"PYTHONHASHSEED": "1"}  # this process has another, by chance
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, env=environment
+    )
+    assert result.stdout.split() == digests
     data = KINDS["list"](captions(False))
     data[0]
     assert digest_state(data) == digests[0]

@@ -136,7 +136,7 @@ def test_a_full_disk_is_said_at_once_and_leaves_nothing(tmp_path: Path) -> None:
     assert "the cache of train cannot be written to" in last
     assert "GB are free" in last
     assert "0.000768 GB are needed" in last
-    assert last.endswith("`loader.cache_dir`.")
+    assert "`loader.cache_dir`" in last
     assert files(tmp_path / "cache") == []
     assert len((tmp_path / "asked").read_text().split()) < COUNT + EXTRA  # before most of the work
 
