@@ -62,7 +62,7 @@ def _describe(dataset: object) -> Iterator[object]:
         for part in dataset.datasets:
             yield from _describe(part)
     elif isinstance(dataset, ImageFiles):
-        yield from (_describe_file(dataset.root, Path(name)) for name in dataset.names)
+        yield from (_describe_file(dataset.root, dataset.root / name) for name in dataset.names)
     elif isinstance(root := getattr(dataset, "root", None), str | Path):  # torchvision's folders of images
         samples = getattr(dataset, "samples", None)
         if isinstance(samples, list) and samples and isinstance(samples[0], tuple):
@@ -71,7 +71,7 @@ def _describe(dataset: object) -> Iterator[object]:
 
 def _describe_file(root: Path, path: Path) -> tuple[str, int, int]:
     """Return a file's name below the root (so that a folder may be moved), size and time."""
-    stat = (root / path).stat()
+    stat = path.stat()
     name = path.relative_to(root) if path.is_relative_to(root) else path
     return name.as_posix(), stat.st_size, stat.st_mtime_ns
 

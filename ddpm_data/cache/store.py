@@ -25,7 +25,7 @@ from ddpm_data._distributed import World
 from ddpm_data._nested import leaves, map_leaves
 from ddpm_data.cache._column_files import ColumnWriter, find_damage, open_memmap, sync_to_disk, take_rows
 from ddpm_data.cache._fingerprint import fingerprint
-from ddpm_data.loading.bad_items import BadItem, BadItemCounter, shape_mismatch_message
+from ddpm_data.loading.bad_items import BadItemCounter, shape_mismatch_message
 from ddpm_data.loading.collate import bytes_per_example
 from ddpm_data.loading.loader import StreamLoader, make_loader
 from ddpm_data.loading.map_style import MapStyleImages
@@ -44,7 +44,7 @@ class Cache(NamedTuple):
         path: The images' file.
         array: Its content, uint8 (latents: floats), shape ``(count, channels, height, width)``.
         condition: The conditions' arrays, in nested dicts and lists; ``None`` without conditions.
-        bad_items: Why some images were replaced when the cache was built, by index.
+        bad_items: Why some images could not be used when the cache was built, by index.
     """
 
     path: Path
@@ -59,10 +59,7 @@ class Cache(NamedTuple):
 
     def batch(self, indices: Tensor) -> ItemBatch:
         """Return some of the items."""
-        bad_items: tuple[BadItem, ...] = ()
-        if self.bad_items:
-            bad_items = tuple(BadItem(i, self.bad_items[i]) for i in indices.tolist() if i in self.bad_items)
-        return ItemBatch(self.array.index_select(0, indices), take_rows(self.condition, indices), bad_items)
+        return ItemBatch(self.array.index_select(0, indices), take_rows(self.condition, indices))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the path only, so that a worker maps the files itself."""

@@ -2,7 +2,7 @@
 
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
@@ -81,6 +81,11 @@ class DecodedStore(Protocol):
     @property
     def bytes_per_image(self) -> int:
         """Bytes of one image in a batch, with its condition."""
+        ...
+
+    @property
+    def bad_items(self) -> Mapping[int, str]:
+        """The items that could not be used, with the reasons; another stands in the place of each."""
         ...
 
     def batch(self, indices: Tensor, /) -> ItemBatch:
@@ -168,7 +173,7 @@ class MapStyleImages(Dataset[Tensor]):
         """
         indices = torch.as_tensor(indices)
         if self.store is not None:
-            return self.store.batch(indices)
+            return self._read_store(self.store, indices)
         if self._arrays is not None:
             raw, columns = self._arrays.images.gather(indices), self._arrays.gather_conditions(indices)
             with suppress(TypeError, ValueError):  # loaded one by one, below, the error comes with the item's index
@@ -294,6 +299,21 @@ class MapStyleImages(Dataset[Tensor]):
     def _indices(self, places: Tensor) -> Tensor:
         """Return the dataset's indices of some places in the set."""
         return places if self.subset is None else self.subset.indices(places)
+
+    def _read_store(self, store: DecodedStore, indices: Tensor) -> ItemBatch:
+        """Return stored items. Bad ones are replaced as without a store: by the next good ones of the same split."""
+        if not store.bad_items:
+            return store.batch(indices)
+        wanted = indices.tolist()
+        bad_items = tuple(BadItem(index, store.bad_items[index]) for index in wanted if index in store.bad_items)
+        good = [self._find_good_neighbour(store, index) if index in store.bad_items else index for index in wanted]
+        return store.batch(torch.tensor(good))._replace(bad_items=bad_items)
+
+    def _find_good_neighbour(self, store: DecodedStore, index: int) -> int:
+        for neighbour in self._neighbours(index):
+            if neighbour not in store.bad_items:
+                return neighbour
+        raise ValueError(store.bad_items[index])
 
     def _load_batch(self, indices: list[int], crop_offsets: Tensor | None) -> ItemBatch:
         items, bad_items = self._fetch(indices), []

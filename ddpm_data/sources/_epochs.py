@@ -8,13 +8,17 @@ from torch.utils.data import ConcatDataset, Subset
 def tell_epoch(source: object, epoch: int) -> None:
     """Tell a source, or a sampler, which epoch comes next, if it wants to know.
 
-    That is by its ``set_epoch`` method. MosaicML's datasets have none, and count in ``next_epoch`` how often they were
-    gone through. A run that resumes in a later epoch has to set that, or it would see the images of epoch 0.
+    That is by its ``set_epoch`` method, or by those of the datasets in a ``Subset`` or ``ConcatDataset``. MosaicML's
+    datasets have none, and count in ``next_epoch`` how often they were gone through. A run that resumes in a later
+    epoch has to set that, or it would see the images of epoch 0.
     """
     if callable(set_epoch := getattr(source, "set_epoch", None)):
         set_epoch(epoch)
     elif isinstance(getattr(source, "next_epoch", None), int):
         source.next_epoch = epoch  # type: ignore[attr-defined]  # asked for above
+    else:
+        for part in _list_parts(source):
+            tell_epoch(part, epoch)
 
 
 def changes_with_epoch(dataset: object) -> bool:
@@ -49,8 +53,12 @@ class EpochTeller:
 def _find_listeners(dataset: object) -> Iterator[object]:
     if callable(getattr(dataset, "set_epoch", None)):
         yield dataset
-    elif isinstance(dataset, Subset):
-        yield from _find_listeners(dataset.dataset)
-    elif isinstance(dataset, ConcatDataset):
-        for part in dataset.datasets:
+    else:
+        for part in _list_parts(dataset):
             yield from _find_listeners(part)
+
+
+def _list_parts(dataset: object) -> list[object]:
+    if isinstance(dataset, Subset):
+        return [dataset.dataset]
+    return [*dataset.datasets] if isinstance(dataset, ConcatDataset) else []

@@ -15,6 +15,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from ddpm_data.images.decode import mark_as_rgb
 from ddpm_data.sources._arrays import MapDataset
+from ddpm_data.sources._epochs import changes_with_epoch
 from ddpm_data.sources._names import Names
 from ddpm_data.sources._opening import open_image, open_image_file
 
@@ -35,8 +36,10 @@ def without_decoding(dataset: MapDataset) -> MapDataset:
         dataset: Any map-style dataset; it is not changed.
 
     Returns:
-        The dataset itself where it is of another kind.
+        The dataset itself where it is of another kind, or changes with the epoch.
     """
+    if changes_with_epoch(dataset):  # what is read here would be that of one epoch
+        return dataset
     if isinstance(dataset, Subset) and type(dataset).__getitem__ is Subset.__getitem__:
         inner = _map_style(dataset.dataset)
         undecoded = without_decoding(inner)

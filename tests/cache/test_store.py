@@ -312,3 +312,14 @@ def test_a_folder_that_is_none_is_named(photographs: Path, tmp_path: Path) -> No
     (tmp_path / "cache").write_text("")
     with pytest.raises(OSError, match=r"the cache of train cannot be written to .*cache.*`loader\.cache_dir`"):
         datamodule(ImageFiles(photographs), tmp_path / "cache").prepare_data()
+
+
+def test_a_folder_by_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(3):
+        path = tmp_path / "data" / "class" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (number, 0, 0)).save(path)
+    monkeypatch.chdir(tmp_path)
+    for root in ("data", "./data", tmp_path / "data"):
+        assert images(ImageFolder(root), tmp_path / "cache").shape == (3, 3, 16, 16)
+    assert len(list((tmp_path / "cache").glob("*.npy"))) == 1  # the same folder, by whatever path

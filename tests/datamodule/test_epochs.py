@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
-from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
 from ddpm_data import DDPMDataModule, schedules
 from tests.conftest import Recorder, trainer
@@ -98,3 +98,16 @@ def test_evaluation_is_told_epoch_0(workers: int, tmp_path: Path) -> None:
 def test_what_changes_with_the_epoch_is_not_cached(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"set_epoch.*`loader\.cache_dir`"):
         fit(tmp_path, Changing(), cache_dir=tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda data: data, lambda data: Subset(data, range(8)), lambda data: ConcatDataset([data])]
+)
+def test_behind_a_dataloader_of_the_users_own(wrap: Any) -> None:  # noqa: ANN401  # datasets
+    loader = DataLoader(wrap(Changing()), batch_size=4)
+    data = DDPMDataModule(loader, schedule=schedules.linear(), compile=False)
+    data.setup("fit")
+    batches = data.train_dataloader()
+    for epoch in range(3):
+        batches.set_epoch(epoch)
+        assert next(iter(batches)).images[0, 0, 1, 1] == 10 * epoch

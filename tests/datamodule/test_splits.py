@@ -1,12 +1,14 @@
 """The datasets of the splits: what they must be, and what is said where they are not."""
 
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hydra.utils import instantiate
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from ddpm_data import DDPMDataModule, schedules
 from ddpm_data.datamodule.splits import CONTRACT
@@ -119,3 +121,34 @@ def test_parts_that_cannot_be_are_refused(sets: dict[str, Any], says: str) -> No
         sets = sets | {"train": Stream()}
     with pytest.raises((TypeError, ValueError), match=says):
         DDPMDataModule(**{"train": IMAGES, "schedule": schedules.jsd(10)} | sets).setup()
+
+
+class Broken(Dataset[tuple[Tensor, int]]):
+    """Forty items, five of which cannot be read."""
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if index in (3, 10, 11, 20, 30):
+            raise OSError("broken")
+        return torch.full((3, 8, 8), index, dtype=torch.uint8), index
+
+
+@pytest.mark.filterwarnings("ignore:replaced by a neighbour")
+def test_a_bad_item_is_replaced_within_its_split_with_a_cache_too(tmp_path: Path) -> None:
+    served = []
+    for cache_dir in (None, tmp_path):
+        bad: dict[str, Any] = {"on_bad_item": "replace", "max_bad_fraction": 0.5, "cache_dir": cache_dir}
+        data = DDPMDataModule(
+            Broken(), val=0.25, test=0.25, condition=1, schedule=schedules.linear(), compile=False, **bad
+        )
+        data.prepare_data()
+        data.setup()
+        loaders = (data.train_dataloader(), data.val_dataloader(), data.test_dataloader())
+        served.append([[index for batch in loader for index in batch.meta.condition.tolist()] for loader in loaders])
+    assert served[0] == served[1]
+    train, val, test = map(set, served[0])
+    assert not train & val
+    assert not train & test
+    assert not val & test

@@ -208,3 +208,24 @@ def test_two_image_columns_move_together(folder: Path) -> None:
     conditions = Conditions("mask", {"mask": {"interpolation": "bilinear", "channels": 3}}, processor)
     batch = MapStyleImages(data, processor, "train", conditions=conditions).batch(range(len(data)))
     assert torch.equal(batch.condition, batch.images)
+
+
+class Curriculum(ImageFolder):
+    """Two of its files in each epoch."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.all = self.samples
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.samples = self.all[2 * epoch : 2 * epoch + 2]
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda data: data, lambda data: Subset(data, [1, 0]), lambda data: ConcatDataset([data])]
+)
+def test_a_folder_that_changes_with_the_epoch_is_read_as_it_changes(folder: Path, wrap: Any) -> None:  # noqa: ANN401  # datasets
+    data = wrap(Curriculum(folder))
+    assert without_decoding(data) is data
+    assert without_decoding(wrap(ImageFolder(folder))) is not data
