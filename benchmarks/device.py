@@ -94,7 +94,7 @@ def agreement(device: torch.device, quick: bool) -> Iterator[Answer]:
         ", grey, flips": ((16, 1, 28, 28), {"flip": 0.5}),
         ", odd sides": ((5, 4, 33, 47), {}),
     }
-    for name, (shape, options) in list(cases.items())[: 2 if quick else None]:
+    for name, (shape, options) in list(cases.items())[: 1 if quick else None]:
         images, position = _make_batch(shape)
         expected = _make_transform(compile=False, **options)(images, position)
         for compiles in (True, False):
@@ -130,7 +130,7 @@ def many_numbers(device: torch.device, quick: bool) -> Iterator[Answer]:
 def batches(device: torch.device, quick: bool) -> Iterator[Answer]:
     """Ask for the same bits in any order, batch size and memory format, and in half precision."""
     images, position = (tensor.to(device) for tensor in _make_batch(SMALL))
-    transform = _make_transform(flip=0.5).to(device)
+    transform = _make_transform(flip=0.0 if quick else 0.5).to(device)
     whole = transform(images, position)
     order = torch.randperm(len(images)).to(device)
     trials = {
@@ -138,11 +138,11 @@ def batches(device: torch.device, quick: bool) -> Iterator[Answer]:
         "a short batch": (transform(images[10:27], position[10:27]), [v[10:27] for v in whole]),
         "channels_last": (transform(images.contiguous(memory_format=torch.channels_last), position), whole),
         "another process's transform": (
-            _make_transform(flip=0.5).to(device)(images[:5], position[:5]),
+            _make_transform(flip=transform.flip).to(device)(images[:5], position[:5]),
             [v[:5] for v in whole],
         ),
     }
-    for dtype in (torch.bfloat16,) if quick else (torch.bfloat16, torch.float16):
+    for dtype in () if quick else (torch.bfloat16, torch.float16):
         trials[str(dtype)] = (
             transform(images, position, "train", dtype),
             [whole[0].to(dtype), whole[1], whole[2].to(dtype)],
@@ -296,7 +296,7 @@ def training(device: torch.device, quick: bool) -> Iterator[Answer]:
     images = torch.randint(0, 256, (512, 3, 64, 64), dtype=torch.uint8)
     precisions: tuple[Literal["32-true", "bf16-mixed", "bf16-true"], ...] = ("32-true", "bf16-mixed", "bf16-true")
     for precision in precisions[: 1 if quick else None]:
-        for workers in (0, 2):
+        for workers in (0,) if quick else (0, 2):
             model = _Model()
             datamodule = DDPMDataModule(
                 train=TensorDataset(images),

@@ -41,7 +41,7 @@ def test_the_kernel_for_cuda_devices_fits_its_registers_and_waits_for_memory() -
 @pytest.mark.slow
 def test_what_is_asked_of_a_device_holds_on_a_cpu() -> None:
     answers = printed("benchmarks.device", "--device", "cpu", "--quick")
-    assert len(answers) >= 4
+    assert len(answers) == 2
     assert {answer[-1] for answer in answers} == {"yes"}
 
 

@@ -71,7 +71,7 @@ def check_outputs(folder: Path) -> None:
     assert min(speeds) > 1  # a clock that began at 0 would give thousandths
 
 
-@pytest.mark.parametrize("batch_size", [128, 32])
+@pytest.mark.parametrize("batch_size", [128, 256])
 def test_resumed_inside_an_epoch(batch_size: int, tmp_path: Path) -> None:
     train(tmp_path / "cut", max_steps=8).fit(Model(), datamodule=data())
     resumed = train(tmp_path / "resumed", max_epochs=2)

@@ -104,7 +104,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("devices", "batch_size"), [(1, 12), (2, 6), (2, 4), (3, 4)])
+@pytest.mark.parametrize(("devices", "batch_size"), [(1, 12), (2, 4), (3, 4)])
 def test_a_killed_run_is_taken_up_on_any_number_of_processes(
     one: Rank, killed: Path, devices: int, batch_size: int, tmp_path: Path
 ) -> None:
