@@ -1,4 +1,4 @@
-"""What the batch transform does on a CUDA device: ``python -m benchmarks.device`` (three minutes on an H100).
+"""What the batch transform does on a CUDA device: ``python -m benchmarks.device`` (a minute on an H100).
 
 Each line of the table is a question, its answer, and whether the answer is what we promise. The script asks for
 agreement with the CPU, for the same bits in any batch, for waits and kernels per batch, for the time beside other ways
@@ -14,6 +14,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -24,9 +25,9 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import TensorDataset
 
 from benchmarks import harness
+from benchmarks.transform import STEPS, make_tutorial
 from ddpm_data import DDPMDataModule, ForwardDiffusion, ForwardProcess, Triple, UniformTimesteps, schedules
 
-STEPS = 1000
 SHAPES = [(128, 3, 32, 32), (64, 3, 64, 64), (64, 4, 128, 128), (32, 3, 256, 256), (256, 3, 256, 256)]
 SMALL = (64, 3, 64, 64)
 # x_t and noise are float32 and images uint8; a copy moves as many bytes.
@@ -204,30 +205,13 @@ def kernels(device: torch.device, quick: bool) -> Iterator[Answer]:
 
 def speed(device: torch.device, quick: bool) -> Iterator[Answer]:
     """Time the device: ours, the tutorials' code, that code under ``torch.compile``, and a copy of as many bytes."""
-    process = ForwardProcess(schedules.linear(STEPS)).to(device)
-    signal, sigma = process.sqrt_alphas_cumprod, process.sqrt_one_minus_alphas_cumprod
-
-    def tutorial(images: Tensor) -> object:
-        x_0 = images.float() / 127.5 - 1
-        t = torch.randint(0, STEPS, (len(x_0),), device=device)
-        noise = torch.randn_like(x_0)
-        a, b = (table.gather(0, t).view(-1, 1, 1, 1) for table in (signal, sigma))
-        return a * x_0 + b * noise, t, noise
-
+    tutorial = make_tutorial(device)
     compiled_tutorial = torch.compile(tutorial, dynamic=False)
     for shape in SHAPES[:1] if quick else SHAPES:
         images, position = (tensor.to(device) for tensor in _make_batch(shape))
-        plain, flips, eager = (
-            transform.to(device)
-            for transform in (_make_transform(), _make_transform(flip=0.5), _make_transform(compile=False))
-        )
-        calls: dict[str, Callable[[], object]] = {
-            "ours": lambda: plain(images, position),  # noqa: B023  # called within the loop's turn
-            "flips": lambda: flips(images, position),  # noqa: B023
-            "bfloat16": lambda: plain(images, position, "train", torch.bfloat16),  # noqa: B023
-            "uncompiled": lambda: eager(images, position),  # noqa: B023
-            "tutorial": lambda: tutorial(images),  # noqa: B023
-            "its torch.compile": lambda: compiled_tutorial(images),  # noqa: B023
+        calls = _list_ways(images, position) | {
+            "tutorial": partial(tutorial, images),
+            "its torch.compile": partial(compiled_tutorial, images),
             "copy": _make_copy(images),
         }
         times = _time_on_device(calls)
@@ -252,7 +236,7 @@ def host_time(device: torch.device, quick: bool) -> Iterator[Answer]:
     images, position = (tensor.to(device) for tensor in _make_batch((8, 3, 32, 32)))
     for name, flip in {"plain": 0.0, "flips": 0.5}.items():
         transform = _make_transform(flip=flip).to(device)
-        microseconds = _time_host(lambda: transform(images, position))  # noqa: B023
+        microseconds = _time_host(partial(transform, images, position))
         question = f"{name}: host microseconds per batch (60)"
         yield Answer(question, f"{microseconds:.1f}", microseconds < 60, is_goal=True)
 
@@ -374,6 +358,20 @@ def _make_batch(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     return images, torch.arange(shape[0]) * 7919 + 123456789012
 
 
+def _list_ways(images: Tensor, position: Tensor) -> dict[str, Callable[[], object]]:
+    """List our ways to make a triple, ready to be called."""
+    plain, flips, eager = (
+        transform.to(images.device)
+        for transform in (_make_transform(), _make_transform(flip=0.5), _make_transform(compile=False))
+    )
+    return {
+        "ours": partial(plain, images, position),
+        "flips": partial(flips, images, position),
+        "bfloat16": partial(plain, images, position, "train", torch.bfloat16),
+        "uncompiled": partial(eager, images, position),
+    }
+
+
 def _make_copy(images: Tensor) -> Callable[[], object]:
     """Make a call that moves as many bytes as a batch: a read of the images, two writes of float32."""
     bytes_in = images.numel()
@@ -395,8 +393,8 @@ def _time_on_device(calls: dict[str, Callable[[], object]], rounds: int = 30) ->
     times: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds + 4):
         for name, call in calls.items():
-            began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-            torch.cuda._sleep(2_000_000)  # type: ignore[no-untyped-call]  # about a millisecond
+            began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]  # torch's
+            torch.cuda._sleep(2_000_000)  # type: ignore[no-untyped-call]  # torch's; a millisecond
             sweep.zero_()
             began.record()
             call()

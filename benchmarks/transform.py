@@ -94,10 +94,8 @@ def _make_batch(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator), torch.arange(shape[0])
 
 
-def _other_libraries(shape: tuple[int, ...], device: torch.device) -> dict[str, Callable[[Tensor], object]]:
-    from denoising_diffusion_pytorch import GaussianDiffusion, Unet
-    from diffusers import DDPMScheduler as Scheduler
-
+def make_tutorial(device: torch.device) -> Callable[[Tensor], object]:
+    """Make the code of tutorials: uint8 images to ``(x_t, t, noise)``, by tables on the device."""
     process = ForwardProcess(schedules.linear(STEPS)).to(device)
     signal_scale, noise_scale = process.sqrt_alphas_cumprod, process.sqrt_one_minus_alphas_cumprod
 
@@ -107,6 +105,13 @@ def _other_libraries(shape: tuple[int, ...], device: torch.device) -> dict[str, 
         noise = torch.randn_like(x_0)
         a, b = (table.gather(0, t).view(-1, 1, 1, 1) for table in (signal_scale, noise_scale))
         return a * x_0 + b * noise, t, noise
+
+    return tutorial
+
+
+def _other_libraries(shape: tuple[int, ...], device: torch.device) -> dict[str, Callable[[Tensor], object]]:
+    from denoising_diffusion_pytorch import GaussianDiffusion, Unet
+    from diffusers import DDPMScheduler as Scheduler
 
     scheduler: Any = Scheduler(num_train_timesteps=STEPS)  # type: ignore[no-untyped-call]  # diffusers' own
 
@@ -125,7 +130,11 @@ def _other_libraries(shape: tuple[int, ...], device: torch.device) -> dict[str, 
         noise = torch.randn_like(x_0)
         return diffusion.q_sample(x_0, t, noise), t, noise
 
-    return {"tutorial": tutorial, "diffusers": diffusers, "denoising-diffusion-pytorch": denoising_diffusion}
+    return {
+        "tutorial": make_tutorial(device),
+        "diffusers": diffusers,
+        "denoising-diffusion-pytorch": denoising_diffusion,
+    }
 
 
 def _time_first_batch() -> str:

@@ -62,8 +62,7 @@ class Compiler:
     """
 
     def __init__(self) -> None:
-        self._compiled: dict[tuple[object, ...], Compiled] = {}
-        self._done: set[Hashable] = set()
+        self._compiled: dict[Hashable, Compiled] = {}
         self._failed = False
 
     def __call__(self, kernel: Kernel, tables: Sequence[Tensor], batch: Sequence[Tensor]) -> tuple[Tensor, ...] | None:
@@ -80,24 +79,24 @@ class Compiler:
         """
         kinds = tuple(_find_kind(tensor) for tensor in batch)
         key = (kernel, len(tables[0]), kinds)
-        compiled = self._compiled.get(key)
-        if compiled is None:
-            signature = tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in tables)
-            if not self.attempt(key, lambda: self._compiled.update({key: _compile(kernel, signature, kinds)})):
-                return None
-            compiled = self._compiled[key]
-        return compiled(*tables, *batch)
 
-    def attempt(self, key: Hashable, compile: Callable[[], object]) -> bool:
-        """Compile something, unless that was done or compiling has failed; returns whether it is compiled.
+        def compile_kernel() -> Compiled:
+            return _compile(kernel, tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in tables), kinds)
+
+        compiled = self.compile_once(key, compile_kernel)
+        return None if compiled is None else compiled(*tables, *batch)
+
+    def compile_once(self, key: Hashable, compile: Callable[[], Compiled]) -> Compiled | None:
+        """Return what was compiled for a key, compiled now if it is new; ``None`` if compiling failed, now or before.
 
         To run out of memory is not the compiler's failure, so that is raised.
         """
-        if key in self._done or self._failed:
-            return not self._failed
+        if self._failed:
+            return None
+        if compiled := self._compiled.get(key):
+            return compiled
         try:
-            compile()
-            self._done.add(key)
+            compiled = self._compiled[key] = compile()
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # the compilers' own errors have no common type
@@ -109,11 +108,12 @@ class Compiler:
                 "`compile=false`.",
                 stacklevel=3,
             )
-        return not self._failed
+            return None
+        return compiled
 
     def __getstate__(self) -> dict[str, object]:
         """Leave out compiled code: another process compiles its own."""
-        return {"_compiled": {}, "_done": set(), "_failed": self._failed}
+        return {"_compiled": {}, "_failed": self._failed}
 
 
 class _Kind(NamedTuple):

@@ -8,6 +8,7 @@ for all batches and sizes of images. ``benchmarks/device.md`` has the times of b
 # Triton's functions are a language of their own, without annotations.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -43,12 +44,13 @@ def make_triple(tables: Tables, batch: TripleInputs) -> Triple:
     return Triple(x_t, t, noise)
 
 
-def compile_kernel(tables: Tables, batch: TripleInputs) -> None:
-    """Compile what :func:`make_triple` launches for such a batch, without launching it."""
+def compile_kernel(tables: Tables, batch: TripleInputs) -> Callable[[Tables, TripleInputs], Triple]:
+    """Compile what :func:`make_triple` launches for such a batch, without launching it; returns that function."""
     x_t = torch.empty(1, dtype=batch.dtype, device=batch.images.device)
     arguments = _list_arguments(tables, batch, x_t, batch.position, x_t)
     with _on_device(batch.images):
         _kernel.warmup(*arguments, grid=(1,), **_choose_constants(batch))
+    return make_triple
 
 
 def _on_device(images: Tensor) -> AbstractContextManager[object]:

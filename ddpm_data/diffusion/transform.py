@@ -234,10 +234,8 @@ class ForwardDiffusion(nn.Module):
 
     def _make_on_cuda(self, tables: _kernels.Tables, batch: _kernels.TripleInputs) -> Triple:
         kind = (batch.images.dtype, batch.images.device, type(batch.timesteps), batch.flip, batch.stage, batch.dtype)
-        if self._compiler.attempt(kind, lambda: _import_triton().compile_kernel(tables, batch)):
-            triple: Triple = _import_triton().make_triple(tables, batch)
-            return triple
-        return _kernels.make_triple_in_blocks(tables, batch)
+        make_triple = self._compiler.compile_once(kind, lambda: _import_triton().compile_kernel(tables, batch))
+        return Triple(*(make_triple or _kernels.make_triple_in_blocks)(tables, batch))
 
     def _choose_timesteps(self, position: Tensor, stage: Stage) -> Timesteps | Tensor:
         """Return what the kernel draws ``t`` with, or ``t`` itself from a draw that may not compile."""
