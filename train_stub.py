@@ -24,8 +24,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchmetrics import MeanMetric
 from tqdm import tqdm
 
-from ddpm_data import DDPMDataModule, ForwardProcess, Triple, plots
+from ddpm_data import DDPMDataModule, ForwardProcess, GaussianProcess, TargetTriple, Triple, plots
 from ddpm_data._checks import check_float, check_int
+from ddpm_data.diffusion.objective import Objective
+from ddpm_data.diffusion.process import make_process
+from ddpm_data.diffusion.targets import Target
 
 _IGNORED_WARNINGS = (
     "The '.*' does not have many workers",  # for data in memory no workers are fastest
@@ -78,15 +81,15 @@ class UNet(nn.Module):
         self.up = nn.ModuleList([Block(2 * wide, width, embedding), Block(2 * width, width, embedding)])
         self.leave = nn.Sequential(nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, channels, 3, padding=1))
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """Predict the noise in images.
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """Predict the target for noised images.
 
         Args:
             x: Noised images, float, shape ``(batch, channels, height, width)``.
-            t: Their zero-based steps, int64, shape ``(batch,)``.
+            condition: What it is told about their steps, float, shape ``(batch,)``.
 
         Returns:
-            The noise, dtype and shape of ``x``.
+            The target, dtype and shape of ``x``.
 
         Raises:
             ValueError: Height or width is not a multiple of 4, or ``x`` has another number of channels.
@@ -102,7 +105,7 @@ class UNet(nn.Module):
                 "`model.channels` or `dataset.channels`."
             )
         frequency = torch.exp(torch.arange(self.width // 2, device=x.device) * (-2 * math.log(10_000) / self.width))
-        angle = t[:, None] * frequency
+        angle = condition[:, None] * frequency
         embedding = self.embed(torch.cat([angle.sin(), angle.cos()], dim=1).to(x.dtype))
         x = self.enter(x)
         skips = []
@@ -117,23 +120,33 @@ class UNet(nn.Module):
 
 
 class DDPM(L.LightningModule):
-    """A model that predicts the noise, trained with the simple loss (Ho et al. 2020, Eq. 14).
+    """A model that predicts the noise or another target, trained with the simple loss (Ho et al. 2020, Eq. 14).
 
-    It is validated and sampled with an exponential moving average of its weights.
+    The DataModule's weight of each step multiplies its loss. It is validated and sampled with an exponential moving
+    average of its own weights.
 
     Args:
-        schedule: The DataModule's betas, float, shape ``(num_timesteps,)``.
+        schedule: The DataModule's betas, float, shape ``(num_timesteps,)``, or its process.
         channels: Channels of the images.
         width: Channels at full size, a multiple of 8.
         learning_rate: Learning rate of Adam, above 0.
         ema_decay: Share of the average that each optimizer step keeps, in ``[0, 1)``.
+        target: What it predicts, see :class:`~ddpm_data.diffusion.transform.ForwardDiffusion`.
 
     Raises:
         TypeError: ``channels`` or ``width`` is not a whole number, or another argument is not a number.
         ValueError: An argument is out of range.
     """
 
-    def __init__(self, schedule: Tensor, channels: int, width: int, learning_rate: float, ema_decay: float) -> None:
+    def __init__(
+        self,
+        schedule: Tensor | GaussianProcess,
+        channels: int,
+        width: int,
+        learning_rate: float,
+        ema_decay: float,
+        target: Target = "noise",
+    ) -> None:
         super().__init__()
         check_int("DDPM", "model.channels", channels, 1)
         if check_int("DDPM", "model.width", width, 8) % 8:
@@ -142,7 +155,8 @@ class DDPM(L.LightningModule):
             raise ValueError(f"DDPM(learning_rate={learning_rate}): it is above 0. Change `model.learning_rate`.")
         if not 0 <= check_float("DDPM", "model.ema_decay", ema_decay) < 1:
             raise ValueError(f"DDPM(ema_decay={ema_decay}): it lies in [0, 1). Change `model.ema_decay`.")
-        self.process = ForwardProcess(schedule)
+        self.process = make_process(schedule)
+        self.objective = Objective(self.process, target)
         self.net = UNet(channels, width)
         average = get_ema_multi_avg_fn(ema_decay)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self.ema = AveragedModel(self.net, multi_avg_fn=average).requires_grad_(False)
@@ -150,10 +164,18 @@ class DDPM(L.LightningModule):
         # Lightning's own mean over processes rounds their mean number of examples down to a whole number.
         self.val_loss = MeanMetric()
 
-    def training_step(self, batch: Triple, batch_idx: int) -> Tensor:
-        """Return the mean squared error of the predicted noise, a scalar."""
-        x_t, t, noise = batch
-        loss = F.mse_loss(self.net(x_t, t), noise)
+    def predict(self, net: nn.Module, x_t: Tensor, t: Tensor) -> Tensor:
+        """Predict the target. The network sees images of about variance 1, which ``x_t`` has with most processes."""
+        signal, sigma = (table[t].view(-1, 1, 1, 1) for table in (self.process.signal, self.process.sigma))
+        scale = (signal.square() + sigma.square()).rsqrt()
+        return cast(Tensor, net((x_t * scale).to(x_t.dtype), self.process.condition[t]))
+
+    def training_step(self, batch: Triple | TargetTriple, batch_idx: int) -> Tensor:
+        """Return the weighted mean squared error of the prediction, a scalar."""
+        x_t, t, target = batch
+        losses = F.mse_loss(self.predict(self.net, x_t, t), target, reduction="none").flatten(1).mean(1)
+        datamodule: DDPMDataModule = self.trainer.datamodule  # type: ignore[attr-defined]  # fit() was given one
+        loss = (datamodule.loss_weight(t) * losses).mean()
         self.log("train_loss", loss, prog_bar=True)
         return loss
 
@@ -162,13 +184,13 @@ class DDPM(L.LightningModule):
         super().optimizer_step(*args, **kwargs)
         self.ema.update_parameters(self.net)
 
-    def validation_step(self, batch: Triple, batch_idx: int) -> Tensor:
+    def validation_step(self, batch: Triple | TargetTriple, batch_idx: int) -> Tensor:
         """Return the loss of each example, shape ``(batch,)``. An example's triple is the same every epoch."""
-        x_t, t, noise = batch
-        predicted = self.ema(x_t, t)
-        self.val_loss.update(F.mse_loss(predicted, noise), len(t))
+        x_t, t, target = batch
+        losses = F.mse_loss(self.predict(self.ema, x_t, t), target, reduction="none").flatten(1).mean(1)
+        self.val_loss.update(losses.mean(), len(t))
         self.log("val_loss", self.val_loss, prog_bar=True)
-        return F.mse_loss(predicted, noise, reduction="none").flatten(1).mean(1)
+        return losses
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return Adam with a constant learning rate."""
@@ -176,7 +198,10 @@ class DDPM(L.LightningModule):
 
     @torch.inference_mode()
     def sample(self, shape: tuple[int, ...], seed: int) -> Tensor:
-        """Draw new images by ancestral sampling (DDPM, Algorithm 2), with ``x_0`` kept in ``[-1, 1]``.
+        """Draw new images, with ``x_0`` kept in ``[-1, 1]``.
+
+        DDPM's chain is sampled step by step (Ho et al. 2020, Algorithm 2), every other process without new noise in 250
+        steps (Song et al. 2021, DDIM, Eq. 12, which is Euler's method in ``sigma / signal``).
 
         Args:
             shape: The images' shape, ``(batch, channels, height, width)``.
@@ -186,15 +211,26 @@ class DDPM(L.LightningModule):
             Images in ``[-1, 1]``, float32, on the module's device.
         """
         generator = torch.Generator(self.device).manual_seed(seed)
-        x = torch.randn(shape, generator=generator, device=self.device)
+        count = self.process.num_timesteps
+        if not isinstance(self.process, ForwardProcess):
+            count = min(count, 250)
+        steps = [round(i * (self.process.num_timesteps - 1) / max(1, count - 1)) for i in reversed(range(count))]
         # At a step without any signal (zero terminal SNR) the noise says nothing about x_0, so begin after it.
-        steps = self.process.alphas_cumprod.nonzero().flatten().flip(0)
-        for step in tqdm(steps.tolist(), desc="Sampling", unit="step"):
+        steps = [step for step in steps if self.objective.x_0_from_target[step].isfinite()]
+        signal, sigma = self.process.signal, self.process.sigma
+        x = sigma[steps[0]] * torch.randn(shape, generator=generator, device=self.device)
+        for step, after in zip(tqdm(steps, desc="Sampling", unit="step"), [*steps[1:], None], strict=True):
             t = torch.full(shape[:1], step, device=self.device)
-            x_0 = self.process.predict_x_0(x, t, self.ema(x.to(self.dtype), t).float()).clamp(-1, 1)
-            mean, variance = self.process.q_posterior(x_0, x, t)
-            x = mean + variance.sqrt() * torch.randn(shape, generator=generator, device=self.device)
-        return x.clamp(-1, 1)
+            prediction = self.predict(self.ema, x.to(self.dtype), t).float()
+            x_0 = self.objective.to_x_0(x, t, prediction).clamp(-1, 1)
+            if after is None:
+                return x_0
+            if isinstance(self.process, ForwardProcess):
+                mean, variance = self.process.q_posterior(x_0, x, t)
+                x = mean + variance.sqrt() * torch.randn(shape, generator=generator, device=self.device)
+            else:
+                x = signal[after] * x_0 + sigma[after] * (x - signal[step] * x_0) / sigma[step]
+        raise AssertionError("a process has at least one step")
 
 
 def draw(model: DDPM, datamodule: DDPMDataModule, folder: Path, samples: int, seed: int) -> None:

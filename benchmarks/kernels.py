@@ -28,6 +28,8 @@ CASES: dict[str, dict[str, object]] = {
     "float32, flips, odd sides": {"FLIP_BELOW": 2**31, "is_divisible": False},
     "float32 from float32": {"images": "*fp32", "IS_BYTES": False},
     "float32, t given": {"DRAW": "given"},
+    "float32, t from a density": {"HAS_DENSITY": True},
+    "float32, another target": {"PREDICTS_NOISE": False},
 }
 
 
@@ -70,11 +72,12 @@ def compile_kernel(capability: int, case: dict[str, object]) -> Report:
         capability: The card's compute capability, times ten.
         case: What differs from float32 results of uint8 images without flips and with independent ``t``.
     """
-    constants = {"STAGE": 0, "DRAW": "independent", "FLIP_BELOW": 0, "IS_BYTES": True, "BLOCK": _triton._BLOCK} | case
+    constants = {"STAGE": 0, "DRAW": "independent", "HAS_DENSITY": False, "PREDICTS_NOISE": True, "FLIP_BELOW": 0}
+    constants |= {"IS_BYTES": True, "BLOCK": _triton._BLOCK} | case
     dtype, images = str(constants.pop("dtype", "*fp32")), str(constants.pop("images", "*u8"))
     is_divisible = bool(constants.pop("is_divisible", True))
     types = {"images": images, "position": "*i64", "signal": "*fp32", "sigma": "*fp32", "key": "*i64", "x_t": dtype}
-    types |= {"t": "*i64", "noise": dtype}
+    types |= {"t": "*i64", "target_x": "*fp32", "target_n": "*fp32", "thresholds": "*i64", "target": dtype}
     names: list[str] = _triton._kernel.arg_names
     signature = {name: types.get(name, "constexpr" if name in constants else "i32") for name in names}
     # As in a launch, where Triton looks whether addresses and sizes are multiples of 16.

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from inspect import signature
 
 NAMED = (TypeError, ValueError, RuntimeError, OSError, ImportError)  # kinds of errors whose messages name keys
-_KEY = re.compile(r"`((?:dataset|loader|schedule|timesteps)(?:\.\w+)*)`")
+_KEY = re.compile(r"`((?:dataset|loader|schedule|timesteps|target|weight|noise|sigma_data)(?:\.\w+)*)`")
 _ARGUMENT = re.compile(r" \(the argument `\w+`\)")
 
 

@@ -19,6 +19,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from ddpm_data._keys import NAMED, naming_keys
 from ddpm_data.datamodule.module import DDPMDataModule
+from ddpm_data.diffusion.process import make_process
 from ddpm_data.diffusion.transform import ForwardDiffusion
 
 DATASET_KEYS = (  # arguments of DDPMDataModule that the group dataset holds
@@ -134,7 +135,8 @@ def build_transform(
     arguments = config | ({"compile": compile} if _is_ours(compile) else {})
     prefix = key_prefix(namespace)
     with naming_keys(prefix):
-        return ForwardDiffusion(**_instantiate(arguments, prefix))
+        values = _instantiate(arguments, prefix)
+        return ForwardDiffusion(**values | {"process": make_process(values.get("process"))})
 
 
 def choose_seed(seed: int | None = None) -> int:

@@ -75,6 +75,37 @@ class ConditionedTriple(NamedTuple):
     condition: Any
 
 
+class TargetTriple(NamedTuple):
+    """A batch as the model receives it if it predicts anything but the noise: ``x_t, t, target = batch``.
+
+    Attributes:
+        x_t: Noised images, as in :class:`Triple`.
+        t: Steps, as in :class:`Triple`.
+        target: What the network is to predict, shape and dtype of ``x_t``; made of ``x_0`` and the noise in float32.
+    """
+
+    x_t: Tensor
+    t: Tensor
+    target: Tensor
+
+
+class ConditionedTargetTriple(NamedTuple):
+    """A batch with another target and with ``condition=``: ``x_t, t, target, condition = batch``.
+
+    Attributes:
+        x_t: Noised images, as in :class:`Triple`.
+        t: Steps, as in :class:`Triple`.
+        target: As in :class:`TargetTriple`.
+        condition: As in :class:`ConditionedTriple`.
+    """
+
+    x_t: Tensor
+    t: Tensor
+    target: Tensor
+    condition: Any
+
+
+Batch = Triple | ConditionedTriple | TargetTriple | ConditionedTargetTriple  # as the model receives it
 ItemKey = int | str  # an index into a tuple, or a key of a dict
 
 

@@ -20,7 +20,16 @@ from lightning.pytorch.profilers import SimpleProfiler
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from ddpm_data import DDPMDataModule, UniformTimesteps, schedules
+from ddpm_data import (
+    DDPMDataModule,
+    GaussianProcess,
+    UniformTimesteps,
+    densities,
+    noises,
+    processes,
+    schedules,
+    weights,
+)
 from ddpm_data.hydra import DATASET_KEYS, DEFAULTS, LOADER_KEYS, SOURCE_KEYS
 from ddpm_data.sources import ImageFiles
 from tests.conftest import ROOT
@@ -51,8 +60,8 @@ def names(group: str) -> list[str]:
 
 
 def test_the_groups_are_those_of_the_design() -> None:
-    groups = "callbacks datamodule dataset debug experiment loader logger model schedule sweep timesteps trainer"
-    assert sorted(path.name for path in CONF.iterdir() if path.is_dir()) == [*groups.split(), "transform"]
+    groups = "callbacks datamodule dataset debug experiment loader logger model noise schedule sweep timesteps trainer"
+    assert sorted(path.name for path in CONF.iterdir() if path.is_dir()) == [*groups.split(), "transform", "weight"]
 
 
 @pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONF)))
@@ -70,6 +79,11 @@ def test_every_value_is_commented(path: Path) -> None:
 @pytest.mark.parametrize("name", names("schedule"))
 def test_schedules_are_the_functions_of_their_name_with_its_defaults(name: str) -> None:
     betas = instantiate(composed(f"schedule={name}").schedule)
+    if isinstance(betas, GaussianProcess):
+        default = getattr(processes, name)()
+        assert torch.equal(betas.exact.signal, default.exact.signal)
+        assert torch.equal(betas.exact.sigma, default.exact.sigma)
+        return
     assert isinstance(betas, Tensor)
     expected: dict[str, Callable[[], Tensor]] = {
         "zero_terminal_snr": lambda: schedules.zero_terminal_snr(schedules.linear()),
@@ -81,6 +95,34 @@ def test_schedules_are_the_functions_of_their_name_with_its_defaults(name: str) 
 def test_modified_schedules_take_another_base() -> None:
     cfg = composed("schedule=zero_terminal_snr", "schedule@schedule.betas=cosine", "schedule.betas.num_timesteps=50")
     assert torch.equal(instantiate(cfg.schedule), schedules.zero_terminal_snr(schedules.cosine(50)))
+
+
+@pytest.mark.parametrize("name", names("weight"))
+def test_weights_are_the_functions_of_their_name_with_its_defaults(name: str) -> None:
+    datamodule = instantiate(composed(f"weight={name}", "target=velocity").datamodule)
+    t = torch.arange(1000)
+    of = {"of": "velocity"} if name == "uniform" else {}
+    expected = getattr(weights, name)(datamodule.transform.process, "velocity", **of)
+    assert torch.equal(datamodule.loss_weight(t), expected.float())
+
+
+@pytest.mark.parametrize("name", sorted({*names("timesteps")} - {"uniform", "low_discrepancy"}))
+def test_densities_are_the_functions_of_their_name(name: str) -> None:
+    cfg = composed(f"timesteps={name}", "schedule=rectified_flow", "target=flow")
+    timesteps = instantiate(cfg.datamodule).transform.timesteps
+    arguments = {"log_normal_sigma": {"mean": -1.2, "std": 1.2}, "beta": {"a": 1.5, "b": 1.0, "start": 0.001}}
+    function = densities.table if name == "density_table" else getattr(densities, name)
+    expected = function(
+        processes.rectified_flow(), **arguments.get(name, {"weights": [1, 1]} if "table" in name else {})
+    )
+    assert torch.equal(timesteps.probabilities(processes.rectified_flow()), expected)
+    assert not timesteps.low_discrepancy
+    assert not timesteps.importance
+
+
+@pytest.mark.parametrize("name", names("noise"))
+def test_noises_are_the_functions_of_their_name_with_its_defaults(name: str) -> None:
+    assert instantiate(composed(f"noise={name}").datamodule).transform.noise == getattr(noises, name)()
 
 
 @pytest.mark.parametrize("name", names("dataset"))
@@ -213,7 +255,7 @@ def test_debug_configs_run_on_one_cpu_process_whatever_else_is_chosen(name: str,
 
 def test_every_argument_of_the_datamodule_is_in_the_configs() -> None:
     signature = set(inspect.signature(DDPMDataModule.__init__).parameters) - {"self"}
-    direct = {"schedule", "timesteps", "seed", "compile"}
+    direct = {"schedule", "timesteps", "target", "weight", "noise", "sigma_data", "seed", "compile"}
     assert direct <= set(composed().datamodule)
     assert sorted(signature) == sorted([*DATASET_KEYS, *LOADER_KEYS, *direct])
     assert set(composed("dataset=base").dataset) == {*DATASET_KEYS}

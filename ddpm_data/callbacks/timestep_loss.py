@@ -11,7 +11,7 @@ from ddpm_data._checks import check_int
 from ddpm_data.callbacks._common import check_folder, find_datamodule, output_folder
 from ddpm_data.callbacks._logging import log_picture
 from ddpm_data.diffusion.timestep_bins import BinLoss, TimestepBins, read_losses, write_losses
-from ddpm_data.types import ConditionedTriple, Triple
+from ddpm_data.types import Batch
 
 
 class TimestepLoss(L.Callback):
@@ -67,7 +67,7 @@ class TimestepLoss(L.Callback):
         trainer: L.Trainer,
         pl_module: L.LightningModule,
         outputs: Any,  # noqa: ANN401  # whatever validation_step returned
-        batch: Triple | ConditionedTriple,
+        batch: Batch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:

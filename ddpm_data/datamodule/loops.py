@@ -6,12 +6,10 @@ import torch
 
 from ddpm_data.datamodule.module import DDPMDataModule
 from ddpm_data.loading.loader import StreamLoader
-from ddpm_data.types import ConditionedTriple, Triple
+from ddpm_data.types import Batch
 
 
-def triples(
-    datamodule: DDPMDataModule, loader: StreamLoader, device: str | torch.device
-) -> Iterator[Triple | ConditionedTriple]:
+def triples(datamodule: DDPMDataModule, loader: StreamLoader, device: str | torch.device) -> Iterator[Batch]:
     """Yield an epoch's batches as a Trainer would pass them to the model: on the device, and noised there.
 
     Args:
@@ -20,7 +18,7 @@ def triples(
         device: The device on which the triples are made.
 
     Yields:
-        Triples; with ``condition=``, :class:`~ddpm_data.types.ConditionedTriple`.
+        Triples, as :meth:`~ddpm_data.datamodule.DDPMDataModule.on_after_batch_transfer` returns them.
     """
     device = torch.device(device)
     for examples in loader:

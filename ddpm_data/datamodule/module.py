@@ -25,9 +25,12 @@ from ddpm_data.datamodule.splits import Source, SourceOrFraction, Splits
 from ddpm_data.diffusion._kernels import scale_images
 from ddpm_data.diffusion.augment import Augment
 from ddpm_data.diffusion.guidance import ConditionDropout
-from ddpm_data.diffusion.process import ForwardProcess
+from ddpm_data.diffusion.noises import Noise
+from ddpm_data.diffusion.process import GaussianProcess, make_process
+from ddpm_data.diffusion.targets import Target
 from ddpm_data.diffusion.timesteps import Timesteps
 from ddpm_data.diffusion.transform import ForwardDiffusion
+from ddpm_data.diffusion.weights import Weight
 from ddpm_data.images.conditions import Conditions, Keys
 from ddpm_data.images.latent_processor import LatentProcessor
 from ddpm_data.images.processor import ImageProcessor, ItemProcessor
@@ -38,7 +41,16 @@ from ddpm_data.loading.options import LoaderOptions
 from ddpm_data.loading.samplers import Order
 from ddpm_data.loading.stage_images import StageImages
 from ddpm_data.rng.philox import STAGES, key_from
-from ddpm_data.types import ConditionedTriple, ImageBatch, ItemKey, Stage, Triple
+from ddpm_data.types import (
+    Batch,
+    ConditionedTargetTriple,
+    ConditionedTriple,
+    ImageBatch,
+    ItemKey,
+    Stage,
+    TargetTriple,
+    Triple,
+)
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 _STAGES_OF: dict[str, tuple[Stage, ...]] = {
@@ -78,7 +90,8 @@ class DDPMDataModule(L.LightningDataModule):
         val: Validation dataset or factory, or the fraction of ``train`` to hold out, in ``(0, 1)``, picked by the seed.
         test: Test dataset or factory, or the fraction of ``train`` to hold out; it shares no item with ``val``.
         predict: Prediction dataset or factory.
-        schedule: Betas, see :mod:`ddpm_data.schedules`; or a function without arguments that returns them.
+        schedule: Betas, see :mod:`ddpm_data.schedules`, or a process, see :mod:`ddpm_data.processes`; or a function
+            without arguments that returns one of them.
         batch_size: Images per process and step.
         num_workers: Worker processes that load images; 0 loads in the main process.
         seed: In ``[0, 2**64)``; decides shuffling, flips, ``t`` and noise.
@@ -102,6 +115,8 @@ class DDPMDataModule(L.LightningDataModule):
         cache_dir: Folder for decoded images (:mod:`ddpm_data.cache`). Map-style datasets are decoded and resized once
             per node, in ``prepare_data``, and then read from this folder. A dataset in one array needs no cache.
         compile: Compile the batch transform, see :class:`~ddpm_data.diffusion.transform.ForwardDiffusion`.
+        target, weight, noise, sigma_data: What the network predicts, how its error is weighed by step, and variants of
+            the noise, see there. Batches are :class:`~ddpm_data.types.TargetTriple` if the target is not the noise.
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -118,7 +133,7 @@ class DDPMDataModule(L.LightningDataModule):
         test: SourceOrFraction | None = None,
         predict: Source | None = None,
         *,
-        schedule: Tensor | Callable[[], Any],
+        schedule: Tensor | GaussianProcess | Callable[[], Any],
         batch_size: int = 64,
         num_workers: int = 0,
         seed: int = 0,
@@ -147,6 +162,10 @@ class DDPMDataModule(L.LightningDataModule):
         max_bad_fraction: float = 0.01,
         cache_dir: str | Path | None = None,
         compile: bool = True,
+        target: Target = "noise",
+        weight: Weight | None = None,
+        noise: Noise | None = None,
+        sigma_data: float = 0.5,
     ) -> None:
         super().__init__()
         self.loader_options = LoaderOptions(
@@ -162,13 +181,17 @@ class DDPMDataModule(L.LightningDataModule):
             max_bad_fraction=max_bad_fraction,
         )
         self.transform = ForwardDiffusion(
-            ForwardProcess(_compute_betas(schedule)),
+            make_process(schedule),
             seed=seed,
             timesteps=timesteps,
             flip=flip,
             augment=augment,
             compile=compile,
             latents=latents,
+            target=target,
+            weight=weight,
+            noise=noise,
+            sigma_data=sigma_data,
         )
         self.dropout = ConditionDropout(condition_dropout, null_condition, seed)
         images = ImageProcessor(
@@ -296,7 +319,7 @@ class DDPMDataModule(L.LightningDataModule):
         return batch._replace(meta=batch.meta._replace(condition=condition))
 
     @_names_keys
-    def on_after_batch_transfer(self, batch: ImageBatch, dataloader_idx: int) -> Triple | ConditionedTriple:
+    def on_after_batch_transfer(self, batch: ImageBatch, dataloader_idx: int) -> Batch:
         """Make the triple, on the device that the batch was moved to.
 
         Raises:
@@ -311,12 +334,28 @@ class DDPMDataModule(L.LightningDataModule):
             )
         images, (position, stage, condition) = batch
         self._move_tables(images.device)
-        triple: Triple = self.transform(images, position, stage, get_batch_dtype(self.trainer))
+        triple: Triple | TargetTriple = self.transform(images, position, stage, get_batch_dtype(self.trainer))
         if not self.conditions:
             return triple
         if self.conditions.images:
             condition = self._finish_condition(condition, self.transform.flip_mask(position, stage), triple.x_t.dtype)
-        return ConditionedTriple(*triple, self.dropout(condition, position) if stage == "train" else condition)
+        if stage == "train":
+            condition = self.dropout(condition, position)
+        x_t, t, target = triple
+        if isinstance(triple, Triple):
+            return ConditionedTriple(x_t, t, target, condition)
+        return ConditionedTargetTriple(x_t, t, target, condition)
+
+    def loss_weight(self, t: Tensor) -> Tensor:
+        """Look up the weight of the squared error at each step, for your ``training_step``.
+
+        Args:
+            t: Steps, int64, any shape; in a step of training on the batch's device.
+
+        Returns:
+            float32, shape of ``t``: that of ``weight``, times ``1 / (T p_t)`` if the density's ``importance`` is set.
+        """
+        return self.transform.loss_weight(t)
 
     def _finish_condition(self, condition: Any, mirrored: Tensor | None, dtype: torch.dtype) -> Any:  # noqa: ANN401  # any
         """Mirror a condition's images with their images; labels become int64, pictures are scaled as images are."""
@@ -407,8 +446,3 @@ class DDPMDataModule(L.LightningDataModule):
         with torch.inference_mode(False):  # fit() cannot use inference tensors, which validate() would leave
             self.transform.to(device)
         self._device = device
-
-
-def _compute_betas(schedule: Tensor | Callable[[], Any]) -> Tensor:
-    """Call a function that returns betas; what is anything else is for ForwardProcess to judge."""
-    return schedule() if callable(schedule) and not isinstance(schedule, torch.nn.Module) else schedule  # type: ignore[return-value]  # it is judged next

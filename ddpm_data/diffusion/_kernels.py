@@ -1,4 +1,4 @@
-"""The arithmetic of the batch transform: draw ``t`` and noise, and compute ``x_t`` (DDPM, Eq. 4).
+"""The arithmetic of the batch transform: draw ``t`` and noise, compute ``x_t`` (DDPM, Eq. 4) and the target.
 
 These are plain functions of tensors, written to be compiled into one pass over the images. They process the four
 quarters of an image side by side, because a block of four Philox words gives one number to each quarter. So a compiled
@@ -6,20 +6,34 @@ kernel reads and writes contiguous memory and keeps words, noise and ``x_t`` in 
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ddpm_data.diffusion.timesteps import Timesteps, UniformTimesteps
+from ddpm_data.diffusion.noises import Noise
+from ddpm_data.diffusion.timesteps import draw_word, find_steps
 from ddpm_data.latents import Latents
 from ddpm_data.rng.philox import Key, Purpose, normal_quarters, words
-from ddpm_data.types import Stage, Triple
+from ddpm_data.types import Stage
 
 # Numbers drawn at once without a compiler. Intermediates of a few MB stay in a CPU's caches. On a GPU each of some 300
 # operations is a launch, so few large ones take less time.
 _EAGER_NUMBERS_ON_CPU = 2**19
 _EAGER_NUMBERS = 2**24
+
+
+class Draw(NamedTuple):
+    """How ``t`` is drawn.
+
+    Attributes:
+        has_density: Whether by the thresholds of a density; otherwise uniformly.
+        low_discrepancy: Whether training draws with low discrepancy, as the other stages do.
+    """
+
+    has_density: bool
+    low_discrepancy: bool
 
 
 class TripleInputs(NamedTuple):
@@ -28,18 +42,24 @@ class TripleInputs(NamedTuple):
     Attributes:
         images: Clean images, uint8 or float, shape ``(batch, channels, height, width)``.
         position: Positions of the examples in the stage's stream, int64, shape ``(batch,)``.
-        timesteps: ``t``, int64, shape ``(batch,)``, or the function that draws it.
+        timesteps: ``t``, int64, shape ``(batch,)``, or how it is drawn.
         flip: Probability of mirroring an image; 0 draws nothing.
         stage: The stage whose stream the positions belong to.
-        dtype: The dtype of ``x_t`` and the noise.
+        dtype: The dtype of ``x_t`` and the target.
+        predicts_noise: Whether the target is the noise, so that no other is computed.
+        noise: A variant of the noise; ``None`` is standard normal noise.
+        channels: Channels of the images, where these are flattened and the noise depends on it.
     """
 
     images: Tensor
     position: Tensor
-    timesteps: Timesteps | Tensor
+    timesteps: Draw | Tensor
     flip: float
     stage: Stage
     dtype: torch.dtype
+    predicts_noise: bool = True
+    noise: Noise | None = None
+    channels: int | None = None
 
 
 class Tables(NamedTuple):
@@ -48,11 +68,18 @@ class Tables(NamedTuple):
     Attributes:
         signal: The factor of ``x_0`` in ``x_t`` at each step, float32, shape ``(num_timesteps,)``.
         sigma: The factor of the noise in ``x_t`` at each step, float32, shape ``(num_timesteps,)``.
+        target_x: The factor of ``x_0`` in the target, likewise.
+        target_n: The factor of the noise in the target, likewise.
+        thresholds: The thresholds of the density of ``t``, int64, shape ``(num_timesteps,)``; shape ``(0,)`` if ``t``
+            is uniform or given.
         key: The two words of the seed's key, int64, shape ``(2,)``.
     """
 
     signal: Tensor
     sigma: Tensor
+    target_x: Tensor
+    target_n: Tensor
+    thresholds: Tensor
     key: Tensor
 
     def key_words(self) -> Key:
@@ -75,12 +102,12 @@ def mirror(images: Tensor, mirrored: Tensor) -> Tensor:
     return images.flip(-1).bitwise_xor_(images).bitwise_and_(mask.to(torch.uint8) * 255).bitwise_xor_(images)
 
 
-def make_triple(tables: Tables, batch: TripleInputs) -> Triple:
-    """Make the triple: contiguous tensors, computed in float32 and cast last."""
-    images, position, _, flip, stage, dtype = batch
+def make_triple(tables: Tables, batch: TripleInputs) -> tuple[Tensor, Tensor, Tensor]:
+    """Make ``x_t``, ``t`` and the target: contiguous tensors, computed in float32 and cast last."""
+    images, position, _, flip, stage, dtype, predicts_noise, _, channels = batch
     if flip:
         images = mirror(images, flip_mask(tables, position, flip))
-    t = _draw_timesteps(tables, batch)
+    t = draw_timesteps(tables, batch)
     flat = images.flatten(1)
     numel = flat.shape[1]  # a symbol while the code is compiled, which Size.numel() would turn into a number
     missing = int(-numel % 4)  # a number, for which the code is compiled
@@ -88,25 +115,35 @@ def make_triple(tables: Tables, batch: TripleInputs) -> Triple:
     if missing:  # by cat, because F.pad cannot be traced with symbols
         flat = torch.cat([flat, flat.new_zeros((flat.shape[0], missing))], dim=1)
     quarters = flat.view(-1, 4, quarter)
-    signal, sigma = tables.signal[t][:, None], tables.sigma[t][:, None]
+    x_0 = [scale_images(quarters[:, i]) for i in range(4)]
     noise = normal_quarters(tables.key_words(), Purpose.NOISE, stage, position, quarter)
-    x_t = [signal * scale_images(quarters[:, i]) + sigma * noise[i] for i in range(4)]
-    return Triple(_join_quarters(x_t, images.shape, dtype), t, _join_quarters(noise, images.shape, dtype))
+    added: Sequence[Tensor] = noise
+    learned: Sequence[Tensor] = noise
+    if batch.noise is not None:
+        shape = images.shape if channels is None else (images.shape[0], channels, numel // channels)
+        added, learned = batch.noise(noise, x_0, tables.key_words(), stage, position, shape)
+    signal, sigma = tables.signal[t][:, None], tables.sigma[t][:, None]
+    x_t = [signal * x + sigma * n for x, n in zip(x_0, added, strict=True)]
+    target = list(learned)
+    if not predicts_noise:
+        of_x, of_n = tables.target_x[t][:, None], tables.target_n[t][:, None]
+        target = [of_x * x + of_n * n for x, n in zip(x_0, learned, strict=True)]
+    return _join_quarters(x_t, images.shape, dtype), t, _join_quarters(target, images.shape, dtype)
 
 
-def make_triple_in_blocks(tables: Tables, batch: TripleInputs) -> Triple:
+def make_triple_in_blocks(tables: Tables, batch: TripleInputs) -> tuple[Tensor, Tensor, Tensor]:
     """Make the triple without a compiler, a few images at a time, as :func:`make_triple` does."""
-    images, position, _, _, _, dtype = batch
-    t = _draw_timesteps(tables, batch)
+    images, position, dtype = batch.images, batch.position, batch.dtype
+    t = draw_timesteps(tables, batch)
     x_t = torch.empty(images.shape, dtype=dtype, device=images.device)
-    noise = torch.empty_like(x_t)
+    target = torch.empty_like(x_t)
     numbers = _EAGER_NUMBERS_ON_CPU if images.device.type == "cpu" else _EAGER_NUMBERS
     rows = max(1, numbers // max(1, images.shape[1:].numel()))
     for i in range(0, len(images), rows):
         block = slice(i, i + rows)
         part = batch._replace(images=images[block], position=position[block], timesteps=t[block])
-        x_t[block], _, noise[block] = make_triple(tables, part)
-    return Triple(x_t, t, noise)
+        x_t[block], _, target[block] = make_triple(tables, part)
+    return x_t, t, target
 
 
 class FlipMaskKernel(NamedTuple):
@@ -114,26 +151,38 @@ class FlipMaskKernel(NamedTuple):
 
     probability: float
 
-    def __call__(self, signal: Tensor, sigma: Tensor, key: Tensor, position: Tensor) -> tuple[Tensor]:
-        """Return the mask."""
-        return (flip_mask(Tables(signal, sigma, key), position, self.probability),)
+    def __call__(self, *tensors: Tensor) -> tuple[Tensor]:
+        """Take the tables and positions, and return the mask."""
+        *tables, position = tensors
+        return (flip_mask(Tables(*tables), position, self.probability),)
 
 
 class TripleKernel(NamedTuple):
-    """A kernel that calls :func:`make_triple`; ``low_discrepancy`` is ``None`` if ``t`` is one of its arguments."""
+    """A kernel that calls :func:`make_triple`; ``draw`` is ``None`` if ``t`` is its last argument."""
 
-    low_discrepancy: bool | None
+    draw: Draw | None
     stage: Stage
     dtype: torch.dtype
+    predicts_noise: bool
+    noise: Noise | None
+    channels: int | None  # which some noise depends on
 
-    def __call__(
-        self, signal: Tensor, sigma: Tensor, key: Tensor, images: Tensor, position: Tensor, *given_t: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return ``x_t``, ``t`` and the noise."""
-        timesteps = given_t[0] if self.low_discrepancy is None else UniformTimesteps(self.low_discrepancy)
-        batch = TripleInputs(images, position, timesteps, 0.0, self.stage, self.dtype)
-        x_t, t, noise = make_triple(Tables(signal, sigma, key), batch)
-        return x_t, t, noise
+    def __call__(self, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Take the tables, images and positions, and return ``x_t``, ``t`` and the target."""
+        tables, (images, position, *given) = Tables(*tensors[: len(Tables._fields)]), tensors[len(Tables._fields) :]
+        timesteps = given[0] if self.draw is None else self.draw
+        batch = TripleInputs(
+            images,
+            position,
+            timesteps,
+            0.0,
+            self.stage,
+            self.dtype,
+            self.predicts_noise,
+            self.noise,
+            self.channels,
+        )
+        return make_triple(tables, batch)
 
 
 class LatentKernel(NamedTuple):
@@ -142,10 +191,10 @@ class LatentKernel(NamedTuple):
     latents: Latents
     stage: Stage
 
-    def __call__(self, signal: Tensor, sigma: Tensor, key: Tensor, values: Tensor, position: Tensor) -> tuple[Tensor]:
-        """Return the latents."""
-        key_words = Tables(signal, sigma, key).key_words()
-        return (self.latents.sample(key_words, values, position, self.stage),)
+    def __call__(self, *tensors: Tensor) -> tuple[Tensor]:
+        """Take the tables, stored values and positions, and return the latents."""
+        *tables, values, position = tensors
+        return (self.latents.sample(Tables(*tables).key_words(), values, position, self.stage),)
 
 
 def scale_images(images: Tensor) -> Tensor:
@@ -158,8 +207,12 @@ def _join_quarters(quarters: list[Tensor], shape: torch.Size, dtype: torch.dtype
     return flat[:, : math.prod(shape[1:])].contiguous().view(shape)
 
 
-def _draw_timesteps(tables: Tables, batch: TripleInputs) -> Tensor:
+def draw_timesteps(tables: Tables, batch: TripleInputs) -> Tensor:
+    """Draw ``t``, unless it is given."""
     if isinstance(batch.timesteps, Tensor):
         return batch.timesteps
-    t: Tensor = batch.timesteps(batch.position, len(tables.signal), tables.key_words(), batch.stage)
-    return t
+    word = draw_word(batch.position, tables.key_words(), batch.stage, batch.timesteps.low_discrepancy)
+    if batch.timesteps.has_density:
+        return find_steps(tables.thresholds, word)
+    # The high half of an integer product is exact. floor(u * T) in float32 can round up to T.
+    return (word * len(tables.signal)) >> 32

@@ -2,8 +2,8 @@
 
 Torch has few operations on uint32, so ``_kernels`` computes with int64, of which inductor makes as many kernels as its
 release likes (three in torch 2.11). Here one kernel does everything in one pass: each of its programs draws the ``t``
-and the flip of its image, reads a block of the image, and writes that block of ``x_t`` and noise. It is compiled once
-for all batches and sizes of images. ``benchmarks/device.md`` has the times of both.
+and the flip of its image, reads a block of the image, and writes that block of ``x_t`` and the target. It is compiled
+once for all batches and sizes of images. ``benchmarks/device.md`` has the times of both.
 """
 # Triton's functions are a language of their own, without annotations.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
@@ -18,33 +18,33 @@ import triton.language as tl
 from torch import Tensor
 
 from ddpm_data.diffusion._kernels import Tables, TripleInputs
-from ddpm_data.diffusion.timesteps import UniformTimesteps
 from ddpm_data.rng.philox import STAGES
-from ddpm_data.types import Triple
 
 _BLOCK = 256  # numbers of a quarter per program, four per thread, so that a thread reads 4 bytes and writes 16
 _WARPS = 2
 
 
-def make_triple(tables: Tables, batch: TripleInputs) -> Triple:
-    """Make the triple of contiguous images on a CUDA device; computed in float32, cast last.
+def make_triple(tables: Tables, batch: TripleInputs) -> tuple[Tensor, Tensor, Tensor]:
+    """Make ``x_t``, ``t`` and the target of contiguous images on a CUDA device; computed in float32, cast last.
 
     Args:
-        tables: The process's tables and the key.
-        batch: Everything else that the triple is made of; at least one image, uint8 or floats.
+        tables: The tables of the process and the objective, and the key.
+        batch: Everything else that the triple is made of; at least one image, uint8 or floats, and no ``noise``.
     """
     images, given = batch.images, batch.timesteps
     x_t = torch.empty_like(images, dtype=batch.dtype)
-    noise = torch.empty_like(x_t)
+    target = torch.empty_like(x_t)
     t = given if isinstance(given, Tensor) else torch.empty_like(batch.position)
-    arguments = _list_arguments(tables, batch, x_t, t, noise)
+    arguments = _list_arguments(tables, batch, x_t, t, target)
     launch = _kernel[len(images) * arguments[-1],]
     with _on_device(images):
         launch(*arguments, **_choose_constants(batch))
-    return Triple(x_t, t, noise)
+    return x_t, t, target
 
 
-def compile_kernel(tables: Tables, batch: TripleInputs) -> Callable[[Tables, TripleInputs], Triple]:
+def compile_kernel(
+    tables: Tables, batch: TripleInputs
+) -> Callable[[Tables, TripleInputs], tuple[Tensor, Tensor, Tensor]]:
     """Compile what :func:`make_triple` launches for such a batch, without launching it; returns that function."""
     x_t = torch.empty(1, dtype=batch.dtype, device=batch.images.device)
     arguments = _list_arguments(tables, batch, x_t, batch.position, x_t)
@@ -59,22 +59,24 @@ def _on_device(images: Tensor) -> AbstractContextManager[object]:
     return nullcontext() if is_current else torch.cuda.device(images.device)
 
 
-def _list_arguments(tables: Tables, batch: TripleInputs, x_t: Tensor, t: Tensor, noise: Tensor) -> tuple[Any, ...]:
+def _list_arguments(tables: Tables, batch: TripleInputs, x_t: Tensor, t: Tensor, target: Tensor) -> tuple[Any, ...]:
     images = batch.images
     numel = images.shape[1:].numel()
     quarter = -(-numel // 4)
     sizes = numel, quarter, images.shape[-1], len(tables.signal), -(-quarter // _BLOCK)
-    return images, batch.position, *tables, x_t, t, noise, *sizes
+    return images, batch.position, *tables, x_t, t, target, *sizes
 
 
 def _choose_constants(batch: TripleInputs) -> dict[str, Any]:
     timesteps, stage = batch.timesteps, batch.stage
     draw = "given"
-    if isinstance(timesteps, UniformTimesteps):
+    if not isinstance(timesteps, Tensor):
         draw = "low discrepancy" if timesteps.low_discrepancy or stage != "train" else "independent"
     return {
         "STAGE": 256 * STAGES[stage],
         "DRAW": draw,
+        "HAS_DENSITY": not isinstance(timesteps, Tensor) and timesteps.has_density,
+        "PREDICTS_NOISE": batch.predicts_noise,
         "FLIP_BELOW": round(batch.flip * 2**32),
         "IS_BYTES": batch.images.dtype == torch.uint8,
         "BLOCK": _BLOCK,
@@ -86,11 +88,13 @@ def _choose_constants(batch: TripleInputs) -> dict[str, Any]:
 # numbers of ``philox`` stand here once more; tests/diffusion/test_triton.py compares the results.
 @triton.jit(do_not_specialize=["num_timesteps", "blocks"])
 def _kernel(
-    images, position, signal, sigma, key, x_t, t, noise, numel, quarter, width, num_timesteps, blocks,
-    STAGE: tl.constexpr, DRAW: tl.constexpr, FLIP_BELOW: tl.constexpr, IS_BYTES: tl.constexpr, BLOCK: tl.constexpr,
+    images, position, signal, sigma, target_x, target_n, thresholds, key, x_t, t, target,
+    numel, quarter, width, num_timesteps, blocks,
+    STAGE: tl.constexpr, DRAW: tl.constexpr, HAS_DENSITY: tl.constexpr, PREDICTS_NOISE: tl.constexpr,
+    FLIP_BELOW: tl.constexpr, IS_BYTES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     example = (tl.program_id(0) // blocks).to(tl.int64)
-    images, x_t, noise = images + example * numel, x_t + example * numel, noise + example * numel
+    images, x_t, target = images + example * numel, x_t + example * numel, target + example * numel
     index = tl.arange(0, BLOCK)
     # The program's numbers begin here in each quarter of the image.
     start_0 = tl.program_id(0) % blocks * BLOCK
@@ -121,20 +125,26 @@ def _kernel(
         else:
             word, _, _, _ = _philox(zero, zero + (STAGE + 3), zero, zero, k0, k1, 10)  # Purpose.TIMESTEP_OFFSET
             word += low * 0x9D22D7FD  # timesteps.WEYL_STEP
-        step = ((word.to(tl.uint64) * num_timesteps) >> 32).to(tl.int64)
+        if HAS_DENSITY:
+            step = _count_below(thresholds, word.to(tl.int64), num_timesteps)
+        else:
+            step = ((word.to(tl.uint64) * num_timesteps) >> 32).to(tl.int64)
         if start_0 == 0:
             tl.store(t + example, step)
     a, b = tl.load(signal + step), tl.load(sigma + step)
+    p, q = a * 0, a * 0 + 1
+    if not PREDICTS_NOISE:
+        p, q = tl.load(target_x + step), tl.load(target_n + step)
 
     # A block of four words gives a number to each quarter.
     block = (start_0 + index).to(tl.uint32)
     w_0, w_1, w_2, w_3 = _philox(block, zero + (STAGE + 2), low, high, k0, k1, 7)  # Purpose.NOISE
     z_0, z_1 = _box_muller(w_0, w_1)
     z_2, z_3 = _box_muller(w_2, w_3)
-    _write(x_t, noise, start_0, index, mask_0, value_0, z_0, a, b, IS_BYTES)
-    _write(x_t, noise, start_1, index, mask_1, value_1, z_1, a, b, IS_BYTES)
-    _write(x_t, noise, start_2, index, mask_2, value_2, z_2, a, b, IS_BYTES)
-    _write(x_t, noise, start_3, index, mask_3, value_3, z_3, a, b, IS_BYTES)
+    _write(x_t, target, start_0, index, mask_0, value_0, z_0, a, b, p, q, IS_BYTES, PREDICTS_NOISE)
+    _write(x_t, target, start_1, index, mask_1, value_1, z_1, a, b, p, q, IS_BYTES, PREDICTS_NOISE)
+    _write(x_t, target, start_2, index, mask_2, value_2, z_2, a, b, p, q, IS_BYTES, PREDICTS_NOISE)
+    _write(x_t, target, start_3, index, mask_3, value_3, z_3, a, b, p, q, IS_BYTES, PREDICTS_NOISE)
 
 
 @triton.jit
@@ -152,13 +162,28 @@ def _read(images, start, index, mask, width, mirrored, CAN_FLIP: tl.constexpr):
 
 
 @triton.jit
-def _write(x_t, noise, start, index, mask, value, z, a, b, IS_BYTES: tl.constexpr):
-    """Write ``z`` and ``a x_0 + b z``."""
+def _count_below(thresholds, word, count):
+    """Return how many of the ascending thresholds are at most the word; the last one is not."""
+    low, high = word * 0, word * 0 + count - 1
+    while low < high:
+        middle = (low + high) // 2
+        if tl.load(thresholds + middle) <= word:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@triton.jit
+def _write(x_t, target, start, index, mask, value, z, a, b, p, q, IS_BYTES: tl.constexpr, PREDICTS_NOISE: tl.constexpr):
+    """Write ``a x_0 + b z`` and the target: ``z``, or ``p x_0 + q z``."""
     x_0 = value.to(tl.float32)
     if IS_BYTES:
         x_0 = (2 * x_0 - 255) * (1 / 255)  # 0 and 255 become -1 and 1 exactly
     tl.store(x_t + start + index, (a * x_0 + b * z).to(x_t.dtype.element_ty), mask)
-    tl.store(noise + start + index, z.to(noise.dtype.element_ty), mask)
+    if not PREDICTS_NOISE:
+        z = p * x_0 + q * z
+    tl.store(target + start + index, z.to(target.dtype.element_ty), mask)
 
 
 @triton.jit

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ddpm_data.diffusion.process import ForwardProcess
+from ddpm_data.diffusion.process import GaussianProcess
 
 _MAX_DECIBELS = 200.0  # without signal or without noise the ratio is infinite
 
@@ -94,7 +94,7 @@ class TimestepBins:
         totals = torch.where(is_inside, losses.to(zeros.dtype)[:, None], 0).sum(0)
         return zeros + torch.stack([totals, is_inside.sum(0)])
 
-    def to_rows(self, sums: Tensor, process: ForwardProcess, epoch: int, step: int) -> list[BinLoss]:
+    def to_rows(self, sums: Tensor, process: GaussianProcess, epoch: int, step: int) -> list[BinLoss]:
         """Turn a validation's sums into lines of the table.
 
         Args:
@@ -104,7 +104,7 @@ class TimestepBins:
             step: Number of optimizer steps before the validation.
         """
         middles = [(first + last) // 2 for first, last in zip(self.first, self.last, strict=True)]
-        ratio = 10 * process.snr(torch.tensor(middles, device=process.betas.device)).log10().clamp(
+        ratio = 10 * process.snr(torch.tensor(middles, device=process.signal.device)).log10().clamp(
             -_MAX_DECIBELS, _MAX_DECIBELS
         )
         columns = zip(self.first, self.last, ratio.tolist(), sums[0].tolist(), sums[1].tolist(), strict=True)

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddpm_data.diffusion.densities import Density, check_density, compute_thresholds
+from ddpm_data.diffusion.process import GaussianProcess
 from ddpm_data.rng.philox import MASK, Key, Purpose, words
 from ddpm_data.types import Stage
 
@@ -31,12 +33,7 @@ class UniformTimesteps:
     """
 
     def __init__(self, low_discrepancy: bool = False) -> None:
-        if not isinstance(low_discrepancy, bool):
-            raise TypeError(
-                f"UniformTimesteps(low_discrepancy={low_discrepancy!r}): expected true or false. Change "
-                "`timesteps.low_discrepancy`."
-            )
-        self.low_discrepancy = low_discrepancy
+        self.low_discrepancy = _check_bool("UniformTimesteps", "low_discrepancy", low_discrepancy)
 
     def __call__(self, position: Tensor, num_timesteps: int, key: Key, stage: Stage) -> Tensor:
         """Draw the steps.
@@ -50,14 +47,91 @@ class UniformTimesteps:
         Returns:
             int64 in ``[0, num_timesteps)``, shape ``(batch,)``.
         """
-        if self.low_discrepancy or stage != "train":
-            start = words(key, Purpose.TIMESTEP_OFFSET, stage, torch.zeros_like(position[:1]))[0][:, 0]
-            word = (start + (position & MASK) * WEYL_STEP) & MASK
-        else:
-            word = words(key, Purpose.TIMESTEP, stage, position)[0][:, 0]
         # The high half of an integer product is exact. floor(u * T) in float32 can round up to T.
-        return (word * num_timesteps) >> 32
+        return (draw_word(position, key, stage, self.low_discrepancy) * num_timesteps) >> 32
+
+
+class DensityTimesteps:
+    """A draw of ``t`` from a density: each step has a probability of its own.
+
+    A random word of 32 bits is compared with thresholds, so ``t`` is the same on every device. A step of a probability
+    below ``2**-33`` may never be drawn. As with :class:`UniformTimesteps`, validation, test and predict draw with low
+    discrepancy, from the same density.
+
+    Args:
+        density: A function of the process that returns the probabilities of its steps, see :mod:`ddpm_data.densities`;
+            or these themselves: floating point, shape ``(num_timesteps,)``, sum 1.
+        low_discrepancy: See :class:`UniformTimesteps`.
+        importance: Whether the loss weight makes up for the density by ``1 / (T p_t)``. The density then lowers the
+            variance of the loss, and the objective is that of uniform ``t``. Otherwise the density is part of the
+            objective. Your loss has to use ``datamodule.loss_weight(t)``.
+
+    Raises:
+        TypeError: ``density`` is no function or tensor, or another argument is not a bool.
+    """
+
+    def __init__(self, density: Density | Tensor, low_discrepancy: bool = False, importance: bool = False) -> None:
+        if isinstance(density, type) or not (isinstance(density, Tensor) or callable(density)):
+            raise TypeError(
+                f"DensityTimesteps(density={density!r}): expected a function of the process that returns "
+                "probabilities, such as ddpm_data.densities.logit_normal, or a tensor of them. Change "
+                "`timesteps.density` (a function from a config needs `_partial_: true`)."
+            )
+        self.density = density
+        self.low_discrepancy = _check_bool("DensityTimesteps", "low_discrepancy", low_discrepancy)
+        self.importance = _check_bool("DensityTimesteps", "importance", importance)
+
+    def probabilities(self, process: GaussianProcess) -> Tensor:
+        """Return the probability of each step of a process: float64, shape ``(num_timesteps,)``, sum 1.
+
+        Raises:
+            TypeError: The density is no tensor of floats, or no function of a process that returns one.
+            ValueError: It does not fit the process, or its values are no probabilities.
+        """
+        return check_density(process, self.density)
+
+    def thresholds(self, process: GaussianProcess) -> Tensor:
+        """Return the thresholds that words are compared with: int64 in ``[0, 2**32]``, shape ``(num_timesteps,)``."""
+        return compute_thresholds(self.probabilities(process))
+
+
+def draw_word(position: Tensor, key: Key, stage: Stage, low_discrepancy: bool) -> Tensor:
+    """Draw the uniform word of 32 bits that decides ``t``: int64 in ``[0, 2**32)``, shape ``(batch,)``.
+
+    Args:
+        position: Positions in the stage's stream, int64, shape ``(batch,)``.
+        key: The seed's key, from :func:`~ddpm_data.rng.philox.key_from`.
+        stage: The stage whose stream the positions belong to; all but training draw with low discrepancy.
+        low_discrepancy: Whether training does, too.
+    """
+    if low_discrepancy or stage != "train":
+        start = words(key, Purpose.TIMESTEP_OFFSET, stage, torch.zeros_like(position[:1]))[0][:, 0]
+        return (start + (position & MASK) * WEYL_STEP) & MASK
+    return words(key, Purpose.TIMESTEP, stage, position)[0][:, 0]
+
+
+def find_steps(thresholds: Tensor, word: Tensor) -> Tensor:
+    """Return how many thresholds are at most each word: int64, shape of ``word``.
+
+    By bisection: ``torch.searchsorted`` would compile for one size of batch only.
+
+    Args:
+        thresholds: From :meth:`DensityTimesteps.thresholds`; the last is greater than every word.
+        word: Words, int64 in ``[0, 2**32)``.
+    """
+    last = len(thresholds) - 1
+    steps = torch.zeros_like(word)
+    for bit in reversed(range(last.bit_length())):  # from the highest: is this bit of the number set?
+        higher = steps + (1 << bit)
+        steps = torch.where(thresholds[(higher - 1).clamp(max=last)] <= word, higher, steps)
+    return steps
+
+
+def _check_bool(call: str, name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{call}({name}={value!r}): expected true or false. Change `timesteps.{name}`.")
+    return value
 
 
 # Not -> Tensor: LightningCLI (jsonargparse) would take a class_path in YAML for a kind of Tensor.
-Timesteps = Callable[[Tensor, int, Key, Stage], Any]
+Timesteps = DensityTimesteps | Callable[[Tensor, int, Key, Stage], Any]

@@ -12,11 +12,15 @@ from ddpm_data._checks import check_float, check_int
 from ddpm_data.diffusion import _kernels
 from ddpm_data.diffusion._compiler import Compiler
 from ddpm_data.diffusion.augment import Augment, KeyedAugment
-from ddpm_data.diffusion.process import ForwardProcess
-from ddpm_data.diffusion.timesteps import Timesteps, UniformTimesteps
+from ddpm_data.diffusion.noises import Noise
+from ddpm_data.diffusion.objective import Objective
+from ddpm_data.diffusion.process import GaussianProcess
+from ddpm_data.diffusion.targets import Target
+from ddpm_data.diffusion.timesteps import DensityTimesteps, Timesteps, UniformTimesteps
+from ddpm_data.diffusion.weights import Weight
 from ddpm_data.latents import Latents
 from ddpm_data.rng.philox import STAGES, key_from
-from ddpm_data.types import Stage, Triple
+from ddpm_data.types import Stage, TargetTriple, Triple
 
 # On a CPU, images of fewer values run uncompiled, since a batch takes less than a millisecond either way. The size of
 # the image alone decides: in batches of two sizes, the same example must not be drawn by two kinds of code.
@@ -25,9 +29,10 @@ _CUDA_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # 
 
 
 class ForwardDiffusion(nn.Module):
-    """A module that turns clean images into DDPM's training triples (Ho et al. 2020, Algorithm 1).
+    """A module that turns clean images into training triples (Ho et al. 2020, Algorithm 1).
 
-    It scales and flips images, draws ``t`` and noise, and applies q(x_t | x_0). It needs no Lightning::
+    It scales and flips images, draws ``t`` and noise, applies q(x_t | x_0) and makes the target. It needs no
+    Lightning::
 
         transform = ForwardDiffusion(ForwardProcess(schedules.linear()), seed=0)
         x_t, t, noise = transform(images, position)
@@ -36,10 +41,12 @@ class ForwardDiffusion(nn.Module):
     the batch that the example is in, on the batch's size or memory format, or on any random generator.
 
     Args:
-        process: The forward process; it becomes a submodule.
+        process: The forward process, such as ``ForwardProcess(betas)``, see :mod:`ddpm_data.processes`; it becomes a
+            submodule.
         seed: The seed, in ``[0, 2**64)``.
         timesteps: The draw of ``t``: a callable ``(position, num_timesteps, key, stage) -> t``. Default:
-            :class:`~ddpm_data.diffusion.timesteps.UniformTimesteps` with independent draws.
+            :class:`~ddpm_data.diffusion.timesteps.UniformTimesteps` with independent draws. For another density see
+            :class:`~ddpm_data.diffusion.timesteps.DensityTimesteps`.
         flip: Probability of mirroring a training image left to right, in ``[0, 1]``; other stages never flip.
         augment: Your own augmentation of training batches, applied first: a module (it becomes a submodule) or function
             from uint8 to uint8 (for latents: from and to their own dtype), shape ``(batch, channels, height, width)``.
@@ -50,31 +57,52 @@ class ForwardDiffusion(nn.Module):
         compile: Whether to compile the transform into one pass over the images. This applies to CPUs and CUDA devices
             and to images of at least 512 values. If the compiler fails, the transform warns once and runs uncompiled.
             Compiled noise differs by up to 1e-5 from uncompiled noise; ``t`` and flips are the same.
+        target: What the network predicts: ``"noise"``, ``"x_0"``, ``"velocity"``, ``"flow"``, ``"flow_to_data"``,
+            ``"score"`` or ``"edm"``, see :func:`ddpm_data.diffusion.targets.make_table`.
+        weight: The loss weight by step, see :mod:`ddpm_data.weights`. It is for :meth:`loss_weight`; batches do not
+            hold it. ``None`` weighs the target's squared error the same at every step.
+        noise: A variant of the noise, see :mod:`ddpm_data.noises`; ``None`` is standard normal noise.
+        sigma_data: Standard deviation of the images, above 0; for ``target="edm"``.
+
+    Attributes:
+        objective: The target and weight as tables, with the way back to ``x_0``, see
+            :class:`~ddpm_data.diffusion.objective.Objective`.
 
     Raises:
         TypeError: An argument has the wrong type.
-        ValueError: ``seed`` or ``flip`` is out of range.
+        ValueError: ``seed`` or ``flip`` is out of range, or the process has no such target, weight or density.
     """
 
     _key_words: Tensor
+    _thresholds: Tensor
 
     def __init__(
         self,
-        process: ForwardProcess,
+        process: GaussianProcess,
         seed: int = 0,
         timesteps: Timesteps | None = None,
         flip: float = 0.0,
         augment: Augment | None = None,
         compile: bool = True,
         latents: Latents | None = None,
+        target: Target = "noise",
+        weight: Weight | None = None,
+        noise: Noise | None = None,
+        sigma_data: float = 0.5,
     ) -> None:
         super().__init__()
-        if not isinstance(process, ForwardProcess):
+        if not isinstance(process, GaussianProcess):
             raise TypeError(
-                f"ForwardDiffusion: process is a {type(process).__name__}, not a ForwardProcess. Pass "
-                "ForwardProcess(betas)."
+                f"ForwardDiffusion: process is a {type(process).__name__}, not a GaussianProcess. Pass "
+                "ForwardProcess(betas), or one of ddpm_data.processes."
             )
-        if isinstance(timesteps, type) or (timesteps is not None and not callable(timesteps)):
+        if noise is not None and (isinstance(noise, type) or not callable(noise) or not hasattr(noise, "compiles")):
+            raise TypeError(
+                f"ForwardDiffusion: noise is a {type(noise).__name__}, but one of ddpm_data.noises is needed, such as "
+                "noises.offset(0.1), or null. Change `noise`."
+            )
+        is_draw = timesteps is None or isinstance(timesteps, DensityTimesteps) or callable(timesteps)
+        if isinstance(timesteps, type) or not is_draw:
             raise TypeError(
                 f"ForwardDiffusion: timesteps is a {type(timesteps).__name__}, but a callable such as "
                 "UniformTimesteps() is needed to draw t. Change `timesteps`."
@@ -97,13 +125,20 @@ class ForwardDiffusion(nn.Module):
         self._keyed_augment: KeyedAugment | None = None
         self.find_augment()
         self.latents = latents
+        self.noise = noise
         self._compiles = compile
+        probabilities, thresholds = None, torch.empty(0, dtype=torch.int64)
+        if isinstance(self.timesteps, DensityTimesteps):
+            thresholds = self.timesteps.thresholds(process)
+            probabilities = self.timesteps.probabilities(process) if self.timesteps.importance else None
+        self.objective = Objective(process, target, weight, probabilities, sigma_data)
+        self.register_buffer("_thresholds", thresholds, persistent=False)
         self.register_buffer("_key_words", torch.tensor(key_from(seed)), persistent=False)
         self._compiler = Compiler()
 
     def forward(
         self, images: Tensor, position: Tensor, stage: Stage = "train", dtype: torch.dtype | None = None
-    ) -> Triple:
+    ) -> Triple | TargetTriple:
         """Turn clean images into a training triple.
 
         Args:
@@ -111,11 +146,12 @@ class ForwardDiffusion(nn.Module):
                 ``[0, 255]`` is scaled here to ``[-1, 1]``. Floats (images in ``[-1, 1]``, or latents) are not scaled.
             position: Each example's position in its stage's stream, int64, shape ``(batch,)``, on the images' device.
             stage: The stage whose stream the positions belong to.
-            dtype: The dtype of ``x_t`` and ``noise``. Default: float32, or the images' own dtype if that is bfloat16 or
-                float16 and there are no ``latents``.
+            dtype: The dtype of ``x_t`` and the target. Default: float32, or the images' own dtype if that is bfloat16
+                or float16 and there are no ``latents``.
 
         Returns:
-            ``Triple(x_t, t, noise)``, contiguous in the images' memory format; computed in float32, cast last.
+            ``Triple(x_t, t, noise)``, or ``TargetTriple(x_t, t, target)`` with another ``target``; contiguous in the
+            images' memory format, computed in float32, cast last.
 
         Raises:
             TypeError: ``images`` or ``position`` has the wrong dtype, or ``augment`` returned another dtype or shape.
@@ -134,12 +170,32 @@ class ForwardDiffusion(nn.Module):
             if self.latents is not None:
                 images = self._sample_latents(tables, images, position, stage, compiles)
             flip = self.flip if stage == "train" else 0.0
-            batch = _kernels.TripleInputs(images, position, self._choose_timesteps(position, stage), flip, stage, dtype)
-            triple = self._make_compiled(tables, batch) if compiles else _kernels.make_triple_in_blocks(tables, batch)
-        if memory_format is torch.contiguous_format:
-            return triple
-        x_t, t, noise = triple
-        return Triple(x_t.contiguous(memory_format=memory_format), t, noise.contiguous(memory_format=memory_format))
+            batch = _kernels.TripleInputs(
+                images,
+                position,
+                self._choose_timesteps(position, stage),
+                flip,
+                stage,
+                dtype,
+                self.objective.target == "noise",
+                self.noise,
+            )
+            make_triple = self._make_compiled if compiles else _kernels.make_triple_in_blocks
+            x_t, t, target = make_triple(tables, batch)
+        if memory_format is not torch.contiguous_format:
+            x_t, target = (tensor.contiguous(memory_format=memory_format) for tensor in (x_t, target))
+        return Triple(x_t, t, target) if batch.predicts_noise else TargetTriple(x_t, t, target)
+
+    def loss_weight(self, t: Tensor) -> Tensor:
+        """Look up the weight of the target's squared error, times ``1 / (T p_t)`` if a density's ``importance`` is set.
+
+        Args:
+            t: Steps, int64, any shape, on the device of the tables.
+
+        Returns:
+            float32, shape of ``t``.
+        """
+        return self.objective.loss_weight(t)
 
     def find_augment(self) -> KeyedAugment | None:
         """Return ``augment`` as training batches are passed to it; ``None`` if there is none.
@@ -182,15 +238,25 @@ class ForwardDiffusion(nn.Module):
 
     def _find_tables(self) -> _kernels.Tables:
         # By way of attributes this would be a tenth of the host's time for a batch: nn.Module finds them last.
-        buffers: Any = self._modules["process"]._buffers  # type: ignore[union-attr]
-        key: Any = self._buffers["_key_words"]
-        return _kernels.Tables(buffers["sqrt_alphas_cumprod"], buffers["sqrt_one_minus_alphas_cumprod"], key)
+        process: Any = self._modules["process"]._buffers  # type: ignore[union-attr]
+        objective: Any = self._modules["objective"]._buffers  # type: ignore[union-attr]
+        own: Any = self._buffers
+        return _kernels.Tables(
+            process["signal"],
+            process["sigma"],
+            objective["target_x"],
+            objective["target_n"],
+            own["_thresholds"],
+            own["_key_words"],
+        )
 
     def _should_compile(self, images: Tensor, dtype: torch.dtype) -> bool:
         if not self._compiles or images.numel() == 0:
             return False
-        if images.device.type == "cuda":
-            return images.dtype in (torch.uint8, *_CUDA_DTYPES) and dtype in _CUDA_DTYPES
+        if self.noise is not None and not self.noise.compiles:
+            return False
+        if images.device.type == "cuda":  # the kernel for CUDA devices knows no variants of the noise
+            return self.noise is None and images.dtype in (torch.uint8, *_CUDA_DTYPES) and dtype in _CUDA_DTYPES
         return images.device.type == "cpu" and images.shape[1:].numel() >= _MIN_COMPILED_VALUES
 
     def _sample_latents(
@@ -205,8 +271,8 @@ class ForwardDiffusion(nn.Module):
         latents = outputs[0] if outputs is not None else kernel(*tables, flat, position)[0]
         return latents.view(*latents.shape[:2], *values.shape[2:])
 
-    def _make_compiled(self, tables: _kernels.Tables, batch: _kernels.TripleInputs) -> Triple:
-        images, position, timesteps, flip, stage, dtype = batch
+    def _make_compiled(self, tables: _kernels.Tables, batch: _kernels.TripleInputs) -> tuple[Tensor, Tensor, Tensor]:
+        images, position, timesteps, flip, stage, dtype, predicts_noise, noise, _ = batch
         position = position.contiguous()
         if images.device.type == "cuda":
             if isinstance(timesteps, Tensor):
@@ -221,26 +287,30 @@ class ForwardDiffusion(nn.Module):
                 return _kernels.make_triple_in_blocks(tables, batch)
             images = _kernels.mirror(images, masks[0])
         tensors = [images.contiguous().flatten(1), position]
-        if isinstance(timesteps, UniformTimesteps):
-            kernel = _kernels.TripleKernel(timesteps.low_discrepancy, stage, dtype)
-        else:
-            assert isinstance(timesteps, Tensor)
-            kernel, tensors = _kernels.TripleKernel(None, stage, dtype), [*tensors, timesteps.contiguous()]
+        draw = None if isinstance(timesteps, Tensor) else timesteps
+        if isinstance(timesteps, Tensor):
+            tensors.append(timesteps.contiguous())
+        channels = None if noise is None else images.shape[1]
+        kernel = _kernels.TripleKernel(draw, stage, dtype, predicts_noise, noise, channels)
         outputs = self._compiler(kernel, tables, tensors)
         if outputs is None:
             return _kernels.make_triple_in_blocks(tables, batch)
-        x_t, t, noise = outputs
-        return Triple(x_t.view(images.shape), t, noise.view(images.shape))
+        x_t, t, target = outputs
+        return x_t.view(images.shape), t, target.view(images.shape)
 
-    def _make_on_cuda(self, tables: _kernels.Tables, batch: _kernels.TripleInputs) -> Triple:
-        kind = (batch.images.dtype, batch.images.device, type(batch.timesteps), batch.flip, batch.stage, batch.dtype)
+    def _make_on_cuda(self, tables: _kernels.Tables, batch: _kernels.TripleInputs) -> tuple[Tensor, Tensor, Tensor]:
+        draw = None if isinstance(batch.timesteps, Tensor) else batch.timesteps
+        kind = (
+            batch.images.dtype, batch.images.device, draw, batch.flip, batch.stage, batch.dtype, batch.predicts_noise
+        )  # fmt: skip
         make_triple = self._compiler.compile_once(kind, lambda: _import_triton().compile_kernel(tables, batch))
-        return Triple(*(make_triple or _kernels.make_triple_in_blocks)(tables, batch))
+        x_t, t, target = (make_triple or _kernels.make_triple_in_blocks)(tables, batch)
+        return x_t, t, target
 
-    def _choose_timesteps(self, position: Tensor, stage: Stage) -> Timesteps | Tensor:
-        """Return what the kernel draws ``t`` with, or ``t`` itself from a draw that may not compile."""
-        if isinstance(self.timesteps, UniformTimesteps):
-            return self.timesteps
+    def _choose_timesteps(self, position: Tensor, stage: Stage) -> _kernels.Draw | Tensor:
+        """Return how the kernel draws ``t``, or ``t`` itself from a draw that may not compile."""
+        if isinstance(self.timesteps, UniformTimesteps | DensityTimesteps):
+            return _kernels.Draw(isinstance(self.timesteps, DensityTimesteps), self.timesteps.low_discrepancy)
         t: Tensor = self.timesteps(position, self.process.num_timesteps, key_from(self.seed), stage)
         self.process.check_steps(t)
         return t

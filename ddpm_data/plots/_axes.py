@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ddpm_data.diffusion._kernels import scale_images
-from ddpm_data.diffusion.process import ForwardProcess
+from ddpm_data.diffusion.process import GaussianProcess
 from ddpm_data.rng.philox import Purpose, key_from, normals
 
 try:
@@ -58,7 +58,7 @@ def set_log_scale(axes: Axes, low: float, high: float) -> None:
         axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def noise_images(process: ForwardProcess, images: Tensor, steps: Sequence[int]) -> Tensor:
+def noise_images(process: GaussianProcess, images: Tensor, steps: Sequence[int]) -> Tensor:
     """Noise images to several steps of the forward process.
 
     Each image keeps one noise at all steps, and gets the same noise in every call.
@@ -71,7 +71,7 @@ def noise_images(process: ForwardProcess, images: Tensor, steps: Sequence[int]) 
     Returns:
         Noised images on the CPU, float32, shape ``(rows, len(steps), channels, height, width)``.
     """
-    rows, device = len(images), process.betas.device
+    rows, device = len(images), process.signal.device
     x_0 = scale_images(images.to(device))
     position = torch.arange(rows, device=device)
     noise = normals(key_from(0), Purpose.NOISE, "predict", position, x_0[0].numel()).view(x_0.shape)

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ddpm_data.diffusion.process import ForwardProcess
+from ddpm_data.diffusion.process import ForwardProcess, GaussianProcess
 from ddpm_data.diffusion.timestep_bins import BinLoss, TimestepBins
-from ddpm_data.diffusion.timesteps import Timesteps, UniformTimesteps
+from ddpm_data.diffusion.timesteps import DensityTimesteps, Timesteps, UniformTimesteps
 from ddpm_data.plots._axes import (
     COLOURS,
     DPI,
@@ -59,7 +59,7 @@ class Panel(NamedTuple):
 
 
 def schedule_sheet(
-    processes: Mapping[str, ForwardProcess],
+    processes: Mapping[str, GaussianProcess],
     path: Path,
     timesteps: Timesteps | Mapping[str, Timesteps] | None = None,
     images: Tensor | None = None,
@@ -119,51 +119,57 @@ def compare_curves(panels: Sequence[Panel], path: Path) -> None:
     figure.savefig(path, dpi=DPI)
 
 
-def density(timesteps: Timesteps, num_timesteps: int) -> Curve:
+def density(timesteps: Timesteps, process: GaussianProcess) -> Curve:
     """Count how often each part of the forward process is trained on, in 40 parts.
 
     Args:
         timesteps: How t is drawn.
-        num_timesteps: Steps of the forward process.
+        process: The forward process.
 
     Returns:
         The frequency of each part, where 1 is that of uniform draws.
     """
-    t = timesteps(torch.arange(_DRAWS), num_timesteps, key_from(0), "train")
-    bins = TimestepBins(num_timesteps, _BARS)
+    steps = process.num_timesteps
+    bins = TimestepBins(steps, _BARS)
+    if isinstance(timesteps, DensityTimesteps):
+        shares = timesteps.probabilities(process)
+        share = torch.bincount(bins.find_bin(torch.arange(steps)), weights=shares, minlength=bins.count)
+    else:
+        t = timesteps(torch.arange(_DRAWS), steps, key_from(0), "train")
+        share = torch.bincount(bins.find_bin(t), minlength=bins.count) / len(t)
     width = torch.tensor(bins.last) + 1 - torch.tensor(bins.first)
-    share = torch.bincount(bins.find_bin(t), minlength=bins.count) / len(t)
     middle = (torch.tensor(bins.first) + torch.tensor(bins.last)) / 2
-    return Curve(middle / num_timesteps, share * num_timesteps / width)
+    return Curve(middle / steps, share * steps / width)
 
 
-def _schedule_panels(processes: Mapping[str, ForwardProcess], timesteps: Mapping[str, Timesteps]) -> Iterator[Panel]:
+def _schedule_panels(processes: Mapping[str, GaussianProcess], timesteps: Mapping[str, Timesteps]) -> Iterator[Panel]:
     def curves_of(quantity: str) -> dict[str, Curve]:
         return {name: _schedule_curve(process, quantity) for name, process in processes.items()}
 
     yield Panel("beta, variance added per step", curves_of("beta"), is_log=True)
     yield Panel("alphas_cumprod, signal variance left", curves_of("signal"))
     yield Panel("signal-to-noise ratio, dB", curves_of("decibels"))
-    densities = {name: density(timesteps[name], process.num_timesteps) for name, process in processes.items()}
+    densities = {name: density(timesteps[name], process) for name, process in processes.items()}
     yield Panel("density of t in training, uniform = 1", densities)
     yield Panel("noise error's weight, min-SNR-5 (Hang 2023)", curves_of("min_snr"))
     yield Panel("noise error's weight, VLB (DDPM, Eq. 12)", curves_of("vlb"), is_log=True)
 
 
-def _schedule_curve(process: ForwardProcess, quantity: str) -> Curve:
-    steps = torch.arange(process.num_timesteps, device=process.betas.device)
-    snr, beta, noise = process.snr(steps), process.betas, process.sqrt_one_minus_alphas_cumprod.square()
+def _schedule_curve(process: GaussianProcess, quantity: str) -> Curve:
+    steps = torch.arange(process.num_timesteps, device=process.signal.device)
+    snr = process.snr(steps)
+    beta = process.betas if isinstance(process, ForwardProcess) else torch.full_like(snr, torch.nan)  # only chains do
     values = {
         "beta": beta,
-        "signal": process.alphas_cumprod,
+        "signal": process.signal.square(),
         "decibels": 10 * snr.log10(),
         "min_snr": (5 / snr).clamp(max=1),  # min(SNR, 5) / SNR: Hang et al. 2023, "Efficient diffusion training"
-        "vlb": beta / (2 * process.alphas * noise),  # with sigma^2 = beta
+        "vlb": beta / (2 * (1 - beta) * process.sigma.square()),  # with sigma^2 = beta
     }[quantity]
     return Curve(steps / process.num_timesteps, values)
 
 
-def _noise_strip(process: ForwardProcess, images: Tensor, columns: int) -> tuple[Tensor, list[str]]:
+def _noise_strip(process: GaussianProcess, images: Tensor, columns: int) -> tuple[Tensor, list[str]]:
     """Noise images to evenly spread steps; returns them with a title per step."""
     last = process.num_timesteps - 1
     steps = sorted({round(column * last / max(columns - 1, 1)) for column in range(columns)})
@@ -199,19 +205,21 @@ def _draw_panel(axes: Axes, panel: Panel, names: Sequence[str], num_timesteps: i
     format_axes(axes, title, "t / T" if num_timesteps is None else "t, step")
 
 
-def schedule_curves(process: ForwardProcess, path: Path) -> None:
-    """Draw beta, alphas_cumprod and the signal-to-noise ratio in decibels against t.
+def schedule_curves(process: GaussianProcess, path: Path) -> None:
+    """Draw beta (or sigma), the signal's variance and the signal-to-noise ratio in decibels against t.
 
     Args:
         process: The forward process whose schedule is drawn.
         path: The PNG file to write.
     """
-    t = torch.arange(process.num_timesteps, device=process.betas.device)
-    curves = {
-        "beta, variance added per step": process.betas,
-        "alphas_cumprod, signal variance left": process.alphas_cumprod,
-        "signal-to-noise ratio, dB": 10 * process.snr(t).log10(),
-    }
+    t = torch.arange(process.num_timesteps, device=process.signal.device)
+    curves = {"sigma, factor of the noise": process.sigma, "signal, factor of x_0": process.signal}
+    if isinstance(process, ForwardProcess):
+        curves = {
+            "beta, variance added per step": process.betas,
+            "alphas_cumprod, signal variance left": process.alphas_cumprod,
+        }
+    curves["signal-to-noise ratio, dB"] = 10 * process.snr(t).log10()
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     for axes, (title, values) in zip(figure.subplots(1, 3), curves.items(), strict=True):
         finite = values.isfinite()  # zero terminal SNR is minus infinity decibels

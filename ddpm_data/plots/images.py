@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from ddpm_data.diffusion._kernels import scale_images
-from ddpm_data.diffusion.process import ForwardProcess
+from ddpm_data.diffusion.process import GaussianProcess
 from ddpm_data.plots._axes import DPI, Axes, Figure, noise_images, show_rows, to_plot_array
 
 
-def noising_strip(process: ForwardProcess, images: Tensor, path: Path, columns: int = 10) -> None:
+def noising_strip(process: GaussianProcess, images: Tensor, path: Path, columns: int = 10) -> None:
     """Draw images being noised, one per row, at steps spread evenly over the forward process.
 
     Each row has one noise, which grows from left to right.

@@ -48,6 +48,10 @@ class Purpose(IntEnum):
     CROP = 8
     LATENT = 9
     AUGMENT = 10
+    NOISE_OFFSET = 11
+    NOISE_PERTURBATION = 12
+    NOISE_PYRAMID = 13
+    NOISE_CANDIDATE = 14
 
 
 class Key(NamedTuple):

@@ -10,7 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddpm_data import ForwardDiffusion, ForwardProcess, UniformTimesteps, schedules
+from ddpm_data import (
+    DensityTimesteps,
+    ForwardDiffusion,
+    ForwardProcess,
+    UniformTimesteps,
+    densities,
+    noises,
+    schedules,
+)
 from ddpm_data.diffusion import _compiler
 from ddpm_data.diffusion._compiler import _compile
 from ddpm_data.diffusion._kernels import mirror
@@ -64,6 +72,28 @@ def test_compiled_and_eager_agree(shape: tuple[int, ...], stage: Stage, compilat
         torch.testing.assert_close(compiled.noise, eager.noise, rtol=0, atol=1e-5)
         torch.testing.assert_close(compiled.x_t, eager.x_t, rtol=1e-5, atol=1e-5)  # flips would show as 2
     assert len(compilations) == (3 if stage == "train" else 2)  # training: mirrored, and t drawn in two ways
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(16, 3, 16, 16), (5, 1, 23, 25), (3, 4, 13, 11), (3, 12, 9, 9)], ids=str)
+def test_every_objective_compiles_into_one_pass(shape: tuple[int, ...], compilations: list[Any]) -> None:
+    images, position = batch(*shape)
+    options: list[dict[str, Any]] = [
+        {"target": "velocity", "noise": noises.offset(0.5), "timesteps": DensityTimesteps(densities.logit_normal)},
+        {
+            "target": "edm",
+            "noise": noises.input_perturbation(0.5),
+            "timesteps": DensityTimesteps(densities.laplace, True),
+        },
+    ]
+    for chosen in options:
+        compiled, eager = (make(compile, flip=0.0, **chosen) for compile in (True, False))
+        results, expected = compiled(images, position), eager(images, position)
+        assert torch.equal(results.t, expected.t)
+        for result, wanted in zip(results, expected, strict=True):
+            torch.testing.assert_close(result, wanted, rtol=1e-5, atol=2e-5)
+        compiled(images[:2], position[:2])  # another size of batch
+    assert len(compilations) == len(options)
 
 
 @pytest.mark.slow

@@ -42,7 +42,7 @@ def batch(*shape: int, dtype: torch.dtype = torch.float64, steps: int = 1000) ->
 
 
 def test_buffers_are_float64_results_stored_in_float32(process: ForwardProcess) -> None:
-    assert [name for name, _ in process.named_buffers()] == BUFFERS
+    assert [name for name, _ in process.named_buffers()] == ["signal", "sigma", "condition", *BUFFERS]
     assert all(buffer.dtype == torch.float32 and buffer.shape == (1000,) for buffer in process.buffers())
     betas = schedules.linear()
     abar = torch.cumprod(1 - betas, 0)

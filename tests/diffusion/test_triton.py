@@ -13,7 +13,7 @@ pytest.importorskip("triton", reason="comes with torch for CUDA devices")
 AGREEMENT = """
 import contextlib
 import torch
-from ddpm_data import ForwardDiffusion, ForwardProcess, UniformTimesteps, schedules
+from ddpm_data import DensityTimesteps, ForwardDiffusion, ForwardProcess, UniformTimesteps, densities, schedules
 from ddpm_data.diffusion import _triton
 
 _triton._on_device = lambda images: contextlib.nullcontext()
@@ -21,6 +21,8 @@ process = ForwardProcess(schedules.linear(1000))
 draws = {
     "independent": UniformTimesteps(),
     "low discrepancy": UniformTimesteps(low_discrepancy=True),
+    "density": DensityTimesteps(densities.logit_normal),
+    "density, low discrepancy": DensityTimesteps(densities.laplace, low_discrepancy=True),
     "given": lambda position, num_timesteps, key, stage: position * 31 % num_timesteps,
 }
 cases = [  # shape, probability of a flip, stage, dtype of the results, dtype of the images
@@ -34,23 +36,24 @@ cases = [  # shape, probability of a flip, stage, dtype of the results, dtype of
     ((3, 3, 16, 16), 0.0, "predict", torch.bfloat16, torch.float64),
 ]
 for shape, flip, stage, dtype, images_dtype in cases:
-    for name, timesteps in draws.items():
+    for number, (name, timesteps) in enumerate(draws.items()):
+        target = ("noise", "velocity")[number % 2]
         images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
         images.view(-1)[0], images.view(-1)[-1] = 0, 255
         if images_dtype != torch.uint8:
             images = (images.double() / 127.5 - 1).to(images_dtype)
         position = torch.arange(shape[0]) * 7919 + 2**40 - 2
-        transform = ForwardDiffusion(process, 2**63 + 5, timesteps, flip, compile=False)
+        transform = ForwardDiffusion(process, 2**63 + 5, timesteps, flip, compile=False, target=target)
         expected = transform(images, position, stage, dtype)
         transform._compiles, transform._make_compiled = True, transform._make_on_cuda  # as on a device
         transform._should_compile = lambda images, dtype: True
         transform._compiler.compile_once = lambda *_: _triton.make_triple  # the interpreter compiles nothing
-        x_t, t, noise = transform(images, position, stage, dtype)
+        x_t, t, result = transform(images, position, stage, dtype)
         assert torch.equal(t, expected.t), (shape, name)
         error = 1e-5 if dtype in (torch.float32, torch.float64) else torch.finfo(dtype).eps * 8
-        assert x_t.dtype == noise.dtype == dtype and x_t.shape == noise.shape == images.shape
-        for result, wanted in ((noise, expected.noise), (x_t, expected.x_t)):
-            assert float((result.double() - wanted.double()).abs().max()) <= error, (shape, flip, stage, name, dtype)
+        assert x_t.dtype == result.dtype == dtype and x_t.shape == result.shape == images.shape
+        for found, wanted in ((result, expected[2]), (x_t, expected.x_t)):
+            assert float((found.double() - wanted.double()).abs().max()) <= error, (shape, flip, stage, name, dtype)
 print("agrees")
 """
 

@@ -1,0 +1,227 @@
+"""Variants of the noise: offset, pyramid, input perturbation, nearest of several.
+
+Each function returns a setting for ``ForwardDiffusion(noise=...)``. What is random in it belongs to the example, as
+everything in the stream does: it depends on the seed and the position, never on the batch.
+
+Offset and pyramid noise are not white: their pixels are correlated. Then ``x_t`` at the last step is not N(0, I), from
+which samplers start, and DDPM's posterior and the signal-to-noise ratio hold for a single pixel but not for an image's
+mean. What wants the whole batch is not offered (immiscible assignment by batch, optimal-transport
+pairing): an example's noise would depend on its neighbours, and so on the batch size and the number of GPUs.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ddpm_data._checks import check_float, check_int
+from ddpm_data.rng.philox import Key, Purpose, normal_quarters, normals
+from ddpm_data.types import Stage
+
+Quarters = Sequence[Tensor]  # four tensors, float32, shape (batch, quarter): the quarters of flattened images
+
+
+class Noise(Protocol):
+    """A variant of the noise. It is hashable; equal ones do the same."""
+
+    compiles: ClassVar[bool]  # whether it can be part of the compiled pass
+
+    def __hash__(self) -> int:
+        """Return the same hash for equal ones."""
+        ...
+
+    def __call__(
+        self, noise: Quarters, x_0: Quarters, key: Key, stage: Stage, position: Tensor, shape: Sequence[int]
+    ) -> tuple[Quarters, Quarters]:
+        """Return the noise that is added to the images, and the noise that the target is made of.
+
+        Args:
+            noise: Standard normal noise.
+            x_0: Clean images.
+            key: The seed's key.
+            stage: The stage whose stream the positions belong to.
+            position: Positions of the examples, int64, shape ``(batch,)``.
+            shape: Shape of the images, ``(batch, channels, height, width)`` or ``(batch, channels, pixels)``.
+        """
+        ...
+
+
+def gaussian() -> None:
+    """Return ``None``: standard normal noise (Ho et al. 2020), for configs."""
+    return
+
+
+def offset(strength: float = 0.1) -> Noise:
+    """Add to all pixels of a channel the same normal number (Guttenberg 2023, "Diffusion with offset noise").
+
+    The network then learns to change an image's mean. The target is made of the sum.
+
+    Args:
+        strength: Standard deviation of the number, at least 0; 0.05 to 0.1 are usual.
+    """
+    return _Offset(_check_strength("offset", strength))
+
+
+def input_perturbation(strength: float = 0.1) -> Noise:
+    """Add to the image a little more noise than the target says (Ning et al. 2023, "Input perturbation").
+
+    ``x_t = signal x_0 + sigma (noise + strength xi)``; the target is made of ``noise`` alone.
+
+    Args:
+        strength: gamma, at least 0; 0.1 in the paper.
+    """
+    return _InputPerturbation(_check_strength("input_perturbation", strength))
+
+
+def pyramid(discount: float = 0.35, levels: int = 6, ratio: float = 2.0) -> Noise:
+    """Add coarser noise, level by level, and scale the sum to variance 1 (Whitaker 2023, "Multi-resolution noise").
+
+    Level ``i`` has sides of ``1 / ratio**i`` and the factor ``discount**i``. It ends at one pixel. The target is made
+    of the sum. It runs uncompiled.
+
+    Args:
+        discount: Factor from level to level, in ``[0, 1)``.
+        levels: Coarser levels, at least 1.
+        ratio: By how much a level's sides are shorter than those of the one before, above 1.
+    """
+    discount, ratio = check_float("pyramid", "noise.discount", discount), check_float("pyramid", "noise.ratio", ratio)
+    if not 0 <= discount < 1:
+        raise ValueError(f"pyramid(discount={discount}): the factor lies in [0, 1). Change `noise.discount`.")
+    if ratio <= 1:
+        raise ValueError(f"pyramid(ratio={ratio}): each level is coarser, so it lies above 1. Change `noise.ratio`.")
+    return _Pyramid(discount, check_int("pyramid", "noise.levels", levels, 1), ratio)
+
+
+def nearest(candidates: int = 4) -> Noise:
+    """Take, of several draws of the noise, the one nearest to the image (Li et al. 2024, "Immiscible diffusion").
+
+    The draws belong to the example, so batches of any size give the same (Li et al. 2025, KNN). It runs uncompiled and
+    takes ``candidates`` times as long.
+
+    Args:
+        candidates: Number of draws, at least 1.
+    """
+    return _Nearest(check_int("nearest", "noise.candidates", candidates, 1))
+
+
+@dataclass(frozen=True)
+class _Offset:
+    strength: float
+    compiles: ClassVar[bool] = True
+
+    def __call__(
+        self, noise: Quarters, x_0: Quarters, key: Key, stage: Stage, position: Tensor, shape: Sequence[int]
+    ) -> tuple[Quarters, Quarters]:
+        """Add each channel's number."""
+        channels, quarter = shape[1], noise[0].shape[1]
+        numbers = self.strength * normals(key, Purpose.NOISE_OFFSET, stage, position, channels)
+        pixels = math.prod(shape[2:])  # a symbol while this is compiled
+        result = [
+            values + _spread(numbers, number, quarter, pixels, position.device) for number, values in enumerate(noise)
+        ]
+        return result, result
+
+
+@dataclass(frozen=True)
+class _InputPerturbation:
+    strength: float
+    compiles: ClassVar[bool] = True
+
+    def __call__(
+        self, noise: Quarters, x_0: Quarters, key: Key, stage: Stage, position: Tensor, shape: Sequence[int]
+    ) -> tuple[Quarters, Quarters]:
+        """Add more noise to the image than to the target."""
+        more = normal_quarters(key, Purpose.NOISE_PERTURBATION, stage, position, noise[0].shape[1])
+        return [values + self.strength * extra for values, extra in zip(noise, more, strict=True)], noise
+
+
+@dataclass(frozen=True)
+class _Pyramid:
+    discount: float
+    levels: int
+    ratio: float
+    compiles: ClassVar[bool] = False
+
+    def __call__(
+        self, noise: Quarters, x_0: Quarters, key: Key, stage: Stage, position: Tensor, shape: Sequence[int]
+    ) -> tuple[Quarters, Quarters]:
+        """Add the coarser levels."""
+        batch, channels, height, width = shape
+        numel = channels * height * width
+        total = torch.cat(list(noise), dim=1)[:, :numel].view(batch, channels, height, width)
+        variance = torch.ones(height, width, device=total.device)
+        for level in range(1, self.levels + 1):
+            rows, columns = (max(1, int(side / self.ratio**level)) for side in (height, width))
+            # Each level has blocks of its own: its number stands where the position's upper bits would.
+            coarse = normals(key, Purpose.NOISE_PYRAMID, stage, position + (level << 56), channels * rows * columns)
+            spread = [_interpolation(coarse_side, side) for coarse_side, side in ((rows, height), (columns, width))]
+            down, across = (matrix.to(total.device) for matrix in spread)
+            factor = self.discount**level
+            total = total + factor * (down @ coarse.view(batch, channels, rows, columns) @ across.T)
+            variance = variance + factor**2 * down.square().sum(1)[:, None] * across.square().sum(1)[None, :]
+            if rows == columns == 1:
+                break
+        flat = F.pad((total / variance.sqrt()).flatten(1), (0, 4 * noise[0].shape[1] - numel))
+        result = list(flat.chunk(4, dim=1))
+        return result, result
+
+
+@dataclass(frozen=True)
+class _Nearest:
+    candidates: int
+    compiles: ClassVar[bool] = False
+
+    def __call__(
+        self, noise: Quarters, x_0: Quarters, key: Key, stage: Stage, position: Tensor, shape: Sequence[int]
+    ) -> tuple[Quarters, Quarters]:
+        """Choose the nearest draw; the first is the ordinary noise."""
+        best = list(noise)
+        numel = math.prod(shape[1:])
+        least = _distance(best, x_0, numel)
+        for candidate in range(1, self.candidates):
+            place = position + (candidate << 56)  # a draw of its own, as in the pyramid
+            other = normal_quarters(key, Purpose.NOISE_CANDIDATE, stage, place, noise[0].shape[1])
+            distance = _distance(other, x_0, numel)
+            is_nearer = (distance < least)[:, None]
+            best = [torch.where(is_nearer, new, old) for new, old in zip(other, best, strict=True)]
+            least = torch.minimum(least, distance)
+        return best, best
+
+
+def _check_strength(name: str, strength: float) -> float:
+    strength = check_float(name, "noise.strength", strength)
+    if strength < 0:
+        raise ValueError(f"{name}(strength={strength}): it must be at least 0. Change `noise.strength`.")
+    return strength
+
+
+def _spread(numbers: Tensor, number: int, quarter: int, pixels: int, device: torch.device) -> Tensor:
+    """Return each channel's number at the places of that channel, in one quarter of the flattened image.
+
+    Comparisons instead of a look-up: a quarter of an image with a few channels lies in two or three of them, and a CPU
+    compares several places at once.
+    """
+    channels = numbers.shape[1]
+    place = torch.arange(quarter, device=device) + number * quarter
+    if channels > 16:
+        return numbers[:, (place // pixels).clamp(max=channels - 1)]
+    first, last = number * channels // 4, min(channels - 1, (number + 1) * channels // 4 + 1)
+    result = numbers[:, first : first + 1].expand(-1, quarter)
+    for channel in range(first + 1, last + 1):
+        result = torch.where(place >= channel * pixels, numbers[:, channel : channel + 1], result)
+    return result
+
+
+def _distance(noise: Quarters, x_0: Quarters, numel: int) -> Tensor:
+    """Return the squared distance of each example, in float64 so that the order of adding cannot change the nearest."""
+    squares = [(n.double() - x.double()).square() for n, x in zip(noise, x_0, strict=True)]
+    return torch.cat(squares, dim=1)[:, :numel].sum(1)  # the last quarter may be padded
+
+
+def _interpolation(coarse: int, fine: int) -> Tensor:
+    """Return the matrix of linear interpolation between sides: float32, shape ``(fine, coarse)``."""
+    return F.interpolate(torch.eye(coarse)[None], size=fine, mode="linear", align_corners=False)[0].T

@@ -1,0 +1,165 @@
+"""The training objective as rows of a table: what the network predicts, and how its error is weighed, at each step."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ddpm_data.diffusion.process import GaussianProcess, combine, gather, keep_dtypes
+from ddpm_data.diffusion.targets import Solution, Target, make_table, solve_noise, solve_x_0
+from ddpm_data.diffusion.weights import Weight
+
+
+class Objective(nn.Module):
+    """The target and the loss weight of each step, and the way back from a prediction to ``x_0`` and the noise.
+
+    The buffers are float32, shape ``(num_timesteps,)``: ``target_x`` and ``target_n``, the factors of ``x_0`` and of
+    the noise in the target; ``weight``; and the way back, ``x_0 = x_0_from_x_t x_t + x_0_from_target target``, likewise
+    for the noise, infinite at a step where there is none. They follow the module's device, keep float32, and stay out
+    of ``state_dict``.
+
+    Args:
+        process: The forward process.
+        target: The name of the target, see :func:`ddpm_data.diffusion.targets.make_table`.
+        weight: A function ``(process, target) -> float64, shape (num_timesteps,)``, see :mod:`ddpm_data.weights`.
+            ``None`` weighs the target's squared error the same at every step.
+        probabilities: The probabilities with which steps are drawn, if the weight is to make up for them by
+            ``1 / (T p_t)``: float64, shape ``(num_timesteps,)``.
+        sigma_data: Standard deviation of the images, above 0; for ``target="edm"``.
+
+    Raises:
+        TypeError: ``weight`` is not a function that returns a floating-point tensor.
+        ValueError: There is no such target, the process does not have it, or the weight is not finite or negative.
+    """
+
+    target_x: Tensor
+    target_n: Tensor
+    weight: Tensor
+    x_0_from_x_t: Tensor
+    x_0_from_target: Tensor
+    noise_from_x_t: Tensor
+    noise_from_target: Tensor
+
+    def __init__(
+        self,
+        process: GaussianProcess,
+        target: Target = "noise",
+        weight: Weight | None = None,
+        probabilities: Tensor | None = None,
+        sigma_data: float = 0.5,
+    ) -> None:
+        super().__init__()
+        table = make_table(process, target, sigma_data)
+        self.target = target
+        weights = _compute_weight(process, target, weight)
+        if probabilities is not None:
+            # A step that is never drawn needs no weight.
+            share = process.num_timesteps * probabilities
+            weights = torch.where(share > 0, weights / share, 0.0)
+        for name, values in (("target_x", table.x_0), ("target_n", table.noise), ("weight", weights)):
+            self.register_buffer(name, values.float(), persistent=False)
+        self._register_solution("x_0", solve_x_0(process, target, sigma_data))
+        self._register_solution("noise", solve_noise(process, target, sigma_data))
+
+    def make_target(self, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """Make the target, as the batch transform does.
+
+        Args:
+            x_0: Clean images.
+            t: Steps, int64, shape ``(batch,)``.
+            noise: The noise in ``x_t``, shape of ``x_0``.
+
+        Returns:
+            Shape and dtype of ``x_0``.
+        """
+        return combine(self.target_x, x_0, self.target_n, noise, t)
+
+    def to_x_0(self, x_t: Tensor, t: Tensor, prediction: Tensor) -> Tensor:
+        """Turn a prediction of the target into one of ``x_0``.
+
+        Args:
+            x_t: Noised images, float32 or float64.
+            t: Steps, int64, shape ``(batch,)``.
+            prediction: The target, or a model's prediction of it, shape of ``x_t``.
+
+        Returns:
+            Shape and dtype of ``x_t``.
+
+        Raises:
+            TypeError: ``x_t`` is bfloat16 or float16, whose rounding a division would enlarge.
+            ValueError: ``x_0`` does not follow from the target at a step in ``t``.
+        """
+        return self._solve("x_0", x_t, t, prediction)
+
+    def to_noise(self, x_t: Tensor, t: Tensor, prediction: Tensor) -> Tensor:
+        """Turn a prediction of the target into one of the noise; see :meth:`to_x_0`."""
+        return self._solve("noise", x_t, t, prediction)
+
+    def loss_weight(self, t: Tensor) -> Tensor:
+        """Look the weight of the target's squared error up.
+
+        Args:
+            t: Steps, int64, any shape.
+
+        Returns:
+            float32, shape of ``t``.
+        """
+        return gather(self.weight, t)
+
+    def _register_solution(self, name: str, solution: Solution) -> None:
+        for part, values in solution._asdict().items():
+            self.register_buffer(f"{name}_from_{part}", values.float(), persistent=False)
+        has_none = not all(bool(values.isfinite().all()) for values in solution)
+        setattr(self, f"_{name}_is_undefined_somewhere", has_none)
+
+    def _solve(self, name: str, x_t: Tensor, t: Tensor, prediction: Tensor) -> Tensor:
+        if x_t.dtype in (torch.bfloat16, torch.float16):
+            raise TypeError(
+                f"to_{name}: x_t is {str(x_t.dtype).removeprefix('torch.')}, whose rounding would grow up to a "
+                "hundredfold. Keep x_t in float32 while you sample."
+            )
+        of_x_t, of_target = getattr(self, f"{name}_from_x_t"), getattr(self, f"{name}_from_target")
+        if getattr(self, f"_{name}_is_undefined_somewhere"):
+            is_undefined = ~(gather(of_x_t, t).isfinite() & gather(of_target, t).isfinite())
+            if bool(is_undefined.any()):
+                raise ValueError(
+                    f"to_{name}: at t={int(t[is_undefined][0])} {name} does not follow from x_t and target="
+                    f"{self.target!r}. Leave that step out, or let the model predict another target."
+                )
+        return combine(of_x_t, x_t, of_target, prediction, t)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Objective":
+        """Move the buffers with a parent module to another device, but keep their dtype."""
+        super()._apply(keep_dtypes(fn), recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        return self
+
+
+def _compute_weight(process: GaussianProcess, target: Target, weight: Any) -> Tensor:  # noqa: ANN401  # the user's
+    if weight is None:
+        return torch.ones(process.num_timesteps, dtype=torch.float64)
+    if not callable(weight):
+        raise TypeError(
+            f"ForwardDiffusion: weight is a {type(weight).__name__}, but a function (process, target) -> weights is "
+            "needed, such as ddpm_data.weights.min_snr. Change `weight`."
+        )
+    values = weight(process, target)
+    if not isinstance(values, Tensor) or not values.is_floating_point():
+        raise TypeError(
+            f"ForwardDiffusion: weight returned a {type(values).__name__}, but a floating-point tensor with one weight "
+            "per step is needed. Change `weight`."
+        )
+    values = values.detach().to("cpu", torch.float64)
+    if values.shape != (process.num_timesteps,):
+        raise ValueError(
+            f"ForwardDiffusion: weight returned shape {tuple(values.shape)}, but the process has "
+            f"{process.num_timesteps} steps, each with a weight. Change `weight`."
+        )
+    is_invalid = ~((values >= 0) & (values <= torch.finfo(torch.float32).max))
+    if bool(is_invalid.any()):
+        step = int(is_invalid.nonzero()[0])
+        raise ValueError(
+            f"ForwardDiffusion: the weight is {float(values[step]):.3g} at t={step}, but weights are finite and at "
+            "least 0. Change `weight`."
+        )
+    return values
