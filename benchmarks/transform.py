@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def _measure_shape(shape: tuple[int, ...], rounds: int, device: torch.device) -> harness.Row:
-    images, position = (tensor.to(device) for tensor in _make_batch(shape))
+    images, position = (tensor.to(device) for tensor in make_batch(shape))
     process = ForwardProcess(schedules.linear(STEPS))
     plain, flipping, eager = (
         ForwardDiffusion(process, flip=flip, compile=compiled).to(device)
@@ -89,7 +89,8 @@ def _make_synchronous(call: Callable[[], object], device: torch.device) -> Calla
     return call_and_wait
 
 
-def _make_batch(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+def make_batch(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Make a batch of images and their positions."""
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator), torch.arange(shape[0])
 
@@ -138,7 +139,7 @@ def _other_libraries(shape: tuple[int, ...], device: torch.device) -> dict[str, 
 
 
 def _time_first_batch() -> str:
-    images, position = _make_batch((64, 3, 64, 64))
+    images, position = make_batch((64, 3, 64, 64))
     transform = ForwardDiffusion(ForwardProcess(schedules.linear(STEPS)), flip=0.5)
     began = time.perf_counter()
     transform(images, position)
