@@ -34,8 +34,9 @@ class TimestepLoss(L.Callback):
 
     The loss of any model is highest at small t, where there is hardly any noise to see. So the picture also shows the
     loss of the best linear denoiser (:mod:`ddpm_data.diffusion.linear_denoiser`), and the model's loss as a multiple of
-    it. Where that is not well below 1, the model is bad. The linear denoiser knows up to 256 of the first process's
-    validation images. With fewer than 16 images of one shape it is left out.
+    it. Above 1, the linear denoiser is better than the model. At large t, where nearly all is noise, no model gets much
+    below 1. The linear denoiser is that of up to 256 of the first process's validation images. With fewer than 16 of
+    one shape it is left out.
 
     Args:
         buckets: Ranges that the steps are divided into.

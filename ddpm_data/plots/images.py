@@ -25,8 +25,8 @@ _SIDE = 144  # pixels of a large image
 _SMALL_SIDE = 96  # pixels of one in a square of many
 _TITLE = 44  # pixels above images for one line
 _TITLE_WIDTH = 640  # pixels that the title of a split may take
-_CAPTION = 48  # pixels below an image for two lines
-_CAPTION_WIDTH = 128
+_CAPTION_LINE = 22  # pixels of a line below an image
+_CAPTION_WIDTH = 140
 _CAPTION_LETTERS = 15  # that fit into it
 
 
@@ -94,14 +94,15 @@ def image_grids(grids: Mapping[str, Sequence[Captioned]], path: Path) -> None:
     sides = []
     for shown in grids.values():
         images = [scale_images(captioned.image) for captioned in shown]
-        sides.append(join_tiles(images, _square(len(images)), _SIDE, _CAPTION, _CAPTION_WIDTH))
+        lines = max(len(_caption_lines(captioned)) for captioned in shown)
+        sides.append(join_tiles(images, _square(len(images)), _SIDE, lines * _CAPTION_LINE + 4, _CAPTION_WIDTH))
     figure, areas = _make_figure(sides, _TITLE, _TITLE_WIDTH)
     for axes, tiles, (title, shown) in zip(areas, sides, grids.items(), strict=True):
         show_tiles(axes, tiles)
         axes.set_title(title, fontsize=11, loc="left")
         for number, captioned in enumerate(shown):
             row, column = divmod(number, len(tiles.middles))
-            text = "\n".join(map(_shorten, captioned.caption.split("\n")[:2]))
+            text = "\n".join(_caption_lines(captioned))
             place = tiles.middles[column], tiles.bottoms[row] + 4
             axes.text(*place, text, ha="center", va="top", fontsize=7.5, parse_math=False)
     with warnings.catch_warnings():
@@ -112,6 +113,10 @@ def image_grids(grids: Mapping[str, Sequence[Captioned]], path: Path) -> None:
 def _square(count: int) -> int:
     """Return the columns of a grid that is about square."""
     return -(-count // max(1, int(count**0.5)))
+
+
+def _caption_lines(captioned: Captioned) -> list[str]:
+    return [_shorten(line) for line in captioned.caption.split("\n")[:2] if line]
 
 
 def _shorten(line: str) -> str:

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from ddpm_data import ForwardProcess, UniformTimesteps, plots, schedules
+from ddpm_data.diffusion.linear_denoiser import LinearBaseline
 from ddpm_data.diffusion.timestep_bins import BinLoss
 from ddpm_data.plots import curves as sheets
 from ddpm_data.plots._axes import COLOURS, curve_style
@@ -46,6 +47,19 @@ def test_the_last_validation_stands_out_from_the_earlier(tmp_path: Path) -> None
     assert legend > near(tmp_path / "one.png", "#999999")[-60:].sum() + 100  # only then is there a second entry
     blue = np.nonzero(near(tmp_path / "two.png", COLOURS[0])[:-60])[0].mean()
     assert blue > 300  # the lower losses of the last validation: the lower half of 630 rows
+
+
+def test_losses_are_also_drawn_as_multiples_of_the_linear_denoisers(tmp_path: Path) -> None:
+    """Twice its loss everywhere is a level line at 2, above the level line at 1."""
+    baseline = LinearBaseline({(0, 9): 0.8, (10, 19): 0.2, (20, 29): 0.05}, images=20)
+    plots.timestep_losses(rows([1.6, 0.4, 0.1]), tmp_path / "a.png", baseline)
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.size == (2 * 1050, 630)
+    model, linear = (near(tmp_path / "a.png", colour)[:-60] for colour in COLOURS[:2])
+    for left, right in ((model[:, :1050], model[:, 1050:]), (linear[:, :1050], linear[:, 1050:])):
+        assert np.ptp(np.nonzero(left)[0]) > 200
+        assert 0 < np.ptp(np.nonzero(right)[0]) < 20
+    assert np.nonzero(model[:, 1050:])[0].max() < np.nonzero(linear[:, 1050:])[0].min()
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ def test_large_images_are_made_smaller_and_transparent_ones_lie_on_white() -> No
 
 def test_captions_stand_below_their_images_as_much_as_fits(tmp_path: Path) -> None:
     images = list(uint8_images(3, 3, 20, 30))
-    plots.image_grids({"train": [Captioned(image, "") for image in images]}, tmp_path / "bare.png")
+    plots.image_grids({"train": [Captioned(image, " \n ") for image in images]}, tmp_path / "bare.png")
     captions = ["7\ncat", "8\na name that is far too long for its image.jpg", "9\nx"]
     plots.image_grids({"train": list(map(Captioned, images, captions))}, tmp_path / "a.png")
     bare, picture = read(tmp_path / "bare.png"), read(tmp_path / "a.png")
