@@ -43,8 +43,9 @@ def spans(is_inside: Picture) -> list[slice]:
 def find_tiles(picture: Picture) -> list[list[Picture]]:
     """The images of a grid on grey, row by row."""
     grey = is_gutter(picture)
-    top, bottom = np.flatnonzero(grey.mean(1) > 0.9)[[0, -1]]
-    rows = [slice(top + row.start, top + row.stop) for row in spans(grey[top : bottom + 1].mean(1) < 0.9)]
+    share = grey.sum(1) / grey.sum(1).max()
+    top, bottom = np.flatnonzero(share > 0.9)[[0, -1]]
+    rows = [slice(top + row.start, top + row.stop) for row in spans(share[top : bottom + 1] < 0.9)]
     columns = [spans(~grey[row].all(0) & (picture[row] < 0.999).any(0)) for row in rows]
     return [[picture[row, column] for column in found] for row, found in zip(rows, columns, strict=True)]
 
