@@ -7,7 +7,7 @@ try:
     from matplotlib.axes import Axes as Axes
     from matplotlib.figure import Figure as Figure
     from matplotlib.lines import Line2D as Line2D
-    from matplotlib.ticker import LogLocator, NullFormatter
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 except ImportError as error:
     raise ImportError("pictures need matplotlib: pip install 'ddpm-data[plots]'") from error
 
@@ -35,9 +35,9 @@ def format_axes(axes: Axes, title: str, x_label: str) -> None:
 
 
 def set_log_scale(axes: Axes, low: float, high: float) -> None:
-    """Make the y axis logarithmic.
+    """Make the y axis logarithmic, with at least three labels.
 
-    If the values span less than two decades, the axis gets more labels, as plain numbers.
+    If the values span less than three decades, the labels are plain numbers.
 
     Args:
         axes: The axes to change.
@@ -45,8 +45,8 @@ def set_log_scale(axes: Axes, low: float, high: float) -> None:
         high: The highest value drawn.
     """
     axes.set_yscale("log")
-    if high < 100 * low:
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    if high < 1000 * low:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 8 * low else MaxNLocator(5))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
 

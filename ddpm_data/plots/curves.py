@@ -31,19 +31,19 @@ _BARS = 40  # bins for these draws: uniform draws are within 2% of the mean in e
 _COLOURED = 2 * len(COLOURS)  # curves that can still be told apart
 _OTHERS = {"color": "#BBBBBB", "linewidth": 1, "zorder": 1}
 _STRIP_SIDE = 184  # pixels of an image: ten of them are as wide as the page
-_LINEAR = {"color": COLOURS[1], "linewidth": 2, "linestyle": "--"}  # the best linear denoiser
+_LINEAR: dict[str, Any] = {"color": COLOURS[1], "linewidth": 2, "linestyle": "--"}  # the best linear denoiser
 _EARLIER = 20  # earlier validations drawn beside the last one, spread over the training
 
 
 class Curve(NamedTuple):
-    """One curve over t / T, so that schedules of different lengths can be compared.
+    """One curve, over t / T or over the signal-to-noise ratio, so that schedules of different lengths can be compared.
 
     Attributes:
-        fraction: t / T, one-dimensional, on any device.
-        values: The value at each ``fraction``, of the same shape.
+        x: t / T, or the ratio in decibels; one-dimensional, on any device.
+        values: The value at each ``x``, of the same shape.
     """
 
-    fraction: Tensor
+    x: Tensor
     values: Tensor
 
 
@@ -54,11 +54,13 @@ class Panel(NamedTuple):
         title: The quantity and its unit.
         curves: The curves by name. Values that are not finite are left out.
         is_log: Whether the y axis is logarithmic. Values that are not above 0 are then left out too.
+        over_snr: Whether the curves are over the signal-to-noise ratio. It falls from left to right, as over t.
     """
 
     title: str
     curves: Mapping[str, Curve]
     is_log: bool = False
+    over_snr: bool = False
 
 
 def schedule_sheet(
@@ -181,10 +183,11 @@ def _draw_panel(axes: Axes, panel: Panel, names: Sequence[str], num_timesteps: i
     A triangle marks where a curve falls to minus infinity.
     """
     loses_signal, low, high = False, torch.inf, -torch.inf
-    for name, (fraction, values) in panel.curves.items():
+    scale = 1 if panel.over_snr else num_timesteps or 1
+    for name, (x, values) in panel.curves.items():
         number = names.index(name)
         style = dict(curve_style(number) if number < _COLOURED else _OTHERS)
-        x, y = (fraction * (num_timesteps or 1)).cpu(), values.detach().cpu()
+        x, y = (x * scale).cpu(), values.detach().cpu()
         is_drawn = y.isfinite() & (y > 0) if panel.is_log else y.isfinite()
         if not is_drawn.any():
             continue
@@ -199,9 +202,14 @@ def _draw_panel(axes: Axes, panel: Panel, names: Sequence[str], num_timesteps: i
         set_log_scale(axes, low, high)
     elif 0 <= low < torch.inf:
         axes.set_ylim(0, 1.08 * high or 1)
-    axes.set_xlim(-0.02 * (num_timesteps or 1), 1.02 * (num_timesteps or 1))
+    if panel.over_snr:
+        axes.invert_xaxis()
+        x_label = "signal-to-noise ratio, dB"
+    else:
+        axes.set_xlim(-0.02 * scale, 1.02 * scale)
+        x_label = "t / T" if num_timesteps is None else "t, step"
     title = f"{panel.title} (▼ no signal left)" if loses_signal else panel.title
-    format_axes(axes, title, "t / T" if num_timesteps is None else "t, step")
+    format_axes(axes, title, x_label)
 
 
 def schedule_curves(process: ForwardProcess, path: Path) -> None:
@@ -261,9 +269,8 @@ def timestep_losses(rows: Sequence[BinLoss], path: Path, baseline: LinearBaselin
         _draw_losses(axes, curves[steps[-1]], color=COLOURS[0], linewidth=2, marker="o", markersize=4)
         losses = [point.loss for points in curves.values() for point in points]
         if baseline is not None and axes is figure.axes[0]:
-            linear = [_Point(*ends, loss) for ends, loss in baseline.losses.items()]
-            _draw_losses(axes, linear, **_LINEAR)
-            losses += [point.loss for point in linear]
+            _draw_losses(axes, [_Point(*ends, loss) for ends, loss in baseline.losses.items()], **_LINEAR)
+            losses += baseline.losses.values()
         elif baseline is not None:
             axes.axhline(1, **_LINEAR)
             losses.append(1.0)
@@ -273,7 +280,9 @@ def timestep_losses(rows: Sequence[BinLoss], path: Path, baseline: LinearBaselin
         axes.set_xlim(0, 1 + max(row.last_t for row in rows))
         format_axes(axes, title, "t, step")
     last = validations[steps[-1]][0]
-    styles = {f"epoch {last.epoch}, step {last.step:,}": {"color": COLOURS[0], "linewidth": 2, "marker": "o"}}
+    styles: dict[str, dict[str, Any]] = {
+        f"epoch {last.epoch}, step {last.step:,}": {"color": COLOURS[0], "linewidth": 2, "marker": "o"}
+    }
     if earlier:
         label = f"{len(earlier)} earlier, darker later" if len(earlier) > 1 else f"earlier, step {earlier[0]:,}"
         styles[label] = {"color": "#999999", "linewidth": 1}

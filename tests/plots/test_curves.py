@@ -11,7 +11,7 @@ from ddpm_data import ForwardProcess, UniformTimesteps, plots, schedules
 from ddpm_data.diffusion.linear_denoiser import LinearBaseline
 from ddpm_data.diffusion.timestep_bins import BinLoss
 from ddpm_data.plots import curves as sheets
-from ddpm_data.plots._axes import COLOURS, curve_style
+from ddpm_data.plots._axes import COLOURS, Figure, curve_style, set_log_scale
 from tests.conftest import uint8_images
 
 
@@ -125,6 +125,21 @@ def test_more_runs_than_can_be_told_apart_are_grey(runs: int, greys: bool, tmp_p
     sheets.compare_curves([sheets.Panel("a", curves), sheets.Panel("b", curves, is_log=True)], tmp_path / "a.png")
     assert (near(tmp_path / "a.png", "#BBBBBB", 3).sum() > 1000) == greys
     assert all(near(tmp_path / "a.png", colour).sum() > 1000 for colour in COLOURS[: min(runs, len(COLOURS))])
+
+
+@pytest.mark.parametrize("decades", [0.01, 0.1, 0.3, 0.8, 1.0, 1.5, 2.0, 2.9, 3.1, 9.0])
+@pytest.mark.parametrize("low", [1e-4, 0.31, 0.9, 7.0])
+def test_a_logarithmic_axis_has_several_labels_between_its_ends(low: float, decades: float) -> None:
+    figure = Figure()
+    axes = figure.subplots()
+    high = low * 10**decades
+    axes.plot([0, 1], [low, high])
+    set_log_scale(axes, low, high)
+    figure.draw_without_rendering()
+    bottom, top = axes.get_ylim()
+    inside = [label for label in axes.get_yticklabels() if bottom <= label.get_position()[1] <= top]
+    texts = [label.get_text() for label in inside]
+    assert 3 <= len(set(texts)) == len(texts) <= 10
 
 
 def test_styles_differ() -> None:
