@@ -108,7 +108,17 @@ def main() -> None:
     print(f"\n{costs}")
     if args.output_dir:
         path = args.output_dir / "pipeline.png"
-        harness.draw_bars("Images per second that reach a model's step", rows, "images per second", path, log=True)
+        harness.draw_dots("Images per second that reach a model's step", _group(rows), "images per second", path)
+
+
+def _group(rows: list[harness.Row]) -> dict[str, list[harness.Row]]:
+    """Group the rows by what is read, for the picture."""
+    every_time, once, arrays = "JPEG files, decoded each time", "JPEG files, decoded once", "Arrays in memory"
+    groups: dict[str, list[harness.Row]] = {every_time: [], once: [], arrays: []}
+    for row in rows:
+        name = str(row["data"])
+        groups[arrays if "arrays" in name else once if "cache" in name else every_time].append(row)
+    return groups
 
 
 def measure(

@@ -14,6 +14,7 @@ from PIL import Image
 
 from ddpm_data import DDPMDataModule, schedules
 from ddpm_data.callbacks import TimestepLoss
+from ddpm_data.cli.compare import main as compare
 from ddpm_data.diffusion.timestep_bins import read_losses
 from tests.conftest import ROOT, trainer, uint8_images
 from tests.groups import PATIENCE
@@ -80,6 +81,14 @@ def test_a_sweep_gives_four_finished_runs_with_their_resolved_configs(tmp_path: 
         schedule = OmegaConf.create(config).datamodule.schedule
         swept.append((schedule._target_.rpartition(".")[2], schedule.num_timesteps))
     assert swept == [("linear", 100), ("linear", 300), ("cosine", 100), ("cosine", 300)]
+    assert compare([str(tmp_path)]) == 0
+    rows = list(csv.DictReader((tmp_path / "compare.csv").read_text().splitlines()))
+    assert [row["job"] for row in rows] == ["0", "1", "2", "3"]  # whichever has the lowest loss
+    assert [row["objective"] for row in rows] == [
+        f"schedule={name} schedule.num_timesteps={length}" for name, length in swept
+    ]
+    with Image.open(tmp_path / "compare.png") as picture:
+        assert picture.width == 2 * 930  # the losses of all four share a panel, over the signal-to-noise ratio
 
 
 @pytest.mark.slow

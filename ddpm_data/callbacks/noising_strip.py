@@ -1,6 +1,7 @@
 """The callback that shows images being noised."""
 
 from pathlib import Path
+from typing import Literal
 
 import lightning as L
 import torch
@@ -25,25 +26,34 @@ class NoisingStrip(L.Callback):
         every_n_epochs: Epochs between two times that the picture is logged. It is also logged when training begins.
             The picture never changes; logging it again helps with loggers that show one step at a time.
         images: Rows of the picture, one per image.
-        columns: Steps of the forward process, spread evenly.
+        columns: Steps of the forward process, from the first to the last.
         folder: Folder for the file. ``None`` is the Trainer's ``log_dir``.
+        spacing: ``"log_snr"`` spreads the steps evenly over the logarithm of the signal-to-noise ratio, ``"t"`` over t;
+            see :func:`ddpm_data.plots.noising_strip`.
 
     Raises:
         ImportError: matplotlib is not installed.
         TypeError: A number is no whole number, or ``folder`` is not a path.
-        ValueError: A number is less than 1.
+        ValueError: A number is less than 1, or there is no such ``spacing``.
     """
 
     def __init__(
-        self, every_n_epochs: int = 100, images: int = 8, columns: int = 10, folder: str | Path | None = None
+        self,
+        every_n_epochs: int = 100,
+        images: int = 8,
+        columns: int = 10,
+        folder: str | Path | None = None,
+        spacing: Literal["log_snr", "t"] = "log_snr",
     ) -> None:
         from ddpm_data import plots
+        from ddpm_data.plots._tiles import check_spacing
 
         key = "callbacks.noising_strip"
         self.every_n_epochs = check_int("NoisingStrip", f"{key}.every_n_epochs", every_n_epochs, 1)
         self.images = check_int("NoisingStrip", f"{key}.images", images, 1)
         self.columns = check_int("NoisingStrip", f"{key}.columns", columns, 1)
         self.folder = check_folder("NoisingStrip", f"{key}.folder", folder)
+        self.spacing = check_spacing("NoisingStrip", spacing)
         self._draw = plots.noising_strip
         self._hook: RemovableHandle | None = None
 
@@ -103,6 +113,6 @@ class NoisingStrip(L.Callback):
             return
         if not self._is_drawn:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._draw(self._datamodule.transform.process, images, self._path, self.columns)
+            self._draw(self._datamodule.transform.process, images, self._path, self.columns, self.spacing)
             self._is_drawn = True
         log_picture(trainer, "noising", self._path)

@@ -30,7 +30,7 @@ from ddpm_data.cli.checking.summary import (
     summarize,
 )
 from ddpm_data.cli.checking.survey import Rows
-from ddpm_data.cli.checking.walk import ScanResult, scan_iterable, scan_map_style
+from ddpm_data.cli.checking.walk import Preview, ScanResult, scan_iterable, scan_map_style
 from ddpm_data.datamodule.module import DDPMDataModule
 from ddpm_data.datamodule.splits import Splits
 from ddpm_data.loading.bad_items import ITEM_ERRORS
@@ -52,7 +52,7 @@ class Findings(NamedTuple):
 
     summaries: dict[str, SplitSummary]
     leakage: dict[str, DuplicateSummary]
-    previews: dict[str, list[Tensor]]
+    previews: dict[str, list[Preview]]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -129,7 +129,7 @@ def _run_checks(args: argparse.Namespace) -> Findings:
             summary["held_out"] = sum(summary["held_out_for"].values())
         findings.summaries[stage] = summary
         if previews := scans[stage].previews:
-            kind = "latents, rescaled" if previews[0].is_floating_point() else "images as the model will see them"
+            kind = "latents, rescaled" if previews[0].image.is_floating_point() else "images as the model will see them"
             findings.previews[f"{stage}: {len(previews)} of {summary['items']:,} {kind}"] = previews
     return findings._replace(leakage=_compare_splits(scans, held_out))
 
@@ -185,14 +185,24 @@ def _compare_splits(scans: Mapping[Stage, ScanResult], held_out: Mapping[Stage, 
     return leakage
 
 
-def _draw_previews(previews: Mapping[str, list[Tensor]], path: Path) -> None:
+def _draw_previews(previews: Mapping[str, list[Preview]], path: Path) -> None:
     if problem := explain_missing_picture(path.name):
         print(problem)
     elif previews:
-        from ddpm_data.plots import image_grids
+        from ddpm_data.plots import Captioned, image_grids
 
-        image_grids({title: _to_visible(images) for title, images in previews.items()}, path)
+        grids = {}
+        for title, shown in previews.items():
+            images = _to_visible([preview.image for preview in shown])
+            grids[title] = [Captioned(*pair) for pair in zip(images, map(_caption, shown), strict=True)]
+        image_grids(grids, path)
         print(f"wrote {path}")
+
+
+def _caption(preview: Preview) -> str:
+    """Return an image's index, its class and the name of its file, as far as they are known."""
+    label = "" if preview.label is None else f": {preview.label}"
+    return f"{preview.index}{label}\n{Path(preview.path).name if preview.path else ''}"
 
 
 def _to_visible(images: list[Tensor]) -> list[Tensor]:

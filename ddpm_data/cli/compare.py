@@ -1,26 +1,33 @@
 """``ddpm-data compare``: make one table and one picture of a sweep.
 
 The table (``compare.csv``, ``compare.md``) has a line per job: the values that were varied, how the job ended, and the
-lowest and the last value of a metric. The picture (``compare.png``) shows the jobs' schedules in one panel, and their
-validation losses by timestep if ``callbacks.TimestepLoss`` wrote them.
+lowest and the last value of a metric. Losses are ranked among jobs with the same objective, since others measure other
+errors. The picture (``compare.png``) shows the jobs' schedules in one panel. If ``callbacks.TimestepLoss`` wrote them,
+it also shows their validation losses over the signal-to-noise ratio, where those of different schedules compare.
 """
 
 import csv
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from ddpm_data.cli._command import add_output_option, explain_missing_picture, start_command
+from ddpm_data.cli._objective import Objective, loss_kind, name_objectives, read_objective
 from ddpm_data.cli._table import markdown_table
-from ddpm_data.diffusion.process import ForwardProcess
-from ddpm_data.diffusion.timestep_bins import BinLoss, read_losses
+from ddpm_data.diffusion.process import GaussianProcess, make_process
+from ddpm_data.diffusion.timestep_bins import MAX_DECIBELS, BinLoss, read_losses
 
 _SCHEDULE_KEYS = ("schedule", "ddpm_data.schedule")
+_NOT_COMPARABLE = (
+    "The best job of each objective comes first. Jobs with different objectives are not ranked: their losses measure "
+    "different errors, so the lower loss is not the better one."
+)
 
 
 class Job(NamedTuple):
@@ -32,6 +39,7 @@ class Job(NamedTuple):
         ended: ``finished``, ``failed: ...``, ``started`` if it was killed or is running, or ``unknown``.
         readings: The metric's values, each with its epoch.
         images_per_s: The median of its readings; ``None`` if there are none.
+        objective: What its loss measures.
     """
 
     folder: Path
@@ -39,6 +47,7 @@ class Job(NamedTuple):
     ended: str
     readings: list[tuple[float, str]]
     images_per_s: float | None
+    objective: Objective
 
     def best(self) -> tuple[float, str]:
         """Return the lowest finite reading and its epoch, or infinity and no epoch if there is none."""
@@ -64,14 +73,16 @@ def main(arguments: list[str] | None = None) -> int:
     )
     add_output_option(parser, None, "the sweep's folder")
     args = parser.parse_intermixed_args(arguments)
-    jobs = sorted(read_jobs(args.folder, args.metric), key=lambda job: job.best()[0])
+    groups = group_jobs(read_jobs(args.folder, args.metric), args.metric)
+    jobs = [job for group in groups.values() for job in group]
     output_dir = args.output_dir or args.folder
     output_dir.mkdir(parents=True, exist_ok=True)
     keys = list(dict.fromkeys(key for job in jobs for key in job.overrides))
     varied = [key for key in keys if len({job.overrides.get(key) for job in jobs}) > 1]
-    lines = make_table(jobs, varied, args.metric)
+    lines = make_table(groups, varied, args.metric)
     common = " ".join(f"{key}={jobs[0].overrides[key]}" for key in keys if key not in varied)
-    text = f"All with {common}.\n\n" * bool(common) + markdown_table(lines) + "\n"
+    text = f"All with {common}.\n\n" * bool(common) + f"{_NOT_COMPARABLE}\n\n" * (len(groups) > 1)
+    text += markdown_table(lines) + "\n"
     print(text)
     (output_dir / "compare.md").write_text(text, encoding="utf-8")
     with (output_dir / "compare.csv").open("w", encoding="utf-8", newline="") as file:
@@ -102,6 +113,23 @@ def read_jobs(folder: Path, metric: str) -> list[Job]:
     return [_read_job(path, metric, rows) for path, rows in metrics.items()]
 
 
+def group_jobs(jobs: Sequence[Job], metric: str) -> dict[str, list[Job]]:
+    """Group jobs whose metric compares, the best first in each group.
+
+    Args:
+        jobs: The jobs of a sweep. The groups are in the order of their first jobs.
+        metric: The metric's name. A loss compares jobs of one objective; another metric, such as FID, compares all.
+
+    Returns:
+        The jobs by the name of their objective, which is empty if all are in one group.
+    """
+    groups: dict[str, list[Job]] = {}
+    names = name_objectives([job.objective for job in jobs]) if "loss" in metric.lower() else [""] * len(jobs)
+    for name, job in zip(names, jobs, strict=True):
+        groups.setdefault(name or ("unknown" if any(names) else ""), []).append(job)
+    return {name: sorted(group, key=lambda job: job.best()[0]) for name, group in groups.items()}
+
+
 def _read_metrics(folder: Path) -> list[dict[str, str]]:
     """Read the rows of a job's newest metrics.csv; without such a file there are none."""
     path = max(folder.rglob("metrics.csv"), key=lambda path: path.stat().st_mtime, default=None)
@@ -124,34 +152,41 @@ def _read_job(folder: Path, metric: str, rows: Sequence[dict[str, str]]) -> Job:
     readings = [(float(row[metric]), row.get("epoch", "")) for row in rows if row.get(metric)]
     speeds = [float(row["images_per_s"]) for row in rows if row.get("images_per_s")]
     values = {key: value for key, _, value in pairs}
-    return Job(folder, values, ended, readings, statistics.median(speeds) if speeds else None)
+    speed = statistics.median(speeds) if speeds else None
+    config = folder / "config.yaml"
+    objective = read_objective(OmegaConf.load(config)) if config.is_file() else ()
+    return Job(folder, values, ended, readings, speed, objective)
 
 
-def make_table(jobs: Sequence[Job], varied: Sequence[str], metric: str) -> list[list[str]]:
+def make_table(groups: Mapping[str, Sequence[Job]], varied: Sequence[str], metric: str) -> list[list[str]]:
     """Make the cells of the table: a header, then a line per job.
 
     Args:
-        jobs: The jobs, in the order of their lines.
+        groups: The jobs in the order of their lines, by their objective. If there are several, it has a column.
         varied: Config keys with a column each.
         metric: The metric's name, for the header.
     """
     lines = [["job", *varied, f"lowest {metric}", "at epoch", f"last {metric}", "images per second", "ended"]]
-    for job in jobs:
+    for job in (job for group in groups.values() for job in group):
         best, epoch = job.best()
         losses = [f"{best:.4g}" if epoch else "", epoch, f"{job.readings[-1][0]:.4g}" if job.readings else ""]
         speed = f"{job.images_per_s:,.0f}" if job.images_per_s else ""
         lines.append([job.folder.name, *(job.overrides.get(key, "") for key in varied), *losses, speed, job.ended])
+    if len(groups) > 1:
+        names = ["objective", *(name for name, group in groups.items() for _ in group)]
+        lines = [[name, *line] for name, line in zip(names, lines, strict=True)]
     return lines
 
 
 def _draw_jobs(jobs: Sequence[Job], keys: Sequence[str], path: Path) -> None:
-    """Draw the schedules of the jobs that have one, and their losses by timestep."""
+    """Draw the schedules of the jobs that have one, and their losses: those that compare are in one panel."""
     if problem := explain_missing_picture(path.name):
         print(problem)
         return
     from ddpm_data.plots import Curve, Panel, compare_curves
 
-    snr, losses = {}, {}
+    snr: dict[str, Curve] = {}
+    losses: dict[Objective, dict[str, Curve]] = {}
     for job in jobs:
         name = f"{job.folder.name}: {' '.join(job.overrides.get(key, '') for key in keys)}"
         process = _load_process(job.folder)
@@ -160,18 +195,24 @@ def _draw_jobs(jobs: Sequence[Job], keys: Sequence[str], path: Path) -> None:
         t = torch.arange(process.num_timesteps)
         snr[name] = Curve(t / len(t), 10 * process.snr(t).log10())
         if rows := _read_last_losses(job.folder):
-            middle = torch.tensor([(row.first_t + row.last_t + 1) / 2 for row in rows])
-            losses[name] = Curve(middle / len(t), torch.tensor([row.loss for row in rows]))
-    panels = [
-        Panel("signal-to-noise ratio, dB", snr),
-        Panel("validation loss per example, last validation", losses, is_log=True),
-    ]
-    if any(panel.curves for panel in panels):
-        compare_curves([panel for panel in panels if panel.curves], path)
+            losses.setdefault(loss_kind(job.objective), {})[name] = Curve(*_losses_by_ratio(rows))
+    kinds = dict(zip(losses, name_objectives(list(losses)), strict=True))
+    panels = [Panel("signal-to-noise ratio, dB", snr)] if snr else []
+    for kind, curves in losses.items():
+        title = f"last validation loss{f', {kinds[kind]}' if kinds[kind] else ''}"
+        panels.append(Panel(title, curves, is_log=True, over_snr=True))
+    if panels:
+        compare_curves(panels, path)
         print(f"wrote {path}")
 
 
-def _load_process(folder: Path) -> ForwardProcess | None:
+def _losses_by_ratio(rows: Sequence[BinLoss]) -> tuple[Tensor, Tensor]:
+    """Return the signal-to-noise ratios, in decibels, and the losses of the rows that have a finite ratio."""
+    finite = [row for row in rows if abs(row.log_snr_db) < MAX_DECIBELS]
+    return torch.tensor([row.log_snr_db for row in finite]), torch.tensor([row.loss for row in finite])
+
+
+def _load_process(folder: Path) -> GaussianProcess | None:
     """Build the forward process from the schedule in a job's config.yaml, whose modules must be importable here."""
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
@@ -181,7 +222,7 @@ def _load_process(folder: Path) -> ForwardProcess | None:
     cfg = OmegaConf.load(folder / "config.yaml")
     node = next((node for key in _SCHEDULE_KEYS if (node := OmegaConf.select(cfg, key)) is not None), None)
     try:
-        return None if node is None else ForwardProcess(instantiate(node))
+        return None if node is None else make_process(instantiate(node))
     except Exception as error:  # any error of the user's function, which may also be why the job failed
         print(f"job {folder.name} is not in the picture: {str(error).splitlines()[0]}")
         return None

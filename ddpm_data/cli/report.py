@@ -18,7 +18,7 @@ from torch import Tensor
 from ddpm_data.cli._command import add_output_option, explain_missing_picture, start_command
 from ddpm_data.cli._config import add_config_options, compose_datamodule, find_datamodule_config
 from ddpm_data.cli._table import markdown_table
-from ddpm_data.diffusion.process import ForwardProcess
+from ddpm_data.diffusion.process import ForwardProcess, GaussianProcess, make_process
 from ddpm_data.diffusion.timesteps import UniformTimesteps
 
 _ROWS = 3  # images that are shown being noised
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
         args.overrides = overrides
         node = find_datamodule_config(args)
         label = name or str(node.schedule._target_).rpartition(".")[2]
-        processes[label] = ForwardProcess(instantiate(node.schedule))
+        processes[label] = make_process(instantiate(node.schedule))
         timesteps[label] = instantiate(node.timesteps) or UniformTimesteps()
         images = _load_images(args) if images is None else images
     print(markdown_table([_HEADER, *(table_row(name, process) for name, process in processes.items())]))
@@ -84,7 +84,7 @@ def expand_sweep(overrides: Sequence[str]) -> dict[str, list[str]]:
     }
 
 
-def table_row(name: str, process: ForwardProcess) -> list[str]:
+def table_row(name: str, process: GaussianProcess) -> list[str]:
     """Make the cells of a schedule's line in the table.
 
     Args:
@@ -97,9 +97,8 @@ def table_row(name: str, process: ForwardProcess) -> list[str]:
     return [
         name,
         f"{process.num_timesteps:,}",
-        f"{process.betas[0]:.3g}",
-        f"{process.betas[-1]:.3g}",
-        f"{process.alphas_cumprod[-1]:.3g} of the variance",
+        *([f"{process.betas[i]:.3g}" for i in (0, -1)] if isinstance(process, ForwardProcess) else ["-", "-"]),
+        f"{process.signal[-1].square():.3g} of the variance",
         f"{last_snr:.1f} dB",
         "never" if equal is None else f"from t = {equal} ({equal / process.num_timesteps:.0%})",
     ]

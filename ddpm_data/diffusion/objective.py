@@ -51,7 +51,7 @@ class Objective(nn.Module):
     ) -> None:
         super().__init__()
         table = make_table(process, target, sigma_data)
-        self.target = target
+        self.target, self.sigma_data = target, sigma_data
         weights = _compute_weight(process, target, weight)
         if probabilities is not None:
             # A step that is never drawn needs no weight.

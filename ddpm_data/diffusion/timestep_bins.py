@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ddpm_data.diffusion.process import GaussianProcess
 
-_MAX_DECIBELS = 200.0  # without signal or without noise the ratio is infinite
+MAX_DECIBELS = 200.0  # without signal or without noise the ratio is infinite
 
 
 class BinLoss(NamedTuple):
@@ -105,7 +105,7 @@ class TimestepBins:
         """
         middles = [(first + last) // 2 for first, last in zip(self.first, self.last, strict=True)]
         ratio = 10 * process.snr(torch.tensor(middles, device=process.signal.device)).log10().clamp(
-            -_MAX_DECIBELS, _MAX_DECIBELS
+            -MAX_DECIBELS, MAX_DECIBELS
         )
         columns = zip(self.first, self.last, ratio.tolist(), sums[0].tolist(), sums[1].tolist(), strict=True)
         return [

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ddpm_data.diffusion.linear_denoiser import LinearBaseline
 from ddpm_data.diffusion.process import ForwardProcess, GaussianProcess
 from ddpm_data.diffusion.timestep_bins import BinLoss, TimestepBins
 from ddpm_data.diffusion.timesteps import DensityTimesteps, Timesteps, UniformTimesteps
@@ -16,31 +17,33 @@ from ddpm_data.plots._axes import (
     DPI,
     Axes,
     Figure,
+    Line2D,
     curve_style,
     draw_legend,
     format_axes,
-    noise_images,
     set_log_scale,
-    show_rows,
 )
+from ddpm_data.plots._tiles import Tiles, choose_steps, join_tiles, noise_images, show_tiles, title_steps
 from ddpm_data.rng.philox import key_from
 
 _DRAWS = 2**20  # draws of t, to count its density
 _BARS = 40  # bins for these draws: uniform draws are within 2% of the mean in each (3 sigma)
 _COLOURED = 2 * len(COLOURS)  # curves that can still be told apart
 _OTHERS = {"color": "#BBBBBB", "linewidth": 1, "zorder": 1}
+_STRIP_SIDE = 184  # pixels of an image: ten of them are as wide as the page
+_LINEAR: dict[str, Any] = {"color": COLOURS[1], "linewidth": 2, "linestyle": "--"}  # the best linear denoiser
 _EARLIER = 20  # earlier validations drawn beside the last one, spread over the training
 
 
 class Curve(NamedTuple):
-    """One curve over t / T, so that schedules of different lengths can be compared.
+    """One curve, over t / T or over the signal-to-noise ratio, so that schedules of different lengths can be compared.
 
     Attributes:
-        fraction: t / T, one-dimensional, on any device.
-        values: The value at each ``fraction``, of the same shape.
+        x: t / T, or the ratio in decibels; one-dimensional, on any device.
+        values: The value at each ``x``, of the same shape.
     """
 
-    fraction: Tensor
+    x: Tensor
     values: Tensor
 
 
@@ -51,11 +54,13 @@ class Panel(NamedTuple):
         title: The quantity and its unit.
         curves: The curves by name. Values that are not finite are left out.
         is_log: Whether the y axis is logarithmic. Values that are not above 0 are then left out too.
+        over_snr: Whether the curves are over the signal-to-noise ratio. It falls from left to right, as over t.
     """
 
     title: str
     curves: Mapping[str, Curve]
     is_log: bool = False
+    over_snr: bool = False
 
 
 def schedule_sheet(
@@ -82,8 +87,8 @@ def schedule_sheet(
     strips = (
         {} if images is None else {name: _noise_strip(process, images, columns) for name, process in processes.items()}
     )
-    strip_height = 0 if images is None else 12.5 / columns * len(images) * images.shape[2] / images.shape[3] + 0.6
-    heights = [0.3 + 0.25 * -(-len(processes) // 4), 6.6] + [strip_height] * len(strips)
+    shapes = [tiles.pixels.shape for tiles, _ in strips.values()]
+    heights = [0.3 + 0.25 * -(-len(processes) // 4), 6.6] + [12.9 * rows / width + 0.8 for rows, width, _ in shapes]
     figure = Figure(figsize=(13, sum(heights)), layout="constrained")
     areas = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     legend_area, curve_area, *strip_areas = areas
@@ -92,7 +97,7 @@ def schedule_sheet(
         _draw_panel(axes, panel, list(processes), num_timesteps)
     for number, (area, name) in enumerate(zip(strip_areas, strips, strict=True)):
         area.suptitle(name, x=0.01, ha="left", color=curve_style(number)["color"], weight="bold", fontsize=11)
-        show_rows(area.subplots(), *strips[name])
+        show_tiles(area.subplots(), *strips[name])
     figure.savefig(path, dpi=DPI)
 
 
@@ -169,11 +174,13 @@ def _schedule_curve(process: GaussianProcess, quantity: str) -> Curve:
     return Curve(steps / process.num_timesteps, values)
 
 
-def _noise_strip(process: GaussianProcess, images: Tensor, columns: int) -> tuple[Tensor, list[str]]:
-    """Noise images to evenly spread steps; returns them with a title per step."""
-    last = process.num_timesteps - 1
-    steps = sorted({round(column * last / max(columns - 1, 1)) for column in range(columns)})
-    return noise_images(process, images, steps), [f"t = {step}" for step in steps]
+def _noise_strip(process: GaussianProcess, images: Tensor, columns: int) -> tuple[Tiles, list[str]]:
+    """Noise images to steps that are spread evenly over t; returns them with a title per step.
+
+    Evenly over the signal-to-noise ratio, all schedules would look alike.
+    """
+    steps = choose_steps(process, columns, "t")
+    return join_tiles(list(noise_images(process, images, steps)), len(steps), _STRIP_SIDE), title_steps(process, steps)
 
 
 def _draw_panel(axes: Axes, panel: Panel, names: Sequence[str], num_timesteps: int | None = None) -> None:
@@ -182,10 +189,11 @@ def _draw_panel(axes: Axes, panel: Panel, names: Sequence[str], num_timesteps: i
     A triangle marks where a curve falls to minus infinity.
     """
     loses_signal, low, high = False, torch.inf, -torch.inf
-    for name, (fraction, values) in panel.curves.items():
+    scale = 1 if panel.over_snr else num_timesteps or 1
+    for name, (x, values) in panel.curves.items():
         number = names.index(name)
         style = dict(curve_style(number) if number < _COLOURED else _OTHERS)
-        x, y = (fraction * (num_timesteps or 1)).cpu(), values.detach().cpu()
+        x, y = (x * scale).cpu(), values.detach().cpu()
         is_drawn = y.isfinite() & (y > 0) if panel.is_log else y.isfinite()
         if not is_drawn.any():
             continue
@@ -200,9 +208,14 @@ def _draw_panel(axes: Axes, panel: Panel, names: Sequence[str], num_timesteps: i
         set_log_scale(axes, low, high)
     elif 0 <= low < torch.inf:
         axes.set_ylim(0, 1.08 * high or 1)
-    axes.set_xlim(-0.02 * (num_timesteps or 1), 1.02 * (num_timesteps or 1))
+    if panel.over_snr:
+        axes.invert_xaxis()
+        x_label = "signal-to-noise ratio, dB"
+    else:
+        axes.set_xlim(-0.02 * scale, 1.02 * scale)
+        x_label = "t / T" if num_timesteps is None else "t, step"
     title = f"{panel.title} (▼ no signal left)" if loses_signal else panel.title
-    format_axes(axes, title, "t / T" if num_timesteps is None else "t, step")
+    format_axes(axes, title, x_label)
 
 
 def schedule_curves(process: GaussianProcess, path: Path) -> None:
@@ -228,38 +241,73 @@ def schedule_curves(process: GaussianProcess, path: Path) -> None:
     figure.savefig(path, dpi=DPI)
 
 
-def timestep_losses(rows: Sequence[BinLoss], path: Path) -> None:
-    """Draw the last validation's loss against t, and earlier validations faintly behind it.
+def timestep_losses(rows: Sequence[BinLoss], path: Path, baseline: LinearBaseline | None = None) -> None:
+    """Draw the loss by timestep of every validation, the last one strongly.
 
     Args:
         rows: Rows of the table that :class:`~ddpm_data.callbacks.TimestepLoss` writes, at least one with a loss.
         path: The PNG file to write.
+        baseline: The best linear denoiser's loss. A second panel then has the losses as multiples of it.
     """
     validations: dict[int, list[BinLoss]] = {}
     for row in rows:
         if row.loss is not None:
             validations.setdefault(row.step, []).append(row)
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.subplots()
     steps = sorted(validations)
     earlier = sorted({steps[number * (len(steps) - 1) // _EARLIER] for number in range(_EARLIER)} - {steps[-1]})
-    for number, step in enumerate(earlier):
-        _draw_losses(axes, validations[step], color="#999999", alpha=0.3 + 0.7 * number / len(earlier), linewidth=1)
-    last = validations[steps[-1]]
-    label = f"epoch {last[0].epoch}, step {last[0].step:,}"
-    _draw_losses(axes, last, color=COLOURS[0], linewidth=2, marker="o", markersize=4, label=label)
+    panels: dict[str, dict[int, list[_Point]]] = {
+        "validation loss per example, mean over a range of t": {
+            step: [_Point(row.first_t, row.last_t, row.loss) for row in validations[step] if row.loss is not None]
+            for step in (*earlier, steps[-1])
+        }
+    }
+    if baseline is not None:
+        panels["the same, divided by the linear denoiser's loss"] = {
+            step: [
+                point._replace(loss=point.loss / linear)
+                for point in points
+                if (linear := baseline.losses.get((point.first_t, point.last_t)))
+            ]
+            for step, points in panels[next(iter(panels))].items()
+        }
+    figure = Figure(figsize=(7 * len(panels), 4.2), layout="constrained")
+    for axes, (title, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for number, step in enumerate(earlier):
+            _draw_losses(axes, curves[step], color="#999999", alpha=0.3 + 0.7 * number / len(earlier), linewidth=1)
+        _draw_losses(axes, curves[steps[-1]], color=COLOURS[0], linewidth=2, marker="o", markersize=4)
+        losses = [point.loss for points in curves.values() for point in points]
+        if baseline is not None and axes is figure.axes[0]:
+            _draw_losses(axes, [_Point(*ends, loss) for ends, loss in baseline.losses.items()], **_LINEAR)
+            losses += baseline.losses.values()
+        elif baseline is not None:
+            axes.axhline(1, **_LINEAR)
+            losses.append(1.0)
+        finite = [loss for loss in losses if isfinite(loss)]
+        if finite and min(finite) > 0 and max(finite) > 10 * min(finite):
+            set_log_scale(axes, min(finite), max(finite))
+        axes.set_xlim(0, 1 + max(row.last_t for row in rows))
+        format_axes(axes, title, "t, step")
+    last = validations[steps[-1]][0]
+    styles: dict[str, dict[str, Any]] = {
+        f"epoch {last.epoch}, step {last.step:,}": {"color": COLOURS[0], "linewidth": 2, "marker": "o"}
+    }
     if earlier:
         label = f"{len(earlier)} earlier, darker later" if len(earlier) > 1 else f"earlier, step {earlier[0]:,}"
-        axes.plot([], [], color="#999999", linewidth=1, label=label)
-    values = [row.loss for row in rows if row.loss is not None and isfinite(row.loss)]
-    if values and min(values) > 0 and max(values) > 10 * min(values):
-        set_log_scale(axes, min(values), max(values))
-    axes.set_xlim(0, 1 + max(row.last_t for row in rows))
-    format_axes(axes, "validation loss per example, mean over a range of t", "t, step")
-    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+        styles[label] = {"color": "#999999", "linewidth": 1}
+    if baseline is not None:
+        styles[f"best linear denoiser, from the spectrum of {baseline.images} validation images"] = _LINEAR
+    lines = [Line2D([], [], **style) for style in styles.values()]
+    figure.legend(lines, list(styles), loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(path, dpi=DPI)
 
 
-def _draw_losses(axes: Axes, rows: Sequence[BinLoss], **line: Any) -> None:  # noqa: ANN401  # matplotlib's
-    points = [((row.first_t + row.last_t) / 2, row.loss) for row in rows if row.loss is not None]
-    axes.plot(*zip(*points, strict=True), **line)
+class _Point(NamedTuple):
+    """A loss in a range of t."""
+
+    first_t: int
+    last_t: int
+    loss: float
+
+
+def _draw_losses(axes: Axes, points: Sequence[_Point], **line: Any) -> None:  # noqa: ANN401  # matplotlib's
+    axes.plot([(point.first_t + point.last_t) / 2 for point in points], [point.loss for point in points], **line)

@@ -1,15 +1,24 @@
 """Data that the tests of callbacks fit on, and what they read back."""
 
 import csv
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import TensorDataset
+from torch import Tensor
+from torch.utils.data import IterableDataset, TensorDataset
 
 from ddpm_data import DDPMDataModule, schedules
 from tests.conftest import uint8_images
 
 IMAGES = uint8_images(40, 1, 4, 4)
+
+
+class Ordered(IterableDataset[Tensor]):
+    """The images but the first ten, in an order of its own."""
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(IMAGES[10:])
 
 
 def data(num_timesteps: int = 50, **options: Any) -> DDPMDataModule:  # noqa: ANN401  # the DataModule's

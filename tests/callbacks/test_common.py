@@ -26,7 +26,9 @@ def test_without_a_ddpm_datamodule_they_say_what_they_need(tmp_path: Path) -> No
         (lambda: TimestepLoss(folder=3), "callbacks.timestep_loss.folder"),  # type: ignore[arg-type]
         (lambda: NoisingStrip(0), "callbacks.noising_strip.every_n_epochs"),
         (lambda: NoisingStrip(images=0), "callbacks.noising_strip.images"),
+        (lambda: TimestepLoss(linear="no"), "callbacks.timestep_loss.linear"),  # type: ignore[arg-type]
         (lambda: NoisingStrip(columns=1.5), "callbacks.noising_strip.columns"),  # type: ignore[arg-type]
+        (lambda: NoisingStrip(spacing="snr"), "callbacks.noising_strip.spacing"),  # type: ignore[arg-type]
     ],
 )
 def test_arguments_out_of_range_name_their_key(make: Any, says: str) -> None:  # noqa: ANN401

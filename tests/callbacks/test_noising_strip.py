@@ -1,7 +1,6 @@
 """The strip of the first images, in real fits on any kind of dataset."""
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +9,14 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import IterableDataset, TensorDataset
+from torch.utils.data import TensorDataset
 
 from ddpm_data import plots
 from ddpm_data.callbacks import NoisingStrip
 from ddpm_data.latents import Latents
 from tests.callbacks.callbacks_job import Losses
-from tests.callbacks.helpers import IMAGES, data
+from tests.callbacks.helpers import IMAGES, Ordered, data
 from tests.conftest import trainer, uint8_images
-
-
-class Ordered(IterableDataset[Tensor]):
-    """The images in an order of its own."""
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return iter(IMAGES[10:])
-
 
 SETS: dict[str, tuple[dict[str, Any], Tensor]] = {
     "val": (dict(val=TensorDataset(IMAGES[10:])), IMAGES[10:14]),

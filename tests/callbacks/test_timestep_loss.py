@@ -6,15 +6,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from PIL import Image
+from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from ddpm_data import Triple
+from ddpm_data import Triple, plots
 from ddpm_data.callbacks import NoisingStrip, TimestepLoss
-from ddpm_data.diffusion.timestep_bins import BinLoss, read_losses
+from ddpm_data.diffusion._kernels import scale_images
+from ddpm_data.diffusion.linear_denoiser import linear_baseline
+from ddpm_data.diffusion.timestep_bins import BinLoss, TimestepBins, read_losses
+from ddpm_data.latents import Latents
+from ddpm_data.rng.philox import key_from
 from tests.callbacks.callbacks_job import Losses
-from tests.callbacks.helpers import IMAGES, data, rows_of
+from tests.callbacks.helpers import IMAGES, Ordered, data, rows_of
 from tests.conftest import Recorder, trainer
 
 
@@ -106,6 +113,39 @@ def test_losses_in_a_dict_are_the_same(tmp_path: Path) -> None:
         tables.append(read_losses(tmp_path / name / "timestep_loss.csv"))
         assert (tmp_path / name / "timestep_loss.png").exists()
     assert tables[0] == tables[1]
+
+
+LATENTS = torch.randn(40, 6, 4, 4, generator=torch.Generator().manual_seed(0)).abs()
+STORED = Latents(scale=0.5, shift=1.0, stacked=True)  # three channels of means, three of standard deviations
+SETS: dict[str, tuple[dict[str, Any], bool, Tensor | None]] = {
+    "pixels": ({}, True, IMAGES[:30]),
+    "another loss": ({}, False, None),
+    "too few": (dict(val=TensorDataset(IMAGES[:15])), True, None),
+    "more than are used": (
+        dict(val=TensorDataset(IMAGES[:30].repeat(10, 1, 1, 1))),
+        True,
+        IMAGES[:30].repeat(10, 1, 1, 1)[:256],
+    ),
+    "its own order": (dict(val=Ordered()), True, IMAGES[10:]),
+    "latents": (
+        dict(train=LATENTS, val=LATENTS[:20], latents=STORED),
+        True,
+        STORED.sample(key_from(1), LATENTS[:20], torch.arange(20), "val"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_the_picture_has_the_best_linear_denoiser_of_the_validation_images(name: str, tmp_path: Path) -> None:
+    options, linear, x_0 = SETS[name]
+    dm = data(**options)
+    run = trainer(tmp_path, callbacks=[TimestepLoss(5, linear=linear)], num_sanity_val_steps=2)
+    run.fit(Losses(), datamodule=dm)
+    baseline = None if x_0 is None else linear_baseline(scale_images(x_0), dm.transform.process, TimestepBins(50, 5))
+    plots.timestep_losses(read_losses(tmp_path / "timestep_loss.csv"), tmp_path / "expected.png", baseline)
+    shown, wanted = (np.asarray(Image.open(tmp_path / file)) for file in ("timestep_loss.png", "expected.png"))
+    assert np.array_equal(shown, wanted)
+    assert not dm.transform._forward_pre_hooks
 
 
 def test_the_sanity_check_writes_nothing(tmp_path: Path) -> None:

@@ -25,13 +25,14 @@ from ddpm_data.cli.check import main
 from ddpm_data.cli.checking.duplicates import digest, find_duplicates, find_leakage
 from ddpm_data.cli.checking.summary import summarize
 from ddpm_data.cli.checking.survey import ROW, ItemStats, ItemStatsDataset
-from ddpm_data.cli.checking.walk import scan_map_style
+from ddpm_data.cli.checking.walk import scan_iterable, scan_map_style
 from ddpm_data.images.conditions import Conditions
 from ddpm_data.images.decode import is_transparent
 from ddpm_data.images.latent_processor import LatentProcessor
 from ddpm_data.images.processor import ImageProcessor
 from ddpm_data.latents import Latents
 from ddpm_data.loading.bad_items import ITEM_ERRORS
+from ddpm_data.loading.iterable import IterableImages
 from ddpm_data.loading.map_style import MapStyleImages
 from ddpm_data.loading.options import LoaderOptions
 from ddpm_data.sources import ImageFiles
@@ -361,7 +362,31 @@ def test_what_it_cannot_look_at_is_said(words: list[str], says: str, tmp_path: P
 def test_large_images_are_shown_small() -> None:
     large = MapStyleImages(cast(Any, [np.zeros((300, 500, 3), np.uint8)] * 200), ImageProcessor(), "train")
     scan = scan_map_style(large, LoaderOptions(1))
-    assert [tuple(image.shape) for image in scan.previews] == [(3, 76, 128)] * 64
+    assert [tuple(preview.image.shape) for preview in scan.previews] == [(3, 76, 128)] * 64
+
+
+def test_previews_know_their_index_their_class_and_their_file(known: Path) -> None:
+    images = MapStyleImages(cast(Any, Broken()), ImageProcessor("image"), "train", conditions=Conditions("label"))
+    previews = scan_map_style(images, LoaderOptions(1)).previews
+    assert [preview.index for preview in previews] == [index for index in range(40) if index % 10 != 9]
+    assert all(preview.label == (preview.index % 8 if preview.index < 32 else 0) for preview in previews)
+    assert all(torch.equal(preview.image, PIXELS[preview.index % 20]) for preview in previews)
+    files = scan_map_style(MapStyleImages(ImageFiles(known), ImageProcessor(), "train"), LoaderOptions(1)).previews
+    assert files[3].path == str(known / "3.png")
+    assert {preview.label for preview in files} == {None}
+    stream = scan_iterable(IterableImages(Stream(), ImageProcessor(channels=1), "train"), 20).previews
+    assert [preview.index for preview in stream] == list(range(20))
+
+
+def test_files_of_any_name_are_drawn(tmp_path: Path) -> None:
+    names = ["$a$b.png", "\u82b1.png", "new\nline.png", "a" * 100 + ".png"]
+    names += [] if sys.platform in ("darwin", "win32") else ["\udcff.png"]  # not UTF-8, which these systems refuse
+    (tmp_path / "images").mkdir()
+    for name in names if sys.platform != "win32" else names[:2]:
+        Image.fromarray(PIXELS[0].permute(1, 2, 0).numpy()).save(tmp_path / "images" / name)
+    root = f"dataset.root={tmp_path / 'images'}"
+    assert check(tmp_path / "out", "dataset=image_folder", root, "dataset.val=null")[0] == 0
+    assert (tmp_path / "out" / "check.png").exists()
 
 
 def check_and_train(dataset: Any, processor: ImageProcessor) -> tuple[dict[int, str], dict[int, str]]:  # noqa: ANN401

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 from PIL import Image
 
+from ddpm_data.cli._objective import Objective, loss_kind, name_objectives, read_objective
 from ddpm_data.cli.compare import main as compare
 from ddpm_data.diffusion.timestep_bins import BinLoss, write_losses
+from tests.test_configs import composed
 
 LOSSES = {"0": [0.5, 0.3], "1": [0.9, float("nan")], "3": [0.4, 0.6]}
 
@@ -34,23 +37,24 @@ def sweep(tmp_path: Path) -> Path:
             f"schedule: {{_target_: ddpm_data.schedules.linear, num_timesteps: {10 + number}}}\n"
         )
         rows = [
-            BinLoss(0, 1, first, first + 4, 0.0, value, 3)
+            BinLoss(0, 1, first, first + 4, 10.0 - 4 * first, value, 3)
             for first, value in zip((0, 5), LOSSES.get(str(number), []), strict=False)
         ]
         write_losses(rows, folder / "timestep_loss.csv")
-        lines = [f"{epoch},{value},{100 + epoch}" for epoch, value in enumerate(LOSSES.get(str(number), []))]
-        (folder / "metrics.csv").write_text("\n".join(["epoch,val_loss,images_per_s", *lines]) + "\n")
+        lines = [f"{epoch},{value},{100 + epoch},{value}" for epoch, value in enumerate(LOSSES.get(str(number), []))]
+        (folder / "metrics.csv").write_text("\n".join(["epoch,val_loss,images_per_s,val_error", *lines]) + "\n")
     return tmp_path
 
 
 def test_the_table_has_every_job_best_first(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert compare([str(sweep)]) == 1
+    assert compare([str(sweep), "--metric", "val_error"]) == 1  # no loss, so all jobs are in one group
     with (sweep / "compare.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["job"] for row in rows] == ["0", "3", "1", "2", "4"]
-    assert [row["lowest val_loss"] for row in rows] == ["0.3", "0.4", "0.9", "", ""]
+    assert "objective" not in rows[0]
+    assert [row["lowest val_error"] for row in rows] == ["0.3", "0.4", "0.9", "", ""]
     assert [row["at epoch"] for row in rows] == ["1", "0", "0", "", ""]
-    assert [row["last val_loss"] for row in rows] == ["0.3", "0.6", "nan", "", ""]
+    assert [row["last val_error"] for row in rows] == ["0.3", "0.6", "nan", "", ""]
     assert rows[0]["images per second"] == "100"
     assert [row["ended"] for row in rows] == ["finished"] * 3 + ["failed: ValueError: a | b", "started"]
     assert "trainer.limit" not in rows[0]
@@ -61,12 +65,79 @@ def test_the_table_has_every_job_best_first(sweep: Path, capsys: pytest.CaptureF
     assert text in capsys.readouterr().out
 
 
+def test_losses_are_ranked_within_an_objective_only(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Jobs 0 and 3 are given one schedule: the better of them is first, and the other groups follow in their order."""
+    (sweep / "3" / "config.yaml").write_text((sweep / "0" / "config.yaml").read_text())
+    (sweep / "4" / "config.yaml").unlink()  # killed before it was written
+    compare([str(sweep)])
+    printed = capsys.readouterr().out
+    assert printed.count("Jobs with different objectives are not ranked: their losses measure different errors") == 1
+    titles = [*(f"schedule.num_timesteps={length}" for length in (10, 11, 12)), "unknown"]
+    rows = list(csv.DictReader((sweep / "compare.csv").read_text().splitlines()))
+    assert [row["job"] for row in rows] == ["0", "3", "1", "2", "4"]
+    assert [row["objective"] for row in rows] == [titles[0], *titles]
+    assert (sweep / "compare.md").read_text() in printed
+    compare([str(sweep), "--metric", "val_error"])
+    assert "objective" not in capsys.readouterr().out.lower()
+
+
+def objective(*overrides: str) -> Objective:
+    cfg = composed(*overrides)
+    return read_objective(OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)))
+
+
+def test_an_objective_is_all_that_a_validation_loss_depends_on() -> None:
+    """The configs of the main job; a list each of overrides that make the same objective."""
+    alike = [
+        [[], ["timesteps=low_discrepancy"], ["dataset.val=0.2"], ["model.width=8", "seed=3"], ["dataset.flip=0.5"]],
+        [["schedule=cosine"], ["schedule=cosine", "loader.batch_size=3"]],
+        [["schedule.end=0.01"]],
+        [["schedule.num_timesteps=100"], ["schedule.num_timesteps=100", "trainer.max_epochs=3"]],
+        [["+datamodule.target=x_0"]],
+        [["dataset=fake"]],
+    ]
+    found = [{objective(*overrides) for overrides in group} for group in alike]
+    assert [len(objectives) for objectives in found] == [1] * len(alike)
+    assert len(set.union(*found)) == len(alike)
+    assert name_objectives([objective(*group[0]) for group in alike[:4]]) == [
+        "schedule=linear schedule.num_timesteps=1000 schedule.end=0.02",
+        "schedule=cosine",
+        "schedule=linear schedule.num_timesteps=1000 schedule.end=0.01",
+        "schedule=linear schedule.num_timesteps=100 schedule.end=0.02",
+    ]
+    kinds = [loss_kind(next(iter(objectives))) for objectives in found]
+    assert len(set(kinds[:4])) == 1  # these compare at equal signal-to-noise ratios
+    assert len(set(kinds)) == 3
+    assert name_objectives([kinds[0], kinds[4]]) == ["", "target=x_0"]
+
+
+def test_an_app_with_our_groups_below_a_key_of_its_own_has_the_same_objective() -> None:
+    schedule = {"_target_": "ddpm_data.schedules.cosine", "num_timesteps": 7}
+    cfg = {"schedule": "of theirs", "ddpm_data": {"schedule": schedule, "datamodule": {"image_size": 8}}}
+    found = dict(read_objective(OmegaConf.create(cfg)))
+    assert found["ddpm_data.schedule"] == "cosine"
+    assert found["ddpm_data.schedule.num_timesteps"] == "7"
+
+
+@pytest.mark.parametrize("cfg", [{}, {"ddpm_data": None}, {"datamodule": "x"}, [], {"schedule": None}])
+def test_configs_without_an_objective_have_none(cfg: object) -> None:
+    assert read_objective(OmegaConf.create(cfg)) == ()
+
+
+def test_names_with_dollars_are_drawn(sweep: Path) -> None:
+    record = json.loads((sweep / "0" / "job.json").read_text())
+    record["overrides"] += ["a=${b}_{$c$}^"]
+    (sweep / "0" / "job.json").write_text(json.dumps(record))
+    compare([str(sweep)])
+    assert (sweep / "compare.png").exists()
+
+
 def test_the_picture_has_a_curve_of_each_job_in_both_panels(sweep: Path) -> None:
     compare([str(sweep)])
     with Image.open(sweep / "compare.png") as image:
         picture = np.array(image.convert("RGB")).astype(int)
     half = picture.shape[1] // 2
-    for colour in ((0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)):  # of the first two, which have both
+    for colour in ((0x00, 0x72, 0xB2), (0xCC, 0x79, 0xA7)):  # of the first and the fourth, which have both
         close = np.abs(picture - colour).max(-1) < 30
         assert close[: picture.shape[0] // 2, :half].sum() > 100
         assert close[: picture.shape[0] // 2, half:].sum() > 100
@@ -85,7 +156,7 @@ def test_another_metric_and_an_app_without_our_hydra_callback(tmp_path: Path) ->
 
 
 def test_a_metric_that_no_job_has_is_refused_with_those_there_are(sweep: Path) -> None:
-    with pytest.raises(SystemExit, match="one of epoch, images_per_s, val_loss"):
+    with pytest.raises(SystemExit, match="one of epoch, images_per_s, val_error, val_loss"):
         compare([str(sweep), "--metric", "val_los"])
 
 

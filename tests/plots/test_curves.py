@@ -7,11 +7,23 @@ import pytest
 import torch
 from PIL import Image
 
-from ddpm_data import ForwardProcess, UniformTimesteps, plots, schedules
+from ddpm_data import (
+    DensityTimesteps,
+    ForwardProcess,
+    GaussianProcess,
+    UniformTimesteps,
+    densities,
+    plots,
+    processes,
+    schedules,
+)
+from ddpm_data.diffusion.linear_denoiser import LinearBaseline
 from ddpm_data.diffusion.timestep_bins import BinLoss
 from ddpm_data.plots import curves as sheets
-from ddpm_data.plots._axes import COLOURS, curve_style
+from ddpm_data.plots._axes import COLOURS, Figure, curve_style, set_log_scale
 from tests.conftest import uint8_images
+
+PROCESS = ForwardProcess(schedules.linear(100))
 
 
 @pytest.mark.parametrize("schedule", [schedules.linear, schedules.jsd])
@@ -46,6 +58,19 @@ def test_the_last_validation_stands_out_from_the_earlier(tmp_path: Path) -> None
     assert legend > near(tmp_path / "one.png", "#999999")[-60:].sum() + 100  # only then is there a second entry
     blue = np.nonzero(near(tmp_path / "two.png", COLOURS[0])[:-60])[0].mean()
     assert blue > 300  # the lower losses of the last validation: the lower half of 630 rows
+
+
+def test_losses_are_also_drawn_as_multiples_of_the_linear_denoisers(tmp_path: Path) -> None:
+    """Twice its loss everywhere is a level line at 2, above the level line at 1."""
+    baseline = LinearBaseline({(0, 9): 0.8, (10, 19): 0.2, (20, 29): 0.05}, images=20)
+    plots.timestep_losses(rows([1.6, 0.4, 0.1]), tmp_path / "a.png", baseline)
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.size == (2 * 1050, 630)
+    model, linear = (near(tmp_path / "a.png", colour)[:-60] for colour in COLOURS[:2])
+    for left, right in ((model[:, :1050], model[:, 1050:]), (linear[:, :1050], linear[:, 1050:])):
+        assert np.ptp(np.nonzero(left)[0]) > 200
+        assert 0 < np.ptp(np.nonzero(right)[0]) < 20
+    assert np.nonzero(model[:, 1050:])[0].max() < np.nonzero(linear[:, 1050:])[0].min()
 
 
 @pytest.mark.parametrize(
@@ -93,14 +118,28 @@ def test_a_sheet_of_any_schedule_alone(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("timesteps", [UniformTimesteps(), UniformTimesteps(True)])
 @pytest.mark.parametrize("num_timesteps", [1, 3, 50, 1000])
 def test_the_density_is_what_the_sampler_draws(timesteps: UniformTimesteps, num_timesteps: int) -> None:
-    found = sheets.density(timesteps, num_timesteps)
+    found = sheets.density(timesteps, ForwardProcess(schedules.linear(num_timesteps)))
     assert len(found.values) == min(num_timesteps, 40)
     # A part holds at least 2^20 / 50 of the draws: 5% are 7 sigma, in 94 parts 1e-10 false alarms.
     torch.testing.assert_close(found.values, torch.ones(len(found.values)), rtol=0, atol=0.05)
 
 
+def test_a_density_is_its_own_probabilities() -> None:
+    found = sheets.density(DensityTimesteps(densities.logit_normal), PROCESS).values
+    expected = densities.logit_normal(PROCESS)
+    assert float(found[20]) == pytest.approx(float(expected[50:53].sum()) * 100 / 3)  # the bin of 50 to 52
+
+
+@pytest.mark.parametrize("process", [processes.rectified_flow(100), processes.edm(100)])
+def test_processes_that_are_no_chain_are_drawn_too(process: GaussianProcess, tmp_path: Path) -> None:
+    sheets.schedule_sheet({"a": process}, tmp_path / "a.png", DensityTimesteps(densities.logit_normal))
+    sheets.schedule_curves(process, tmp_path / "b.png")
+    assert near(tmp_path / "a.png", COLOURS[0], 40).sum() > 1000
+    assert near(tmp_path / "b.png", COLOURS[0], 40).sum() > 1000
+
+
 def test_a_sampler_that_shuns_some_steps_is_seen_to() -> None:
-    late = sheets.density(lambda position, steps, key, stage: steps // 2 + position % (steps // 2), 100)
+    late = sheets.density(lambda position, steps, key, stage: steps // 2 + position % (steps // 2), PROCESS)
     torch.testing.assert_close(late.values, torch.cat([torch.zeros(20), torch.full((20,), 2.0)]), rtol=0, atol=1e-3)
 
 
@@ -111,6 +150,21 @@ def test_more_runs_than_can_be_told_apart_are_grey(runs: int, greys: bool, tmp_p
     sheets.compare_curves([sheets.Panel("a", curves), sheets.Panel("b", curves, is_log=True)], tmp_path / "a.png")
     assert (near(tmp_path / "a.png", "#BBBBBB", 3).sum() > 1000) == greys
     assert all(near(tmp_path / "a.png", colour).sum() > 1000 for colour in COLOURS[: min(runs, len(COLOURS))])
+
+
+@pytest.mark.parametrize("decades", [0.01, 0.1, 0.3, 0.8, 1.0, 1.5, 2.0, 2.9, 3.1, 9.0])
+@pytest.mark.parametrize("low", [1e-4, 0.31, 0.9, 7.0])
+def test_a_logarithmic_axis_has_several_labels_between_its_ends(low: float, decades: float) -> None:
+    figure = Figure()
+    axes = figure.subplots()
+    high = low * 10**decades
+    axes.plot([0, 1], [low, high])
+    set_log_scale(axes, low, high)
+    figure.draw_without_rendering()
+    bottom, top = axes.get_ylim()
+    inside = [label for label in axes.get_yticklabels() if bottom <= label.get_position()[1] <= top]
+    texts = [label.get_text() for label in inside]
+    assert 3 <= len(set(texts)) == len(texts) <= 10
 
 
 def test_styles_differ() -> None:

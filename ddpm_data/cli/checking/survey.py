@@ -55,6 +55,7 @@ class ItemStats:
         bad_items: The items that cannot be used.
         counts: Items by property and value, such as ``counts["mode"]["RGB"]``.
         classes: Items by condition, where conditions are whole numbers or short strings.
+        label: The condition of the item that was added last, if it is such a class.
         forms: The forms in which the processor delivers images, each with the index of its first item.
         value_range: The lowest and highest value of floats and of images of more than 8 bits.
         moments: For latents, by the number of channels: values per channel, their sum, and the sum of their squares,
@@ -68,6 +69,7 @@ class ItemStats:
         self.bad_items: list[BadItem] = []
         self.counts: dict[str, Counter[Any]] = {}
         self.classes: Counter[int | str] = Counter()
+        self.label: int | str | None = None
         self.forms: dict[ImageForm, int] = {}
         self.value_range = (float("inf"), float("-inf"))
         self.moments: dict[int, Rows] = {}
@@ -121,6 +123,7 @@ class ItemStats:
         Returns:
             The image as the processor delivers it, or ``None`` if the item is bad.
         """
+        self.label = None
         try:
             with warnings.catch_warnings(action="ignore"):  # PIL warns of damage that it can read past
                 started = perf_counter()
@@ -189,6 +192,7 @@ class ItemStats:
         if isinstance(condition, Tensor | np.ndarray | np.generic) and condition.ndim == 0:
             condition = condition.item()
         if isinstance(condition, int) or (isinstance(condition, str) and len(condition) <= _MAX_CLASS_LENGTH):
+            self.label = condition
             self.classes[condition] += 1
 
     def _count(self, name: str, value: object, number: int = 1) -> None:

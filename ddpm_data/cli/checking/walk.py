@@ -17,6 +17,7 @@ from ddpm_data.loading.iterable import IterableImages
 from ddpm_data.loading.map_style import MapStyleImages
 from ddpm_data.loading.options import LoaderOptions
 from ddpm_data.loading.worker import call_in_worker
+from ddpm_data.sources._paths import path_of
 from ddpm_data.sources.tar_shards import refuse_damaged
 
 _BLOCK_SIZE = 32  # items that a worker reads between two reports
@@ -25,19 +26,35 @@ _MAX_SIDE = 128  # pixels of a preview's longer side
 _REREAD = 16  # items that are read twice from an iterable dataset, to compare their order
 
 
+class Preview(NamedTuple):
+    """An image to show, and what it is.
+
+    Attributes:
+        image: The image as the processor delivers it, made smaller if it is large.
+        index: Its index in the dataset, or its place in the dataset's own order.
+        label: Its class, if its condition is one.
+        path: Its file, if that is known.
+    """
+
+    image: Tensor
+    index: int
+    label: int | str | None
+    path: str | None
+
+
 class ScanResult(NamedTuple):
     """The result of scanning one dataset.
 
     Attributes:
         images: The dataset.
         stats: The statistics of its items.
-        previews: Up to 64 images as the processor delivers them, spread evenly, and made smaller if they are large.
+        previews: Up to 64 images, spread evenly.
         order: A remark on the order of an iterable dataset; empty for a map-style dataset.
     """
 
     images: MapStyleImages | IterableImages
     stats: ItemStats
-    previews: list[Tensor]
+    previews: list[Preview]
     order: str = ""
 
 
@@ -92,9 +109,9 @@ def scan_iterable(images: IterableImages, max_items: int) -> ScanResult:
     return ScanResult(images, stats, previews, f"its own, {order} each time{limit}")
 
 
-def _scan_in_order(images: IterableImages, max_items: int, bar: tqdm) -> tuple[ItemStats, list[Tensor]]:
+def _scan_in_order(images: IterableImages, max_items: int, bar: tqdm) -> tuple[ItemStats, list[Preview]]:
     """Read a dataset's first items; returns their statistics, and fewer than 128 previews, evenly spaced."""
-    stats, previews, step = ItemStats(), [], 1
+    stats, previews, step = ItemStats(), list[Preview](), 1
     items = _read_source(images)
     for index in range(max_items):
         started = perf_counter()
@@ -109,7 +126,7 @@ def _scan_in_order(images: IterableImages, max_items: int, bar: tqdm) -> tuple[I
         image = stats.add_item(index, partial(refuse_damaged, item), images.processor, images.conditions)
         bar.update()
         if image is not None and index % step == 0:
-            previews.append(_shrink(image))
+            previews.append(Preview(_shrink(image), index, stats.label, None))
         if len(previews) == 2 * _MAX_PREVIEWS:  # the number of items is unknown, so drop half of them
             previews, step = previews[::2], 2 * step
     return stats, previews
@@ -120,10 +137,13 @@ def _read_source(images: IterableImages) -> Iterator[object]:
     yield from images.shard(EpochShard(0, 1, 0)).source
 
 
-def _read_previews(images: MapStyleImages, indices: list[int]) -> list[Tensor]:
-    stats, get = ItemStats(), images.items.__getitem__
-    decoded = (stats.add_item(index, partial(get, index), images.processor) for index in indices)
-    return [_shrink(image) for image in decoded if image is not None]
+def _read_previews(images: MapStyleImages, indices: list[int]) -> list[Preview]:
+    stats, previews, get = ItemStats(), [], images.items.__getitem__
+    for index in indices:
+        image = stats.add_item(index, partial(get, index), images.processor, images.conditions)
+        if image is not None:
+            previews.append(Preview(_shrink(image), index, stats.label, path_of(images.dataset, index)))
+    return previews
 
 
 def _spread_evenly(count: int) -> list[int]:
