@@ -17,6 +17,8 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from ddpm_data._errors import explain
+from ddpm_data._errors import short_errors as short_errors
 from ddpm_data._keys import NAMED, naming_keys
 from ddpm_data.datamodule.module import DDPMDataModule
 from ddpm_data.diffusion.process import make_process
@@ -202,10 +204,7 @@ class JobRecords(Callback):
         record: dict[str, object] = {"seconds": round(time.monotonic() - self._began, 1)}
         error = job_return._return_value if job_return.status == JobStatus.FAILED else None
         if isinstance(error, Exception):
-            cause = error
-            while isinstance(cause.__cause__, Exception):  # Hydra's own error only names the place in the config
-                cause = cause.__cause__
-            record |= {"status": "failed", "error": f"{type(cause).__name__}: {cause}"}
+            record |= {"status": "failed", "error": explain(error) or f"{type(error).__name__}: {error}"}
         else:
             value = job_return.return_value
             record |= {"status": "finished", "value": value if isinstance(value, int | float) else None}

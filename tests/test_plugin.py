@@ -1,6 +1,5 @@
 """The configs as other people's Hydra apps see them: in a namespace, typed, beside configs of their own."""
 
-import argparse
 import ast
 import os
 import subprocess
@@ -19,7 +18,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm_data import DDPMDataModule, ForwardDiffusion, ForwardProcess, UniformTimesteps, schedules
-from ddpm_data.cli._config import add_config_options, compose_datamodule
+from ddpm_data.cli._config import compose_datamodule
+from ddpm_data.cli._parsers import parse
 from ddpm_data.cli.check import main as check
 from ddpm_data.cli.report import main as report
 from hydra_plugins.ddpm_data import GROUPS, configs
@@ -336,12 +336,10 @@ def test_a_datamodule_of_the_apps_own_config_is_left_as_it_is(app: Path) -> None
 defaults: [{ddpm_data/schedule: cosine}, _self_]
 datamodule: {_target_: ddpm_data.DDPMDataModule, train: null, batch_size: 3, schedule: "${ddpm_data.schedule}"}
 """)
-    parser = argparse.ArgumentParser()
-    add_config_options(parser)
-    plain = compose_datamodule(parser.parse_args(["--config-dir", str(app), "--config-name", "plain"]))
+    plain = compose_datamodule(parse("check", ["--config-dir", str(app), "--config-name", "plain"]))
     assert isinstance(instantiate(plain), DDPMDataModule)
     assert plain["batch_size"] == 3
-    merged = compose_datamodule(parser.parse_args(["--config-dir", str(app), "--config-name", "small"]))
+    merged = compose_datamodule(parse("check", ["--config-dir", str(app), "--config-name", "small"]))
     assert merged["_target_"] == "ddpm_data.DDPMDataModule"
     assert (merged["batch_size"], merged["flip"]) == (16, 0.5)
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 
-from ddpm_data.cli._command import add_output_option, explain_missing_picture, start_command
+from ddpm_data.cli._command import explain_missing_picture, start_command
 from ddpm_data.cli._table import markdown_table
 from ddpm_data.diffusion.process import ForwardProcess
 from ddpm_data.diffusion.timestep_bins import BinLoss, read_losses
@@ -57,13 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     Raises:
         SystemExit: An argument is wrong, or the folder has no jobs.
     """
-    parser = start_command("compare", __doc__)
-    parser.add_argument("folder", type=Path, help="the sweep's folder, which holds the folders of its jobs")
-    parser.add_argument(
-        "--metric", default="val_loss", help="column of metrics.csv; less is better (default: val_loss)"
-    )
-    add_output_option(parser, None, "the sweep's folder")
-    args = parser.parse_intermixed_args(arguments)
+    args = start_command("compare", arguments)
     jobs = sorted(read_jobs(args.folder, args.metric), key=lambda job: job.best()[0])
     output_dir = args.output_dir or args.folder
     output_dir.mkdir(parents=True, exist_ok=True)

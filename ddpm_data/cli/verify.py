@@ -24,7 +24,7 @@ from tqdm import tqdm
 from ddpm_data._bytes import bytes_of
 from ddpm_data._nested import leaves
 from ddpm_data.cli._command import start_command
-from ddpm_data.cli._config import add_config_options, compose_datamodule
+from ddpm_data.cli._config import compose_datamodule
 from ddpm_data.datamodule.module import DDPMDataModule
 from ddpm_data.types import ConditionedTriple, Triple
 
@@ -76,14 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
     Raises:
         SystemExit: An argument is wrong, the configuration has no DataModule, or a run failed.
     """
-    parser = start_command("verify", __doc__)
-    text = "number of processes to compare with one (default: 2)"
-    parser.add_argument("--processes", type=int, default=2, metavar="N", help=text)
-    parser.add_argument("--steps", type=int, default=20, metavar="N", help="optimizer steps (default: 20)")
-    add_config_options(parser)
-    args = parser.parse_intermixed_args(arguments)
-    if args.processes < 2 or args.steps < 2:
-        parser.error("--processes and --steps are at least 2")
+    args = start_command("verify", arguments)
     with tempfile.TemporaryDirectory() as folder:
         batch_size = _write_config(args, Path(folder) / "datamodule.yaml")
         runs = _run_all(Path(folder), args.processes, batch_size, args.steps)
