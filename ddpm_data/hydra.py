@@ -30,7 +30,7 @@ DATASET_KEYS = (  # arguments of DDPMDataModule that the group dataset holds
     *("condition_dropout", "null_condition"),
 )
 SOURCE_KEYS = (  # further keys, which its train and val refer to: ${..root}
-    *("root", "path", "shards", "split", "key", "count"),
+    *("root", "labels", "path", "shards", "split", "key", "count"),
     "own",  # a mapping for values that your own configs refer to
 )
 LOADER_KEYS = (  # arguments of DDPMDataModule that the group loader holds
@@ -114,6 +114,8 @@ def merge_groups(
     for name, group in groups.items():
         check_keys(name, group)
     values = groups["dataset"] | groups["loader"]
+    if values.get("labels") is True and values.get("condition") is None:
+        values["condition"] = 1  # items are then (image, label)
     return DEFAULTS | {key: value for key, value in values.items() if key not in SOURCE_KEYS} | arguments
 
 
