@@ -41,6 +41,7 @@ from ddpm_data.loading.options import LoaderOptions
 from ddpm_data.loading.samplers import Order
 from ddpm_data.loading.stage_images import StageImages
 from ddpm_data.rng.philox import STAGES, key_from
+from ddpm_data.sources._classes import class_names
 from ddpm_data.types import (
     Batch,
     ConditionedTargetTriple,
@@ -246,6 +247,18 @@ class DDPMDataModule(L.LightningDataModule):
     def batch_size(self, batch_size: int) -> None:
         self.loader_options = self.splits.options = replace(self.loader_options, batch_size=batch_size)
 
+    @property
+    @_names_keys
+    def class_names(self) -> list[str]:
+        """The names of the labels 0, 1, 2, ... at ``condition``, if the training set knows them; else an empty list.
+
+        :class:`~ddpm_data.sources.ImageFiles` with ``labels=True``, torchvision's datasets and Hugging Face's
+        ``ClassLabel`` know them.
+        """
+        if not self.conditions or not self.conditions.is_single or not self.splits.has("train"):
+            return []
+        return list(class_names(self.splits.dataset("train"), self.conditions.keys[0]))
+
     @_names_keys
     def prepare_data(self) -> None:
         """Call the factories and build the cache, on one process per node, so that each downloads and decodes once."""
@@ -290,7 +303,7 @@ class DDPMDataModule(L.LightningDataModule):
         if items is None:
             return
         if drops:
-            self.dropout.check(self._finish_condition(items.condition, None, torch.float32))
+            self.dropout.check(self._finish_condition(items.condition, None, torch.float32), self.class_names)
         if augment is not None and is_rank_zero():
             augment.warn_of_shared_randomness(items.images)
 

@@ -1,6 +1,6 @@
 """Dropout of conditions for classifier-free guidance, by the example's position in the stream."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -43,15 +43,16 @@ class ConditionDropout:
         self._key = key_from(seed)
         self._device_nulls: dict[int, Tensor] = {}  # null conditions on the device, by the id of the user's object
 
-    def check(self, condition: Any) -> None:  # noqa: ANN401  # any collatable kind
+    def check(self, condition: Any, class_names: Sequence[str] = ()) -> None:  # noqa: ANN401  # any collatable kind
         """Refuse a ``null`` that cannot take the place of the dataset's conditions.
 
         Args:
             condition: A batch of conditions; ``None`` if the dataset has none.
+            class_names: The names of the labels 0, 1, 2, ... if they are known.
 
         Raises:
             TypeError: ``null`` has another form than the conditions.
-            ValueError: There are no conditions.
+            ValueError: There are no conditions, or ``null`` is the label of a class.
         """
         if condition is None:
             raise ValueError(
@@ -59,6 +60,11 @@ class ConditionDropout:
                 "set `dataset.condition_dropout` to 0."
             )
         self(condition, torch.zeros(1, dtype=torch.int64))
+        if isinstance(self.null, int) and self.null in range(len(class_names)):
+            raise ValueError(
+                f"null_condition={self.null} is the label of {class_names[self.null]}, and a dropped label must be "
+                f"one that no image has, such as {len(class_names)}, the number of classes. Change `dataset.null_condition`."
+            )
 
     def drop_strings(self, condition: Any, position: Tensor) -> Any:  # noqa: ANN401  # any collatable kind
         """Replace the strings of dropped conditions by the null string, before the batch leaves the host.
