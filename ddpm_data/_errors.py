@@ -5,11 +5,12 @@ import os
 import re
 import sysconfig
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import wraps
 from inspect import signature
 from pathlib import Path
 from pkgutil import resolve_name
+from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
 from hydra.errors import (
@@ -19,14 +20,16 @@ from hydra.errors import (
     MissingConfigException,
     OverrideParseException,
 )
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from ddpm_data._keys import NAMED
+from ddpm_data._keys import GROUPS, NAMED, keyed_text, rename_keys
 
 FULL_ERROR = "HYDRA_FULL_ERROR"  # set to 1, errors come with their traceback
 _OURS = "DDPM_DATA_SHORT_ERRORS"  # tells the processes that a job starts that FULL_ERROR was set here
 _GROUPS = ("dataset", "experiment", "debug", "logger", "callbacks", "trainer", "model", "sweep", "transform")
+_NOT_DIRECT = ("namespace", "cls", "seed", "compile", "key_names")  # keys of the DataModule's config, not of our groups
+_BUILDER = "ddpm_data.hydra.build_datamodule"
 _HINT = f" ({FULL_ERROR}=1 shows the traceback.)"
 _STANDARD = sysconfig.get_paths()["stdlib"]
 _PACKAGE = str(Path(__file__).parent)
@@ -52,9 +55,10 @@ def short_errors(main: Callable[_Parameters, _Result]) -> Callable[_Parameters, 
         try:
             return main(*args, **kwargs)
         except Exception as error:
-            message = explain(error)
+            job = _find_job(error)
+            message = explain(error, app_keys(job.tb_frame.f_locals["config"]) if job else None)
             if message is None:
-                raise error.with_traceback(_skip_hydra(error))  # noqa: B904  # it is the same error
+                raise error.with_traceback(job.tb_next if job else error.__traceback__)  # noqa: B904  # the same error
             raise SystemExit(message) from error
         finally:
             del os.environ[FULL_ERROR], os.environ[_OURS]
@@ -62,17 +66,49 @@ def short_errors(main: Callable[_Parameters, _Result]) -> Callable[_Parameters, 
     return call
 
 
-def explain(error: BaseException) -> str | None:
+def app_keys(config: DictConfig) -> dict[str, str] | None:
+    """Find where an app's configuration has our groups, and the arguments that are given to the DataModule directly.
+
+    Returns:
+        Names for :func:`~ddpm_data._keys.naming_keys`; ``None`` if the app has no DataModule that is made of the groups.
+    """
+    values = OmegaConf.to_container(config, resolve=False)
+    found = next((item for item in _walk(values) if item[1].get("_target_") == _BUILDER), None)
+    if found is None:
+        return None
+    place, node = found
+    keys = {}
+    for name, value in node.items():
+        reference = re.match(r"\$\{(?:oc\.select:)?(\.*)([\w.]+)", str(value))
+        if name in GROUPS and reference:
+            dots, key = reference.groups()
+            above = place.split(".")[: 1 - len(dots) or None] if dots else []
+            keys[name] = ".".join([*above, key])
+        elif name not in _NOT_DIRECT and not name.startswith("_"):
+            keys[name] = f"{place}.{name}"
+    return keys
+
+
+def _walk(values: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:  # noqa: ANN401  # a config's values
+    """Yield the dicts in nested dicts, each with its key."""
+    if isinstance(values, dict):
+        yield place, values
+        for name, value in values.items():
+            yield from _walk(value, f"{place}.{name}" if place else str(name))
+
+
+def explain(error: BaseException, names: Mapping[str, str] | None = None) -> str | None:
     """Explain an error that a wrong key, choice or value in a configuration has caused.
 
     Args:
         error: Raised by Hydra, by a constructor that a config names, or anywhere in a run.
+        names: Where the app has our keys, see :func:`~ddpm_data._keys.naming_keys`; ``None`` leaves those of the error.
 
     Returns:
         A line; ``None`` if the error is no such mistake, so that its traceback is needed.
     """
     if isinstance(error, InstantiationException):
-        return _explain_instantiation(error)
+        return _explain_instantiation(error, names)
     if isinstance(error, MissingConfigException) and error.options is not None:
         return _explain_choice(str(error.missing_cfg_file), error.options)
     if isinstance(error, OverrideParseException):
@@ -86,7 +122,8 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, OmegaConfBaseException | CompactHydraException):
         return _join_lines(str(error))
     if isinstance(error, NAMED) and "`" in str(error):  # it names a key, as our own errors do
-        return _without_worker(error)
+        text = str(error) if names is None else rename_keys(keyed_text(error), names)
+        return _without_worker(text, type(error).__name__)
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
         return _explain_file(error)
     if isinstance(error, ValueError) and _raised_in(error, "hydra", "omegaconf"):
@@ -100,8 +137,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" Did you mean `{near[0]}`?" if near else ""
 
 
-def _explain_instantiation(error: InstantiationException) -> str | None:
-    """Explain what the constructor or function that a config names has raised."""
+def _explain_instantiation(error: InstantiationException, names: Mapping[str, str] | None) -> str | None:
+    """Explain what the constructor or function that a config names has raised; see :func:`explain`."""
     while isinstance(error.__cause__, InstantiationException):
         error = error.__cause__
     target = re.search(r"(?:target|for|partial\() ?'?([\w.]+)'?", str(error))
@@ -119,7 +156,9 @@ def _explain_instantiation(error: InstantiationException) -> str | None:
         wrong = prefix + unexpected[1]
         hint = did_you_mean(wrong, known) or f" Its arguments are {', '.join(_list_arguments(target[1]))}."
         return f"`{wrong}` is no argument of {target[1]}.{hint}"
-    if (message := explain(cause)) is not None:
+    if names is None and not target[1].startswith("ddpm_data.hydra."):  # those have named the keys
+        names = dict.fromkeys(GROUPS, place)
+    if (message := explain(cause, names)) is not None:
         return f"`{place}`: {message}" if _raised_in(cause, "site-packages") else message  # ours names the key itself
     if any(map(_is_users, _list_files(cause))):
         return None  # the user's own code may have a bug
@@ -244,20 +283,19 @@ def _is_standard(file: str) -> bool:
     return file.startswith("<") or (file.startswith(_STANDARD) and "site-packages" not in file)
 
 
-def _without_worker(error: BaseException) -> str:
+def _without_worker(text: str, kind: str) -> str:
     """Return an error's text; one of a DataLoader's worker comes inside that worker's traceback."""
-    text = str(error)
     if "Original Traceback (most recent call last)" not in text:
         return text
-    return re.split(rf"^(?:\w+\.)*{type(error).__name__}: ", text, flags=re.MULTILINE)[-1].strip()
+    return re.split(rf"^(?:\w+\.)*{kind}: ", text, flags=re.MULTILINE)[-1].strip()
 
 
-def _skip_hydra(error: BaseException) -> Any:  # noqa: ANN401  # a traceback
-    """Return the traceback from the app's function on, if the error was raised there."""
+def _find_job(error: BaseException) -> TracebackType | None:
+    """Return where Hydra, in an error's traceback, calls the app's function."""
     rest = error.__traceback__
-    while rest is not None and rest.tb_frame.f_code.co_name != "run_job":
+    while rest is not None and (rest.tb_frame.f_code.co_name != "run_job" or "config" not in rest.tb_frame.f_locals):
         rest = rest.tb_next
-    return rest.tb_next if rest is not None else error.__traceback__
+    return rest
 
 
 def _join_lines(text: str) -> str:

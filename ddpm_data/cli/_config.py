@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ddpm_data._keys import naming_keys
 from ddpm_data.cli._parsers import DATAMODULE_KEYS, ROOT_CONFIGS
 
 
@@ -57,19 +56,14 @@ def compose_datamodule(args: argparse.Namespace) -> dict[str, Any]:
 
     Raises:
         SystemExit: See :func:`find_datamodule_config`.
-        ValueError: A key of the groups dataset or loader is misspelt.
     """
     from omegaconf import OmegaConf
 
-    from ddpm_data.hydra import key_prefix, merge_groups
+    from ddpm_data._errors import app_keys
 
-    node = OmegaConf.to_container(find_datamodule_config(args), resolve=True, throw_on_missing=True)
-    assert isinstance(node, dict)
-    values = {str(name): value for name, value in node.items()}
-    if values["_target_"] != "ddpm_data.hydra.build_datamodule":
-        return values  # from the user's own config, which names the class itself
-    target, convert = values.pop("cls"), values.pop("_convert_")
-    namespace = values.pop("namespace")
-    del values["_target_"], values["_recursive_"]
-    with naming_keys(key_prefix(namespace)):
-        return {"_target_": target, "_convert_": convert} | merge_groups(**values)
+    node = find_datamodule_config(args)
+    values = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+    assert isinstance(values, dict)
+    is_ours = values["_target_"] == "ddpm_data.hydra.build_datamodule"  # else the user's own config names the class
+    own = {"key_names": app_keys(node._get_root())} if is_ours else {}
+    return {str(name): value for name, value in values.items()} | own

@@ -22,11 +22,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ddpm_data._bytes import bytes_of
+from ddpm_data._checks import check_int
 from ddpm_data._errors import FULL_ERROR, explain
 from ddpm_data._nested import leaves
 from ddpm_data.cli._command import start_command
 from ddpm_data.cli._config import compose_datamodule
 from ddpm_data.datamodule.module import DDPMDataModule
+from ddpm_data.hydra import DEFAULTS
 from ddpm_data.types import ConditionedTriple, Triple
 
 Row = tuple[str, ...]  # digests of an example's x_t, t, noise and condition
@@ -154,7 +156,10 @@ def _write_config(args: argparse.Namespace, path: Path) -> int:
 
     values = compose_datamodule(args)
     OmegaConf.save(values, path)
-    return int(values.get("batch_size", 64))
+    is_ours = "key_names" in values
+    given = values.get("batch_size", (values.get("loader") or {}).get("batch_size") if is_ours else None)
+    default = DEFAULTS["batch_size"] if is_ours else 64
+    return check_int("verify", "loader.batch_size", default if given is None else given, 1)
 
 
 def _run(folder: Path, processes: int, batch_size: int, steps: int, half: int, resume: bool) -> RunRecord:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import wraps
+from inspect import signature
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -124,7 +125,7 @@ class DDPMDataModule(L.LightningDataModule):
         ValueError: An argument is out of range.
     """
 
-    key_prefix: str | None = None  # what stands before the config groups' names; None: made in Python, without configs
+    key_names: Mapping[str, str] | None = None  # where our keys stand in the app's config; None: made in Python
 
     @_names_keys
     def __init__(
@@ -290,9 +291,7 @@ class DDPMDataModule(L.LightningDataModule):
                     self._try_on_first_items(images)
                     self._begin_stream(images)
             elif stage and name == _STAGES_OF[stage][0]:
-                raise ValueError(
-                    f"no {name} set was given. Give DDPMDataModule({name}=...), in the configs `dataset.{name}`."
-                )
+                raise ValueError(f"no {name} set was given. Set `dataset.{name}`.")
 
     def _try_on_first_items(self, images: StageImages) -> None:
         """Try on a training image what is done to images and conditions on the device, where it can be read."""
@@ -415,7 +414,7 @@ class DDPMDataModule(L.LightningDataModule):
 
     def naming_keys(self) -> AbstractContextManager[None]:
         """Return a context whose errors name config keys as the user knows them."""
-        return naming_keys(self.key_prefix, DDPMDataModule.__init__)
+        return naming_keys(self.key_names, signature(DDPMDataModule.__init__).parameters)
 
     @_names_keys
     def _make_loader(self, stage: Stage) -> StreamLoader:

@@ -296,8 +296,8 @@ def _check_dataset(name: str, dataset: object) -> AnyDataset:
     kind = type(dataset).__name__
     if isinstance(dataset, str | Path):
         raise TypeError(
-            f"{name} is a {kind}; for the image files in a folder give ddpm_data.sources.ImageFiles({str(dataset)!r}), "
-            f"in the configs dataset=image_folder: `dataset.{name}`."
+            f"{name} is a {kind}; for the image files in a folder give "
+            f"ddpm_data.sources.ImageFiles({str(dataset)!r}). Change `dataset.{name}`."
         )
     if isinstance(dataset, Mapping):
         keys = ", ".join(map(repr, dataset))

@@ -62,8 +62,9 @@ class ConditionDropout:
         self(condition, torch.zeros(1, dtype=torch.int64))
         if isinstance(self.null, int) and self.null in range(len(class_names)):
             raise ValueError(
-                f"null_condition={self.null} is the label of {class_names[self.null]}, and a dropped label must be "
-                f"one that no image has, such as {len(class_names)}, the number of classes. Change `dataset.null_condition`."
+                f"null_condition={self.null} is the label of {class_names[self.null]}, and a dropped label must be one "
+                f"that no image has, such as {len(class_names)}, the number of classes. Change "
+                "`dataset.null_condition`."
             )
 
     def drop_strings(self, condition: Any, position: Tensor) -> Any:  # noqa: ANN401  # any collatable kind

@@ -13,6 +13,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from ddpm_data._distributed import is_rank_zero
+from ddpm_data._keys import name_arguments
 from ddpm_data.sources._names import Names
 from ddpm_data.sources._opening import list_suffixes, open_image_file
 
@@ -51,6 +52,7 @@ class ImageFiles(Dataset[Any]):
             image lies in no class, or a class has no image.
     """
 
+    @name_arguments
     def __init__(self, root: str | Path, labels: bool = False) -> None:
         if not isinstance(labels, bool):
             raise TypeError(f"ImageFiles(labels={labels!r}): expected true or false. Change `dataset.labels`.")
