@@ -21,7 +21,7 @@ from hydra.errors import (
     OverrideParseException,
 )
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from ddpm_data._keys import GROUPS, NAMED, keyed_text, rename_keys
 
@@ -51,6 +51,7 @@ def short_errors(main: Callable[_Parameters, _Result]) -> Callable[_Parameters, 
     def call(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Result:
         if os.environ.get(FULL_ERROR) == "1" and _OURS not in os.environ:
             return main(*args, **kwargs)
+        before = {name: os.environ.get(name) for name in (FULL_ERROR, _OURS)}
         os.environ |= {FULL_ERROR: "1", _OURS: "1"}  # without it, Hydra prints the error and exits
         try:
             return main(*args, **kwargs)
@@ -61,7 +62,8 @@ def short_errors(main: Callable[_Parameters, _Result]) -> Callable[_Parameters, 
                 raise error.with_traceback(job.tb_next if job else error.__traceback__)  # noqa: B904  # the same error
             raise SystemExit(message) from error
         finally:
-            del os.environ[FULL_ERROR], os.environ[_OURS]
+            for name, value in before.items():
+                os.environ.pop(name) if value is None else os.environ.update({name: value})
 
     return call
 
@@ -70,7 +72,7 @@ def app_keys(config: DictConfig) -> dict[str, str] | None:
     """Find where an app's configuration has our groups, and the arguments that are given to the DataModule directly.
 
     Returns:
-        Names for :func:`~ddpm_data._keys.naming_keys`; ``None`` if the app has no DataModule that is made of the groups.
+        Names for :func:`~ddpm_data._keys.naming_keys`; ``None`` if no DataModule of the app is made of the groups.
     """
     values = OmegaConf.to_container(config, resolve=False)
     found = next((item for item in _walk(values) if item[1].get("_target_") == _BUILDER), None)
@@ -117,8 +119,8 @@ def explain(error: BaseException, names: Mapping[str, str] | None = None) -> str
         return f"cannot read `{error.override}`: {reason}. Write key=value, with quotes around signs: 'key=\"a, b\"'."
     if isinstance(error, ConfigCompositionException):
         return _explain_composition(error)
-    if isinstance(error, MissingMandatoryValue):
-        return f"`{error.full_key}` has no value (???). Set it: {error.full_key}=..."
+    if missing := re.search(r"Missing mandatory value: (\S+)", str(error)):  # also behind a reference
+        return f"`{missing[1]}` has no value (???). Set it: {missing[1]}=..."
     if isinstance(error, OmegaConfBaseException | CompactHydraException):
         return _join_lines(str(error))
     if isinstance(error, NAMED) and "`" in str(error):  # it names a key, as our own errors do

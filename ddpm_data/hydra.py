@@ -1,4 +1,4 @@
-"""Python code for our configs: build the DataModule from its groups, and record Hydra jobs."""
+"""Python code for our configs: build the DataModule from its groups, record Hydra jobs, and print short errors."""
 
 import difflib
 import json

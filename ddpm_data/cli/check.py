@@ -98,7 +98,8 @@ def _run_checks(args: argparse.Namespace) -> Findings:
     if not stages:
         raise SystemExit("the configuration has no dataset to check. Set `dataset.train`.")
     try:
-        datasets, held_out = {stage: splits.unchecked(stage) for stage in stages}, _find_held_out(splits)
+        with datamodule.naming_keys():
+            datasets, held_out = {stage: splits.unchecked(stage) for stage in stages}, _find_held_out(splits)
     except ITEM_ERRORS as error:
         raise SystemExit(str(error)) from error
     scans: dict[Stage, ScanResult] = {}

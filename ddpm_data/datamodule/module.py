@@ -245,6 +245,7 @@ class DDPMDataModule(L.LightningDataModule):
         return self.loader_options.batch_size
 
     @batch_size.setter
+    @_names_keys
     def batch_size(self, batch_size: int) -> None:
         self.loader_options = self.splits.options = replace(self.loader_options, batch_size=batch_size)
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ddpm_data._checks import check_float
+from ddpm_data._keys import name_arguments
 from ddpm_data._nested import StructureError, leaves, map_leaves
 from ddpm_data.rng.philox import Purpose, key_from, words
 
@@ -28,6 +29,7 @@ class ConditionDropout:
         ValueError: ``probability`` or ``seed`` is out of range, or ``null`` is missing.
     """
 
+    @name_arguments
     def __init__(self, probability: float, null: object = None, seed: int = 0) -> None:
         self.probability = check_float("ConditionDropout", "dataset.condition_dropout", probability)
         if not 0 <= self.probability <= 1:

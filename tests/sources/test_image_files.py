@@ -40,10 +40,10 @@ def test_a_wrong_ending_is_no_matter(tmp_path: Path) -> None:
 
 
 def test_folders_without_images_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"nowhere.*`dataset\.root`"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere.*`root`"):
         ImageFiles(tmp_path / "nowhere")
     (tmp_path / "a.txt").write_text("")
-    with pytest.raises(ValueError, match=r"no image files.*`dataset\.root`"):
+    with pytest.raises(ValueError, match=r"no image files.*`root`"):
         ImageFiles(tmp_path)
 
 
@@ -67,13 +67,13 @@ def test_with_labels_the_folders_are_classes_as_for_torchvisions_image_folder(tm
 def test_images_without_a_class_and_classes_without_an_image_are_refused(tmp_path: Path) -> None:
     save(tmp_path / "a" / "1.png")
     (tmp_path / "b").mkdir()
-    with pytest.raises(ValueError, match=r"the folder\(s\) b in .* hold no images.*`dataset\.root`"):
+    with pytest.raises(ValueError, match=r"the folder\(s\) b in .* hold no images.*`root`"):
         ImageFiles(tmp_path, labels=True)
     save(tmp_path / "b" / "1.png")
     save(tmp_path / "1.png")
-    with pytest.raises(ValueError, match=r"1 image\(s\) lie in .* itself, such as 1\.png.*`dataset\.labels`"):
+    with pytest.raises(ValueError, match=r"1 image\(s\) lie in .* itself, such as 1\.png.*`labels`"):
         ImageFiles(tmp_path, labels=True)
-    with pytest.raises(TypeError, match=r"labels='yes'.*`dataset\.labels`"):
+    with pytest.raises(TypeError, match=r"labels='yes'.*`labels`"):
         ImageFiles(tmp_path, labels="yes")  # type: ignore[arg-type]
 
 
@@ -147,5 +147,5 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pyte
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(PermissionError, match=r"secret cannot be read \(Permission denied\).*`dataset\.root`"):
+    with pytest.raises(PermissionError, match=r"secret cannot be read \(Permission denied\).*`root`"):
         ImageFiles(tmp_path)

@@ -82,7 +82,9 @@ def _name_classes(images: ScannableImages, classes: Mapping[int | str, int]) -> 
     """Return the names of labels that have one, such as ``"cats (0)"``."""
     (key,) = images.conditions.keys if images.conditions.is_single else (None,)
     names = class_names(images.dataset, key) if isinstance(images, MapStyleImages) else []
-    return {label: f"{names[label]} ({label})" for label in classes if label in range(len(names))}
+    return {
+        label: f"{names[label]} ({label})" for label in classes if isinstance(label, int) and label in range(len(names))
+    }
 
 
 def name_duplicates(
