@@ -21,7 +21,7 @@ from hydra.errors import (
     OverrideParseException,
 )
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from ddpm_data._keys import GROUPS, NAMED, keyed_text, rename_keys
 
@@ -119,8 +119,9 @@ def explain(error: BaseException, names: Mapping[str, str] | None = None) -> str
         return f"cannot read `{error.override}`: {reason}. Write key=value, with quotes around signs: 'key=\"a, b\"'."
     if isinstance(error, ConfigCompositionException):
         return _explain_composition(error)
-    if missing := re.search(r"Missing mandatory value: (\S+)", str(error)):  # also behind a reference
-        return f"`{missing[1]}` has no value (???). Set it: {missing[1]}=..."
+    if missing := re.search(r"Missing mandatory value: (\S+)", str(error)):  # it may be behind a reference
+        key = error.full_key if isinstance(error, MissingMandatoryValue) and error.full_key else missing[1]
+        return f"`{key}` has no value (???). Set it: {key}=..."
     if isinstance(error, OmegaConfBaseException | CompactHydraException):
         return _join_lines(str(error))
     if isinstance(error, NAMED) and "`" in str(error):  # it names a key, as our own errors do

@@ -69,15 +69,11 @@ IN_THE_JOB = {
     "you mean `ddpm_data.sources.digits`?",
     "schedule._target_=nowhere.linear": "`schedule._target_`: nowhere.linear cannot be imported: ModuleNotFoundError: "
     "No module named 'nowhere'. (HYDRA_FULL_ERROR=1 shows the traceback.)",
-    "model.width=12": "DDPM(width=12): GroupNorm wants a multiple of 8. Change `model.width`.",
     "model._target_=train_stub.DPM": "`model._target_`: train_stub has no DPM. Did you mean `train_stub.DDPM`?",
     "trainer.accelerator=gpus": r"`trainer`: You selected an invalid accelerator name: `accelerator='gpus'`.*",
     "trainer.precision=fp16": r"`trainer`: ValueError: Precision 'fp16' is invalid. .* \(HYDRA_FULL_ERROR=1 shows .*",
     "++trainer.max_epoch=3": "`trainer.max_epoch` is no argument of lightning.pytorch.trainer.trainer.Trainer. Did you "
     "mean `trainer.max_epochs`?",
-    "trainer.max_epochs=x": "Trainer(max_epochs='x'): expected a whole number, got str. Change `trainer.max_epochs`.",
-    "ckpt_path=/nowhere.ckpt": "there is no checkpoint /nowhere.ckpt. Change `ckpt_path`.",
-    "seed=-1": "ForwardDiffusion(seed=-1): it must be at least 0. Change `seed`.",
     "dataset.condition_dropout=0.1": r"condition_dropout=0.1: .*Set `dataset.null_condition`.",
     "loader.batch_size=${nowhere}": r".*Interpolation key 'nowhere' not found",
 }

@@ -228,7 +228,7 @@ def test_what_is_no_latent_is_refused(
         (
             lambda: DDPMDataModule(MEAN, schedule=schedules.linear(10), latents=Latents(), image_size=4, channels=3),
             ValueError,
-            r"channels, image_size would change nothing.*`channels` .*`image_size`",
+            r"channels, image_size would change nothing.*`channels`, `image_size`",
         ),
         (
             lambda: ForwardDiffusion(PROCESS, latents=Latents())(

@@ -97,7 +97,7 @@ def test_evaluation_is_the_same_every_time(tmp_path: Path) -> None:
 @pytest.mark.parametrize("count", [4, 30])
 def test_a_source_that_does_not_split_itself_is_found_out(count: int, tmp_path: Path) -> None:
     dm = module(Source(uint8_images(count, 3, 8, 8), split=False), num_workers=2)
-    with pytest.raises(ValueError, match=r"workers 0 and 1 begin with the same images.*`loader\.num_workers`"):
+    with pytest.raises(ValueError, match=r"workers 0 and 1 begin with the same images.*`num_workers`"):
         trainer(tmp_path).fit(Recorder(), datamodule=dm)
     trainer(tmp_path).fit(Recorder(), datamodule=module(Source(split=False), num_workers=1))
 
