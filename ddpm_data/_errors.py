@@ -3,6 +3,7 @@
 import difflib
 import os
 import re
+import sys
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,6 +14,7 @@ from pkgutil import resolve_name
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
+from hydra._internal.utils import get_args_parser
 from hydra.errors import (
     CompactHydraException,
     ConfigCompositionException,
@@ -51,6 +53,8 @@ def short_errors(main: Callable[_Parameters, _Result]) -> Callable[_Parameters, 
     def call(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Result:
         if os.environ.get(FULL_ERROR) == "1" and _OURS not in os.environ:
             return main(*args, **kwargs)
+        if not args and not kwargs:  # then Hydra reads the command line
+            _refuse_options(sys.argv[1:])
         before = {name: os.environ.get(name) for name in (FULL_ERROR, _OURS)}
         os.environ |= {FULL_ERROR: "1", _OURS: "1"}  # without it, Hydra prints the error and exits
         try:
@@ -66,6 +70,20 @@ def short_errors(main: Callable[_Parameters, _Result]) -> Callable[_Parameters, 
                 os.environ.pop(name) if value is None else os.environ.update({name: value})
 
     return call
+
+
+def _refuse_options(arguments: list[str]) -> None:
+    """Refuse what begins with a dash and is no option of Hydra's, before it prints all of its options for that.
+
+    Raises:
+        SystemExit: There is such an argument.
+    """
+    parser = get_args_parser()
+    for wrong in parser.parse_known_args(arguments)[1]:
+        if "=" in wrong:
+            raise SystemExit(f"`{wrong}` is no option. Overrides have no dashes: {wrong.lstrip('-')}")
+        known = [option for action in parser._actions for option in action.option_strings]
+        raise SystemExit(f"`{wrong}` is no option.{did_you_mean(wrong, known)} --hydra-help lists the options.")
 
 
 def app_keys(config: DictConfig) -> dict[str, str] | None:
