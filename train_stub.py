@@ -29,6 +29,7 @@ from ddpm_data._checks import check_float, check_int
 from ddpm_data.diffusion.objective import Objective
 from ddpm_data.diffusion.process import make_process
 from ddpm_data.diffusion.targets import Target
+from ddpm_data.hydra import short_errors
 
 _IGNORED_WARNINGS = (
     "The '.*' does not have many workers",  # for data in memory no workers are fastest
@@ -271,6 +272,7 @@ def check(cfg: DictConfig) -> None:
             check_int("Trainer", f"trainer.{key}", cfg.trainer[key], 1)
 
 
+@short_errors
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float:
     """Train and draw; returns the last validation loss, or the training loss if there is no validation split."""

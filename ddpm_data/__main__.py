@@ -1,10 +1,11 @@
 """The program ``ddpm-data``, also as ``python -m ddpm_data``: it lists the commands and runs them."""
 
+import difflib
 import os
 import sys
-from importlib import import_module
 
 import ddpm_data
+from ddpm_data.cli._command import run_command
 
 _COMMANDS = {
     "check": "look at every item of a dataset before you train on it",
@@ -12,7 +13,10 @@ _COMMANDS = {
     "verify": "train in one process, in several and from a checkpoint, and compare the streams",
     "compare": "make one table and one picture of a sweep",
 }
-_HELP = f"""ddpm_data {ddpm_data.__version__}: any image dataset in; (x_t, t, noise) out, on the training device.
+_HELP = f"""\
+usage: ddpm-data [--help] [--version] COMMAND ...
+
+Any image dataset in; (x_t, t, noise) out, on the training device.
 
 {chr(10).join(f"  ddpm-data {name:8} {purpose}" for name, purpose in _COMMANDS.items())}
 
@@ -35,11 +39,15 @@ def main() -> int:
     if command in ("-h", "--help", "help"):
         print(_HELP)
         return 0
+    if command in ("-V", "--version"):
+        print(f"ddpm-data {ddpm_data.__version__}")
+        return 0
     if command not in _COMMANDS:
-        raise SystemExit(f"ddpm-data has no command {command}. Its commands are {', '.join(_COMMANDS)}.")
+        near = difflib.get_close_matches(command, _COMMANDS, 1)
+        hint = f"Did you mean {near[0]}?" if near else f"Its commands are {', '.join(_COMMANDS)}."
+        raise SystemExit(f"ddpm-data has no command {command}. {hint}")
     sys.path.insert(0, os.getcwd())  # as python -m does: configs name modules of the project
-    status: int = import_module(f"ddpm_data.cli.{command}").main(sys.argv[2:])
-    return status
+    return run_command(command, sys.argv[2:])
 
 
 if __name__ == "__main__":

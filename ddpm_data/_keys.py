@@ -1,41 +1,69 @@
-"""Config keys in error messages, named as the user knows them: those of our configs, of another app, or arguments."""
+"""Names in error messages, as the user knows them: arguments in Python, and config keys as they stand in the app.
+
+Our code raises errors that name the keys of our own configs (`dataset.condition`). Where such an error leaves a
+function that the user has called, the keys become arguments (`condition`). Where it leaves what a config has built,
+they become the app's keys (`ddpm_data.dataset.condition`). The outermost of them decides.
+"""
 
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import wraps
 from inspect import signature
+from typing import ParamSpec, TypeVar
 
 NAMED = (TypeError, ValueError, RuntimeError, OSError, ImportError)  # kinds of errors whose messages name keys
-_KEY = re.compile(r"`((?:dataset|loader|schedule|timesteps|target|weight|noise|sigma_data)(?:\.\w+)*)`")
-_ARGUMENT = re.compile(r" \(the argument `\w+`\)")
+GROUPS = ("dataset", "loader", "schedule", "timesteps", "target", "weight", "noise", "sigma_data")
+_KEY = re.compile(rf"`((?:{'|'.join(GROUPS)})(?:\.[^`]*)?)`")
+_Parameters = ParamSpec("_Parameters")
+_Result = TypeVar("_Result")
+
+
+def name_arguments(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
+    """Have a function's errors name its arguments."""
+
+    @wraps(function)
+    def call(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Result:
+        with naming_keys(None, signature(function).parameters):
+            return function(*args, **kwargs)
+
+    return call
 
 
 @contextmanager
-def naming_keys(prefix: str | None, function: Callable[..., object] | None = None) -> Iterator[None]:
+def naming_keys(names: Mapping[str, str] | None, arguments: Collection[str] = ()) -> Iterator[None]:
     """Name the config keys in the messages of errors that pass through as the user knows them.
 
     Args:
-        prefix: What stands before the names of our config groups in the user's app: ``""`` in ours, ``"ddpm_data."``
-            in others. ``None`` is a user who wrote Python: keys of arguments are followed by the argument.
-        function: What takes these arguments.
+        names: Where our groups, and arguments of the DataModule that are given directly, stand in the app's config.
+            ``None`` is a user who wrote Python.
+        arguments: The names of the arguments, in Python.
     """
     try:
         yield
     except NAMED as error:
         if len(error.args) == 1 and isinstance(error.args[0], str):
-            arguments = () if function is None else signature(function).parameters
-            error.args = (_rename(error.args[0], prefix, arguments),)
+            error.keyed = keyed_text(error)  # type: ignore[union-attr]  # kept for whoever knows the names better
+            error.args = (rename_keys(keyed_text(error), names, arguments),)
         raise
 
 
-def _rename(text: str, prefix: str | None, arguments: Collection[str]) -> str:
-    plain = _ARGUMENT.sub("", text)
-    if prefix is not None:
-        return _KEY.sub(rf"`{prefix}\1`", plain)
+def keyed_text(error: BaseException) -> str:
+    """Return an error's message with the keys of our own configs."""
+    return getattr(error, "keyed", str(error))
 
-    def follow(match: re.Match[str]) -> str:
-        name = match[1].rpartition(".")[2]
-        is_said = f"{name}=" in plain or name == match[1] or name not in arguments
-        return match[0] if is_said else f"{match[0]} (the argument `{name}`)"
 
-    return _KEY.sub(follow, plain)
+def rename_keys(text: str, names: Mapping[str, str] | None, arguments: Collection[str] = ()) -> str:
+    """Rename the keys in a message, see :func:`naming_keys`."""
+
+    def rename(match: re.Match[str]) -> str:
+        group, _, rest = match[1].partition(".")
+        if names is None:
+            last = rest.rpartition(".")[2]
+            return f"`{last if last in arguments else rest or group}`"
+        first = re.match(r"\w*", rest)
+        if first is not None and first[0] in names:
+            return f"`{names[first[0]]}{rest[first.end() :]}`"
+        return f"`{names.get(group, group)}{match[1][len(group) :]}`"
+
+    return _KEY.sub(rename, text)

@@ -1,4 +1,4 @@
-"""Python code for our configs: build the DataModule from its groups, and record Hydra jobs."""
+"""Python code for our configs: build the DataModule from its groups, record Hydra jobs, and print short errors."""
 
 import difflib
 import json
@@ -17,7 +17,9 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from ddpm_data._keys import NAMED, naming_keys
+from ddpm_data._errors import app_keys, explain
+from ddpm_data._errors import short_errors as short_errors
+from ddpm_data._keys import GROUPS, naming_keys
 from ddpm_data.datamodule.module import DDPMDataModule
 from ddpm_data.diffusion.process import make_process
 from ddpm_data.diffusion.transform import ForwardDiffusion
@@ -28,7 +30,7 @@ DATASET_KEYS = (  # arguments of DDPMDataModule that the group dataset holds
     *("condition_dropout", "null_condition"),
 )
 SOURCE_KEYS = (  # further keys, which its train and val refer to: ${..root}
-    *("root", "path", "shards", "split", "key", "count"),
+    *("root", "labels", "path", "shards", "split", "key", "count"),
     "own",  # a mapping for values that your own configs refer to
 )
 LOADER_KEYS = (  # arguments of DDPMDataModule that the group loader holds
@@ -42,6 +44,7 @@ RECORD, ERROR = "job.json", "error.txt"
 def build_datamodule(
     cls: str = "ddpm_data.DDPMDataModule",
     namespace: object = None,
+    key_names: Mapping[str, str] | None = None,
     **config: Any,  # noqa: ANN401  # arguments of any type
 ) -> DDPMDataModule:
     """Build the DataModule that ``conf/datamodule/default.yaml`` describes.
@@ -49,6 +52,7 @@ def build_datamodule(
     Args:
         cls: The path of :class:`~ddpm_data.datamodule.DDPMDataModule` or of a subclass.
         namespace: Not ``None`` where the app has our groups below ``ddpm_data``.
+        key_names: Where our keys stand in the app, if that is known better, see :func:`~ddpm_data._keys.naming_keys`.
         **config: See :func:`merge_groups`; what has a ``_target_`` is instantiated here, so that its errors name keys
             as they are in the app.
 
@@ -56,36 +60,31 @@ def build_datamodule(
         ValueError: A key of a group is misspelt; or see the class.
         TypeError: See the class.
     """
-    prefix = key_prefix(namespace)
+    names = _name_groups(namespace) if key_names is None else key_names
     for name in ("dataset", "loader"):  # what an argument overrides is not built, and may be missing
         group = config.get(name) or {}
         config[name] = {key: value for key, value in group.items() if key not in config}
-    with naming_keys(prefix):
-        datamodule: DDPMDataModule = get_class(cls)(**merge_groups(**_instantiate(config, prefix)))
-    datamodule.key_prefix = prefix
+    with naming_keys(names):
+        datamodule: DDPMDataModule = get_class(cls)(**merge_groups(**_instantiate(config)))
+    datamodule.key_names = names
     return datamodule
 
 
-def key_prefix(namespace: object) -> str:
-    """Return what stands before our groups' names in the app's config, see :func:`build_datamodule`."""
-    return "" if namespace is None else "ddpm_data."
+def _name_groups(namespace: object) -> dict[str, str]:
+    """Return where our groups stand in the app's config, see :func:`build_datamodule`."""
+    return {group: group if namespace is None else f"ddpm_data.{group}" for group in GROUPS}
 
 
-def _instantiate(config: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """Instantiate what arguments hold. The error of one of our own functions comes without Hydra's around it."""
+def _instantiate(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Instantiate what arguments hold; errors name keys, without Hydra's words around them."""
     groups = {key: value for key, value in config.items() if isinstance(value, dict)}  # Hydra would copy an object
     try:
         return {**config, **instantiate(groups, _convert_="all")}
-    except MissingMandatoryValue as error:
-        raise ValueError(f"`{error.full_key}` has no value (???). Set it.") from error
-    except InstantiationException as error:
-        cause: BaseException = error
-        while isinstance(cause.__cause__, Exception):
-            cause = cause.__cause__
-        if isinstance(cause, NAMED) and "`" in str(cause):  # it names a key
-            raise cause  # noqa: B904  # and needs no other one's name for it
-        error.args = (str(error).replace("full_key: ", f"full_key: {prefix}"),)
-        raise
+    except (MissingMandatoryValue, InstantiationException) as error:
+        message = explain(error, {})  # the names are given by whoever calls this
+        if message is None:
+            raise
+        raise ValueError(message) from error
 
 
 def merge_groups(
@@ -112,6 +111,8 @@ def merge_groups(
     for name, group in groups.items():
         check_keys(name, group)
     values = groups["dataset"] | groups["loader"]
+    if values.get("labels") is True and values.get("condition") is None:
+        values["condition"] = 1  # items are then (image, label)
     return DEFAULTS | {key: value for key, value in values.items() if key not in SOURCE_KEYS} | arguments
 
 
@@ -133,9 +134,8 @@ def build_transform(
     """
     config["seed"] = choose_seed(config.get("seed"))
     arguments = config | ({"compile": compile} if _is_ours(compile) else {})
-    prefix = key_prefix(namespace)
-    with naming_keys(prefix):
-        values = _instantiate(arguments, prefix)
+    with naming_keys(_name_groups(namespace)):
+        values = _instantiate(arguments)
         return ForwardDiffusion(**values | {"process": make_process(values.get("process"))})
 
 
@@ -202,10 +202,10 @@ class JobRecords(Callback):
         record: dict[str, object] = {"seconds": round(time.monotonic() - self._began, 1)}
         error = job_return._return_value if job_return.status == JobStatus.FAILED else None
         if isinstance(error, Exception):
-            cause = error
-            while isinstance(cause.__cause__, Exception):  # Hydra's own error only names the place in the config
-                cause = cause.__cause__
-            record |= {"status": "failed", "error": f"{type(cause).__name__}: {cause}"}
+            record |= {
+                "status": "failed",
+                "error": explain(error, app_keys(config)) or f"{type(error).__name__}: {error}",
+            }
         else:
             value = job_return.return_value
             record |= {"status": "finished", "value": value if isinstance(value, int | float) else None}

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ddpm_data._checks import check_float, check_key
+from ddpm_data._keys import name_arguments
 from ddpm_data.rng.philox import Key, Purpose, normals
 from ddpm_data.types import ItemKey, Stage
 
@@ -41,6 +42,7 @@ class Latents:
     std_key: ItemKey | None = None
     stacked: bool = False
 
+    @name_arguments
     def __post_init__(self) -> None:
         object.__setattr__(self, "scale", _check_per_channel("scale", self.scale))
         object.__setattr__(self, "shift", _check_per_channel("shift", self.shift))

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from ddpm_data._checks import check_betas, check_float, check_int
+from ddpm_data._keys import name_arguments
 
 
+@name_arguments
 def linear(num_timesteps: int = 1000, start: float = 1e-4, end: float = 0.02, rescale: bool = False) -> Tensor:
     """Return betas on a straight line (Ho et al. 2020, Section 4).
 
@@ -38,6 +40,7 @@ def linear(num_timesteps: int = 1000, start: float = 1e-4, end: float = 0.02, re
     return check_betas("linear", torch.linspace(start * scale, end * scale, steps, dtype=torch.float64))
 
 
+@name_arguments
 def quadratic(num_timesteps: int = 1000, start: float = 1e-4, end: float = 0.02) -> Tensor:
     """Return betas whose square roots lie on a straight line, between DDPM's end points ("quad" in the DDPM code).
 
@@ -49,6 +52,7 @@ def quadratic(num_timesteps: int = 1000, start: float = 1e-4, end: float = 0.02)
     return _square_a_line("quadratic", num_timesteps, start, end)
 
 
+@name_arguments
 def scaled_linear(num_timesteps: int = 1000, start: float = 0.00085, end: float = 0.012) -> Tensor:
     """Return betas whose square roots lie on a straight line, between Stable Diffusion's end points.
 
@@ -63,6 +67,7 @@ def scaled_linear(num_timesteps: int = 1000, start: float = 0.00085, end: float 
     return _square_a_line("scaled_linear", num_timesteps, start, end)
 
 
+@name_arguments
 def constant(num_timesteps: int = 1000, beta: float = 0.02) -> Tensor:
     """Return the same beta for every step ("const" in the DDPM code).
 
@@ -75,6 +80,7 @@ def constant(num_timesteps: int = 1000, beta: float = 0.02) -> Tensor:
     return check_betas("constant", torch.full((steps,), beta, dtype=torch.float64))
 
 
+@name_arguments
 def jsd(num_timesteps: int = 1000) -> Tensor:
     """Return betas ``1 / (T - t)``, which let the signal fall in a straight line to exactly 0.
 
@@ -87,6 +93,7 @@ def jsd(num_timesteps: int = 1000) -> Tensor:
     return 1 / torch.arange(steps, 0, -1, dtype=torch.float64)
 
 
+@name_arguments
 def cosine(num_timesteps: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> Tensor:
     """Return betas whose ``alphas_cumprod`` follows a squared cosine (Nichol & Dhariwal 2021, Eq. 17).
 
@@ -107,6 +114,7 @@ def cosine(num_timesteps: int = 1000, offset: float = 0.008, max_beta: float = 0
     return _derive_betas("cosine", signal, max_beta)
 
 
+@name_arguments
 def sigmoid(
     num_timesteps: int = 1000, start: float = -3, end: float = 3, tau: float = 1, max_beta: float = 0.999
 ) -> Tensor:
@@ -140,6 +148,7 @@ def sigmoid(
     return _derive_betas("sigmoid", signal, max_beta)
 
 
+@name_arguments
 def from_alphas_cumprod(alphas_cumprod: Tensor | Sequence[float], max_beta: float = 1.0) -> Tensor:
     """Return the betas whose running product of ``1 - beta`` is ``alphas_cumprod``.
 
@@ -162,6 +171,7 @@ def from_alphas_cumprod(alphas_cumprod: Tensor | Sequence[float], max_beta: floa
     return _derive_betas("from_alphas_cumprod", torch.cat([signal.new_ones(1), signal]), max_beta)
 
 
+@name_arguments
 def zero_terminal_snr(betas: Tensor) -> Tensor:
     """Rescale betas so that ``alphas_cumprod`` ends in exactly 0 and keeps its first value.
 
@@ -186,6 +196,7 @@ def zero_terminal_snr(betas: Tensor) -> Tensor:
     return torch.cat([betas[:1], stretched_betas[1:]])
 
 
+@name_arguments
 def shift_snr(betas: Tensor, shift: float) -> Tensor:
     """Multiply the signal-to-noise ratio at every step by ``shift ** 2``.
 

@@ -4,7 +4,6 @@ A block with ``title="name"`` is first written to the file of that name, as a re
 after a ``python`` block is what that prints.
 """
 
-import argparse
 import importlib.util
 import re
 import runpy
@@ -20,7 +19,8 @@ from typing import Any, NamedTuple
 import pytest
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from ddpm_data.cli import _config
+from ddpm_data.cli._config import find_datamodule_config
+from ddpm_data.cli._parsers import parse
 from tests.conftest import ROOT
 
 _FENCE = re.compile(r'^```(\w*)(?: title="([^"]+)")?\n(.*?)^```$', re.DOTALL | re.MULTILINE)
@@ -140,14 +140,10 @@ def _check_tool(module: str, words: list[str]) -> None:
     assert callable(importlib.import_module(module).main)
     if module == "ddpm_data.compare":
         return  # it reads what runs have left
-    parser = argparse.ArgumentParser()
-    for option in ("--processes", "--steps", "--num-workers", "--max-items", "--output-dir"):
-        parser.add_argument(option)
-    _config.add_config_options(parser)
-    args = parser.parse_args(words)
+    args = parse(module.rpartition(".")[2], words)
     args.config_dir = args.config_dir or ROOT / "conf"
     args.overrides = [_of_one_run(word) for word in args.overrides]
-    OmegaConf.to_container(_config.find_datamodule_config(args), resolve=True)
+    OmegaConf.to_container(find_datamodule_config(args), resolve=True)
 
 
 def _check_targets(node: object, where: str) -> None:

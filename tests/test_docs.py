@@ -21,6 +21,7 @@ DOCS = ROOT / "docs"
 PAGES = {path.relative_to(DOCS).as_posix(): path.read_text() for path in sorted(DOCS.rglob("*.md"))}
 ELSEWHERE = {  # pages whose blocks want several processes or an installed package, and the tests that run them
     "how-to/accelerate.md": "datamodule/test_loops.py",
+    "how-to/class-conditional.md": "test_class_conditional.py",
     "how-to/hydra.md": "test_installed.py",
     "how-to/lightning-cli.md": "test_lightning_cli.py",
     "how-to/plain-torch.md": "datamodule/test_loops.py",

@@ -105,5 +105,5 @@ def test_numbers_that_are_no_pixels_are_refused() -> None:
             batches(Items(images), value_range=(0, 12))
         with pytest.raises(ValueError, match=r"train, batch 0: .*pixels that are real numbers"):
             batches(DataLoader(TensorDataset(images), 4), value_range=(0, 12))
-    with pytest.raises(TypeError, match=r"scale of the first.*`dataset\.condition`"):
+    with pytest.raises(TypeError, match=r"scale of the first.*`condition`"):
         batches(Items(zip(NUMBERS.byte(), quantized(), strict=True)), image_key=0, condition=1)

@@ -83,7 +83,7 @@ def test_the_projects_fit_resume_sweep_comparison_and_report_run(python: Path, p
     swept = {(row["ddpm_data/schedule"], row["ddpm_data.schedule.num_timesteps"]) for row in rows}
     assert swept == {("cosine", "50"), ("cosine", "100"), ("late", "50"), ("late", "100")}
     assert all(float(row["lowest val_loss"]) > 0 for row in rows)
-    for picture in ("multirun/steps/compare.png", "report/report.png", "outputs/first/timestep_loss.png"):
+    for picture in ("multirun/steps/compare.png", "outputs/report/report.png", "outputs/first/timestep_loss.png"):
         with Image.open(project / picture) as image:
             assert min(image.size) > 300
     assert "| bad " in printed[5]

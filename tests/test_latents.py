@@ -162,7 +162,7 @@ def test_a_file_of_tensors(tmp_path: Path) -> None:
     save_file({"a": MEAN, "b": MEAN[:3].clone()}, tmp_path / "c.safetensors")
     for name, error, says in (
         ("b", ValueError, "is no safetensors file"),
-        ("c", ValueError, r"\(30, 8, 6, 6\), 'b': \(3, 8, 6, 6\)\}.*`dataset\.path`"),
+        ("c", ValueError, r"\(30, 8, 6, 6\), 'b': \(3, 8, 6, 6\)\}.*`path`"),
         ("d", FileNotFoundError, "there is no file"),
     ):
         with pytest.raises(error, match=says):
@@ -189,11 +189,11 @@ def test_latents_are_cached_as_they_are(tmp_path: Path) -> None:
             Latents(),
             {},
             TypeError,
-            r"torch\.uint8 of shape.*`dataset\.latents`",
+            r"torch\.uint8 of shape.*`latents`",
         ),
         (torch.zeros(8, 8), Latents(), {}, TypeError, r"\(channels, height, width\)"),
         (torch.full((4, 8, 8), torch.nan), Latents(), {}, ValueError, "256 of 256 values are NaN"),
-        (torch.zeros(3, 8, 8), Latents(stacked=True), {}, ValueError, r"3 channels.*`dataset\.latents\.stacked`"),
+        (torch.zeros(3, 8, 8), Latents(stacked=True), {}, ValueError, r"3 channels.*`latents\.stacked`"),
         (torch.zeros(4, 8, 8) - 1, Latents(stacked=True), {}, ValueError, r"negative.*exp\(logvar / 2\)"),
         (torch.zeros(4, 8, 8), Latents([1.0, 2.0]), {}, ValueError, r"4 channels, and 2 numbers"),
         (
@@ -219,16 +219,16 @@ def test_what_is_no_latent_is_refused(
 @pytest.mark.parametrize(
     ("make", "error", "says"),
     [
-        (lambda: Latents(0.0), ValueError, r"dataset\.latents\.scale"),
-        (lambda: Latents([1.0, 0.0]), ValueError, r"dataset\.latents\.scale"),
-        (lambda: Latents("1"), TypeError, r"dataset\.latents\.scale"),  # type: ignore[arg-type]  # the point
-        (lambda: Latents(shift=torch.nan), ValueError, r"dataset\.latents\.shift"),
-        (lambda: Latents(std_key="std", stacked=True), ValueError, r"`dataset\.latents`"),
-        (lambda: ForwardDiffusion(PROCESS, latents=0.5), TypeError, r"`dataset\.latents`"),  # type: ignore[arg-type]  # the point
+        (lambda: Latents(0.0), ValueError, r"`latents\.scale`"),
+        (lambda: Latents([1.0, 0.0]), ValueError, r"`latents\.scale`"),
+        (lambda: Latents("1"), TypeError, r"`latents\.scale`"),  # type: ignore[arg-type]  # the point
+        (lambda: Latents(shift=torch.nan), ValueError, r"`latents\.shift`"),
+        (lambda: Latents(std_key="std", stacked=True), ValueError, r"`latents`"),
+        (lambda: ForwardDiffusion(PROCESS, latents=0.5), TypeError, r"`latents`"),  # type: ignore[arg-type]  # the point
         (
             lambda: DDPMDataModule(MEAN, schedule=schedules.linear(10), latents=Latents(), image_size=4, channels=3),
             ValueError,
-            r"channels, image_size would change nothing.*`dataset\.channels` .*`dataset\.image_size`",
+            r"channels, image_size would change nothing.*`channels`, `image_size`",
         ),
         (
             lambda: ForwardDiffusion(PROCESS, latents=Latents())(

@@ -33,10 +33,12 @@ ALLOWED: dict[str, set[str]] = {  # what each package, or module at the top, may
     "loading": LOWER | {"images", "sources"},
     "cache": LOWER | {"images", "sources", "loading"},
     "datamodule": LOWER | {"images", "sources", "loading", "cache", "diffusion"},
-    "hydra": {"_keys", "datamodule", "diffusion"},
+    "_errors": {"_keys"},
+    "hydra": {"_errors", "_keys", "datamodule", "diffusion"},
     "plots": BASE | {"rng", "diffusion"},
     "callbacks": LOWER | {"images", "sources", "loading", "diffusion", "datamodule", "plots"},
-    "cli": LOWER | {"images", "sources", "loading", "cache", "diffusion", "datamodule", "plots", "callbacks", "hydra"},
+    "cli": LOWER
+    | {"images", "sources", "loading", "cache", "diffusion", "datamodule", "plots", "callbacks", "hydra", "_errors"},
     "__main__": {"cli"},
 }
 DOORS = {"check", "verify", "report", "compare", "streaming", "losses", "loops"}  # paths that people type; a few lines
@@ -99,13 +101,13 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_hydra_and_lightning_stay_where_they_belong(path: Path) -> None:
     packages = {name.split(".")[0] for name in imported(ast.parse(path.read_text()))}
-    assert not packages & {"hydra", "omegaconf"} or room(path) in {"cli", "hydra"}
+    assert not packages & {"hydra", "omegaconf"} or room(path) in {"cli", "hydra", "_errors"}
     assert "lightning" not in packages or room(path) in {"datamodule", "callbacks", "cli"}
 
 
 def test_doors_only_lead_on() -> None:
     for name in DOORS:
-        assert len((PACKAGE / f"{name}.py").read_text().splitlines()) <= 8
+        assert len((PACKAGE / f"{name}.py").read_text().splitlines()) <= 11
 
 
 @cache

@@ -153,14 +153,14 @@ def built(cls: type[DDPMDataModule] = DDPMDataModule, subclass: bool = False, **
 def test_a_dataset_is_a_class_or_a_function(train: object, kind: str, length: int | None) -> None:
     splits = built(train=train, val=train, test=train, predict=train).splits
     for stage in STAGES:
-        dataset = splits._dataset(stage)
+        dataset = splits.dataset(stage)
         assert type(dataset).__name__ == kind
         assert length is None or len(dataset) == length  # type: ignore[arg-type]
 
 
 def test_a_folder_of_images(folder: Path) -> None:
     files = built(train={"class_path": "ddpm_data.sources.ImageFiles", "init_args": {"root": str(folder)}})
-    assert isinstance(files.splits._dataset("train"), ImageFiles)
+    assert isinstance(files.splits.dataset("train"), ImageFiles)
 
 
 VALUES: list[tuple[str, object, Callable[[DDPMDataModule], object], object]] = [

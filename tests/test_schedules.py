@@ -147,32 +147,32 @@ def test_shift_snr_is_undone_by_its_reciprocal() -> None:
 
 NAN = math.nan
 REFUSED = [
-    (lambda: schedules.linear(0), ValueError, "schedule.num_timesteps"),
-    (lambda: schedules.cosine(-5), ValueError, "schedule.num_timesteps"),
-    (lambda: schedules.jsd(10.0), TypeError, "schedule.num_timesteps"),
-    (lambda: schedules.sigmoid("10"), TypeError, "schedule.num_timesteps"),
-    (lambda: schedules.constant(True), TypeError, "schedule.num_timesteps"),
-    (lambda: schedules.linear(10, rescale=True), ValueError, "schedule.end"),  # 0.02 * 1000 / 10 = 2
-    (lambda: schedules.linear(end=1.5), ValueError, "schedule.end"),
-    (lambda: schedules.linear(start=-0.1), ValueError, "schedule.start"),
-    (lambda: schedules.linear(start=NAN), ValueError, "schedule.start"),
-    (lambda: schedules.linear(start="a"), TypeError, "schedule.start"),
-    (lambda: schedules.linear(start=0.02, end=1e-4), ValueError, "schedule.start"),
+    (lambda: schedules.linear(0), ValueError, "`num_timesteps`"),
+    (lambda: schedules.cosine(-5), ValueError, "`num_timesteps`"),
+    (lambda: schedules.jsd(10.0), TypeError, "`num_timesteps`"),
+    (lambda: schedules.sigmoid("10"), TypeError, "`num_timesteps`"),
+    (lambda: schedules.constant(True), TypeError, "`num_timesteps`"),
+    (lambda: schedules.linear(10, rescale=True), ValueError, "`end`"),  # 0.02 * 1000 / 10 = 2
+    (lambda: schedules.linear(end=1.5), ValueError, "`end`"),
+    (lambda: schedules.linear(start=-0.1), ValueError, "`start`"),
+    (lambda: schedules.linear(start=NAN), ValueError, "`start`"),
+    (lambda: schedules.linear(start="a"), TypeError, "`start`"),
+    (lambda: schedules.linear(start=0.02, end=1e-4), ValueError, "`start`"),
     (lambda: schedules.quadratic(end=4), ValueError, "schedule"),
-    (lambda: schedules.scaled_linear(end=math.inf), ValueError, "schedule.end"),
+    (lambda: schedules.scaled_linear(end=math.inf), ValueError, "`end`"),
     (lambda: schedules.scaled_linear(start=0.5), ValueError, "Swap"),
     (lambda: schedules.constant(beta=1.01), ValueError, "schedule"),
-    (lambda: schedules.constant(beta=NAN), ValueError, "schedule.beta"),
-    (lambda: schedules.cosine(offset=-0.1), ValueError, "schedule.offset"),
-    (lambda: schedules.cosine(max_beta=0), ValueError, "schedule.max_beta"),
-    (lambda: schedules.cosine(max_beta=1.1), ValueError, "schedule.max_beta"),
-    (lambda: schedules.sigmoid(start=3, end=-3), ValueError, "schedule.start"),
-    (lambda: schedules.sigmoid(tau=0), ValueError, "schedule.tau"),
-    (lambda: schedules.sigmoid(tau=NAN), ValueError, "schedule.tau"),
+    (lambda: schedules.constant(beta=NAN), ValueError, "`beta`"),
+    (lambda: schedules.cosine(offset=-0.1), ValueError, "`offset`"),
+    (lambda: schedules.cosine(max_beta=0), ValueError, "`max_beta`"),
+    (lambda: schedules.cosine(max_beta=1.1), ValueError, "`max_beta`"),
+    (lambda: schedules.sigmoid(start=3, end=-3), ValueError, "`start`"),
+    (lambda: schedules.sigmoid(tau=0), ValueError, "`tau`"),
+    (lambda: schedules.sigmoid(tau=NAN), ValueError, "`tau`"),
     (lambda: schedules.from_alphas_cumprod([0.5, 0.6]), ValueError, "rises"),
     (lambda: schedules.from_alphas_cumprod([1.2, 0.6]), ValueError, "1.2 at t=0"),
-    (lambda: schedules.from_alphas_cumprod("abc"), TypeError, "schedule.alphas_cumprod"),
-    (lambda: schedules.from_alphas_cumprod(None), TypeError, "schedule.alphas_cumprod"),
+    (lambda: schedules.from_alphas_cumprod("abc"), TypeError, "`alphas_cumprod`"),
+    (lambda: schedules.from_alphas_cumprod(None), TypeError, "`alphas_cumprod`"),
     (lambda: schedules.from_alphas_cumprod([0.5, 0.0, 0.0]), ValueError, "t=1"),
     (lambda: schedules.from_alphas_cumprod([0.5, -0.1]), ValueError, "-0.1"),
     (lambda: schedules.from_alphas_cumprod([0.5, NAN]), ValueError, "nan"),
@@ -180,15 +180,17 @@ REFUSED = [
     (lambda: schedules.zero_terminal_snr(schedules.linear(1)), ValueError, "two steps"),
     (lambda: schedules.zero_terminal_snr(torch.tensor([0.1, NAN])), ValueError, "t=1"),
     (lambda: schedules.zero_terminal_snr([0.1, 0.2]), TypeError, "list"),
-    (lambda: schedules.shift_snr(schedules.linear(), 0), ValueError, "schedule.shift"),
-    (lambda: schedules.shift_snr(schedules.linear(), 1e200), ValueError, "schedule.shift"),
-    (lambda: schedules.linear(rescale="no"), TypeError, "schedule.rescale"),
+    (lambda: schedules.shift_snr(schedules.linear(), 0), ValueError, "`shift`"),
+    (lambda: schedules.shift_snr(schedules.linear(), 1e200), ValueError, "`shift`"),
+    (lambda: schedules.linear(rescale="no"), TypeError, "`rescale`"),
     (lambda: schedules.shift_snr(torch.tensor([0, 1]), 2), TypeError, "int64"),
     (lambda: schedules.shift_snr(torch.tensor([[0.1]]), 2), ValueError, "shape"),
 ]
 
 
 @pytest.mark.parametrize(("request_", "error", "says"), REFUSED)
-def test_impossible_requests_name_the_key(request_: Callable[[], Tensor], error: type[Exception], says: str) -> None:
+def test_impossible_requests_name_the_argument(
+    request_: Callable[[], Tensor], error: type[Exception], says: str
+) -> None:
     with pytest.raises(error, match=says.replace(".", r"\.")):
         request_()

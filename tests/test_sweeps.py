@@ -15,7 +15,7 @@ from tests.conftest import ROOT, uint8_images
 from tests.test_configs import composed
 
 SMALL = ["trainer=smoke", "trainer.limit_train_batches=2", "samples=1", "compile=false", "schedule.num_timesteps=10"]
-WRONG_WIDTH = "ValueError: DDPM(width=12): GroupNorm wants a multiple of 8. Change `model.width`."
+WRONG_WIDTH = "DDPM(width=12): GroupNorm wants a multiple of 8. Change `model.width`."
 
 
 def sweep(folder: Path, *overrides: str) -> tuple[int, str]:

@@ -1,47 +1,50 @@
-"""Set up a command: the console, the parser, renamed options, and a check for matplotlib."""
+"""Run a command: parse its arguments before anything slow is imported, and turn the user's mistakes into one line."""
 
 import argparse
-from pathlib import Path
-from typing import Any
+import os
+import sys
+from importlib import import_module
 
 from ddpm_data.cli._console import escape_unprintable
+from ddpm_data.cli._parsers import parse
 
 
-def start_command(command: str, doc: str | None) -> argparse.ArgumentParser:
-    """Prepare the console for any text that a command prints, and make the command's parser.
+def run_command(command: str, arguments: list[str] | None = None) -> int:
+    """Run a command, and return its exit status.
 
     Args:
         command: The word after ``ddpm-data``.
-        doc: The docstring of the command's module. ``--help`` shows the text after the first colon.
+        arguments: Command-line arguments; ``None`` takes those of the process.
+
+    Raises:
+        SystemExit: An argument, or a value in the configuration, is wrong. The message says which.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parse(command, arguments)  # answers --help and wrong options before the imports, which take seconds
+    from ddpm_data._errors import FULL_ERROR, explain
+
+    try:
+        status: int = import_module(f"ddpm_data.cli.{command}").main(arguments)
+    except Exception as error:
+        message = None if os.environ.get(FULL_ERROR) == "1" else explain(error)
+        if message is None:
+            raise
+        raise SystemExit(message) from error
+    return status
+
+
+def start_command(command: str, arguments: list[str] | None) -> argparse.Namespace:
+    """Prepare the console for any text that a command prints, and parse the command's arguments.
+
+    Args:
+        command: The word after ``ddpm-data``.
+        arguments: Command-line arguments; ``None`` takes those of the process.
+
+    Raises:
+        SystemExit: An argument is wrong, or help was asked for.
     """
     escape_unprintable()
-    description = (doc or "").partition(": ")[2].replace("``", "")
-    return argparse.ArgumentParser(f"ddpm-data {command}", description=description[:1].upper() + description[1:])
-
-
-def add_option(parser: argparse.ArgumentParser, name: str, old_name: str, **options: Any) -> None:  # noqa: ANN401  # argparse's
-    """Add an option that also has an older spelling, which ``--help`` does not show.
-
-    Args:
-        parser: The parser to add it to.
-        name: The spelling that ``--help`` shows.
-        old_name: The older spelling, which keeps working.
-        options: See :meth:`argparse.ArgumentParser.add_argument`.
-    """
-    action = parser.add_argument(name, old_name, **options)
-    action.option_strings = [name]  # for help and errors; the parser already knows both spellings
-
-
-def add_output_option(parser: argparse.ArgumentParser, default: Path | None, default_text: str) -> None:
-    """Add ``--output-dir``, the folder that a command writes to.
-
-    Args:
-        parser: The parser to add it to.
-        default: The folder if none is given; ``None`` leaves the choice to the command.
-        default_text: The default in words, for ``--help``.
-    """
-    text = f"folder for the files written (default: {default_text})"
-    add_option(parser, "--output-dir", "--out", type=Path, default=default, metavar="DIR", help=text)
+    return parse(command, arguments)
 
 
 def explain_missing_picture(name: str) -> str | None:

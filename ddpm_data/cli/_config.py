@@ -6,20 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ddpm_data._keys import naming_keys
-
-_ROOTS = ("train", "config")  # names that root configs usually have
-_KEYS = ("datamodule", "ddpm_data.datamodule")
-
-
-def add_config_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options by which a command finds the configuration that training would use."""
-    parser.add_argument(
-        "--config-dir", type=Path, help="folder of your configs (default: conf, or ours if there is no folder conf)"
-    )
-    parser.add_argument("--config-name", help=f"name of the root config (default: {' or '.join(_ROOTS)})")
-    parser.add_argument("--key", help=f"key of the DataModule in the root config (default: {' or '.join(_KEYS)})")
-    parser.add_argument("overrides", nargs="*", help="overrides as in training: dataset=digits loader.batch_size=32")
+from ddpm_data.cli._parsers import DATAMODULE_KEYS, ROOT_CONFIGS
 
 
 @contextmanager
@@ -36,7 +23,7 @@ def configs(args: argparse.Namespace) -> Iterator[str]:
     folder = args.config_dir or next(path for path in (Path("conf"), ours()) if path.is_dir())
     if not folder.is_dir():
         raise SystemExit(f"there is no folder {folder.absolute()}. Set --config-dir to the folder of your configs.")
-    names = [args.config_name] if args.config_name else _ROOTS
+    names = [args.config_name] if args.config_name else ROOT_CONFIGS
     name = next((name for name in names if (folder / name).with_suffix(".yaml").is_file()), None)
     if name is None:
         raise SystemExit(
@@ -57,7 +44,7 @@ def find_datamodule_config(args: argparse.Namespace) -> Any:  # noqa: ANN401  # 
 
     with configs(args) as name:
         cfg = hydra.compose(name, args.overrides)
-    keys = [args.key] if args.key else _KEYS
+    keys = [args.key] if args.key else DATAMODULE_KEYS
     node = next((node for key in keys if (node := OmegaConf.select(cfg, key)) is not None), None)
     if node is None:
         raise SystemExit(f"the configuration has no {' or '.join(keys)}. Set --key to the key of its DataModule.")
@@ -69,19 +56,14 @@ def compose_datamodule(args: argparse.Namespace) -> dict[str, Any]:
 
     Raises:
         SystemExit: See :func:`find_datamodule_config`.
-        ValueError: A key of the groups dataset or loader is misspelt.
     """
     from omegaconf import OmegaConf
 
-    from ddpm_data.hydra import key_prefix, merge_groups
+    from ddpm_data._errors import app_keys
 
-    node = OmegaConf.to_container(find_datamodule_config(args), resolve=True, throw_on_missing=True)
-    assert isinstance(node, dict)
-    values = {str(name): value for name, value in node.items()}
-    if values["_target_"] != "ddpm_data.hydra.build_datamodule":
-        return values  # from the user's own config, which names the class itself
-    target, convert = values.pop("cls"), values.pop("_convert_")
-    namespace = values.pop("namespace")
-    del values["_target_"], values["_recursive_"]
-    with naming_keys(key_prefix(namespace)):
-        return {"_target_": target, "_convert_": convert} | merge_groups(**values)
+    node = find_datamodule_config(args)
+    values = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+    assert isinstance(values, dict)
+    is_ours = values["_target_"] == "ddpm_data.hydra.build_datamodule"  # else the user's own config names the class
+    own = {"key_names": app_keys(node._get_root())} if is_ours else {}
+    return {str(name): value for name, value in values.items()} | own

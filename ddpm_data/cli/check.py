@@ -1,9 +1,6 @@
 """``ddpm-data check``: look at every item of a dataset before you train on it.
 
-The command reads every item of every split in your configuration, in worker processes, and continues after bad items.
-It reports the kinds of images, the bad items and their errors, duplicates (also between training and validation), the
-speed of reading, and the memory that images take. ``check.json`` has all results, and ``check.png`` shows some images
-as the model will see them. An iterable dataset is read from its beginning, in one process.
+``check.json`` has all results, and ``check.png`` shows some images as the model will see them.
 """
 
 import argparse
@@ -17,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm_data.cli._command import add_option, add_output_option, explain_missing_picture, start_command
-from ddpm_data.cli._config import add_config_options, compose_datamodule
+from ddpm_data.cli._command import explain_missing_picture, start_command
+from ddpm_data.cli._config import compose_datamodule
 from ddpm_data.cli.checking.duplicates import find_leakage
 from ddpm_data.cli.checking.summary import (
     DuplicateSummary,
@@ -67,16 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     Raises:
         SystemExit: An argument is wrong, or the configuration has no dataset that can be checked.
     """
-    parser = start_command("check", __doc__)
-    text = "worker processes that read (default: one per core)"
-    add_option(parser, "--num-workers", "--workers", type=int, default=cpu_count(), metavar="N", help=text)
-    text = "items to read of a dataset with its own order (default: 10000)"
-    add_option(parser, "--max-items", "--most", type=int, default=10_000, metavar="N", help=text)
-    add_output_option(parser, Path("check"), "check")
-    add_config_options(parser)
-    args = parser.parse_intermixed_args(arguments)
-    if args.num_workers < 0 or args.max_items < 1:
-        parser.error("--num-workers is at least 0, --max-items at least 1")
+    args = start_command("check", arguments)
     findings = _run_checks(args)
     _print_findings(findings)
     path = args.output_dir / "check.json"
@@ -103,13 +91,15 @@ def _run_checks(args: argparse.Namespace) -> Findings:
 
     datamodule: DDPMDataModule = instantiate(compose_datamodule(args))
     splits, loading = datamodule.splits, datamodule.loader_options
-    context = loading.multiprocessing_context if args.num_workers else None
-    reading = LoaderOptions(1, args.num_workers, multiprocessing_context=context, timeout=loading.timeout)
+    num_workers = cpu_count() if args.num_workers is None else args.num_workers
+    context = loading.multiprocessing_context if num_workers else None
+    reading = LoaderOptions(1, num_workers, multiprocessing_context=context, timeout=loading.timeout)
     stages = [stage for stage in STAGES if splits.has(stage) and stage not in splits.fractions]
     if not stages:
         raise SystemExit("the configuration has no dataset to check. Set `dataset.train`.")
     try:
-        datasets, held_out = {stage: splits.unchecked(stage) for stage in stages}, _find_held_out(splits)
+        with datamodule.naming_keys():
+            datasets, held_out = {stage: splits.unchecked(stage) for stage in stages}, _find_held_out(splits)
     except ITEM_ERRORS as error:
         raise SystemExit(str(error)) from error
     scans: dict[Stage, ScanResult] = {}

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ddpm_data.cli._command import add_output_option, explain_missing_picture, start_command
+from ddpm_data.cli._command import explain_missing_picture, start_command
 from ddpm_data.cli._objective import Objective, loss_kind, name_objectives, read_objective
 from ddpm_data.cli._table import markdown_table
 from ddpm_data.diffusion.process import GaussianProcess, make_process
@@ -66,13 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
     Raises:
         SystemExit: An argument is wrong, or the folder has no jobs.
     """
-    parser = start_command("compare", __doc__)
-    parser.add_argument("folder", type=Path, help="the sweep's folder, which holds the folders of its jobs")
-    parser.add_argument(
-        "--metric", default="val_loss", help="column of metrics.csv; less is better (default: val_loss)"
-    )
-    add_output_option(parser, None, "the sweep's folder")
-    args = parser.parse_intermixed_args(arguments)
+    args = start_command("compare", arguments)
     groups = group_jobs(read_jobs(args.folder, args.metric), args.metric)
     jobs = [job for group in groups.values() for job in group]
     output_dir = args.output_dir or args.folder

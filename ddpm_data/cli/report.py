@@ -1,8 +1,6 @@
 """``ddpm-data report``: show on one page what a noise schedule does, such as ``ddpm-data report schedule=cosine``.
 
-``report.png`` shows beta, the signal that is left, the signal-to-noise ratio, how often each step is drawn, its weight
-in the loss, and images of your dataset at several steps. The printed table has the numbers. To compare schedules in one
-picture, separate the values of any key by commas: ``schedule=linear,cosine``.
+To compare schedules in one picture, separate the values of any key by commas: ``schedule=linear,cosine``.
 """
 
 import argparse
@@ -10,13 +8,12 @@ import itertools
 import math
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ddpm_data.cli._command import add_output_option, explain_missing_picture, start_command
-from ddpm_data.cli._config import add_config_options, compose_datamodule, find_datamodule_config
+from ddpm_data.cli._command import explain_missing_picture, start_command
+from ddpm_data.cli._config import compose_datamodule, find_datamodule_config
 from ddpm_data.cli._table import markdown_table
 from ddpm_data.diffusion.process import ForwardProcess, GaussianProcess, make_process
 from ddpm_data.diffusion.timesteps import UniformTimesteps
@@ -36,10 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     from hydra.utils import instantiate
 
-    parser = start_command("report", __doc__)
-    add_output_option(parser, Path("report"), "report")
-    add_config_options(parser)
-    args = parser.parse_intermixed_args(arguments)
+    args = start_command("report", arguments)
     processes, timesteps, images = {}, {}, None
     for name, overrides in expand_sweep(args.overrides).items():
         args.overrides = overrides

@@ -22,16 +22,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ddpm_data._bytes import bytes_of
+from ddpm_data._checks import check_int
+from ddpm_data._errors import FULL_ERROR, explain
 from ddpm_data._nested import leaves
 from ddpm_data.cli._command import start_command
-from ddpm_data.cli._config import add_config_options, compose_datamodule
+from ddpm_data.cli._config import compose_datamodule
 from ddpm_data.datamodule.module import DDPMDataModule
+from ddpm_data.hydra import DEFAULTS
 from ddpm_data.types import ConditionedTriple, Triple
 
 Row = tuple[str, ...]  # digests of an example's x_t, t, noise and condition
 Steps = list[list[Row]]
 _PARTS = ("x_t", "t", "noise", "condition")
 _NOISE = _PARTS.index("noise")
+_ERROR = "error.txt"  # a run's error in one line
 
 
 class RunRecord(NamedTuple):
@@ -76,14 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
     Raises:
         SystemExit: An argument is wrong, the configuration has no DataModule, or a run failed.
     """
-    parser = start_command("verify", __doc__)
-    text = "number of processes to compare with one (default: 2)"
-    parser.add_argument("--processes", type=int, default=2, metavar="N", help=text)
-    parser.add_argument("--steps", type=int, default=20, metavar="N", help="optimizer steps (default: 20)")
-    add_config_options(parser)
-    args = parser.parse_intermixed_args(arguments)
-    if args.processes < 2 or args.steps < 2:
-        parser.error("--processes and --steps are at least 2")
+    args = start_command("verify", arguments)
     with tempfile.TemporaryDirectory() as folder:
         batch_size = _write_config(args, Path(folder) / "datamodule.yaml")
         runs = _run_all(Path(folder), args.processes, batch_size, args.steps)
@@ -92,12 +89,14 @@ def main(arguments: list[str] | None = None) -> int:
     if not runs.single.is_map_style:
         print("The training set is iterable: it decides by itself which image comes when. Another number of processes")
         print("therefore sees other images. But no two examples may share their noise.\n")
-    return 0 if _compare_runs(runs, args.processes, args.steps // 2) else 1
+    agrees = _compare_runs(runs, args.processes, args.steps // 2)
+    print("\npassed: the streams agree" if agrees else "\nFAILED: see the lines with DIFFERS or SHARED above")
+    return 0 if agrees else 1
 
 
 def _run_all(folder: Path, processes: int, batch_size: int, steps: int) -> Runs:
     half, global_batch = steps // 2, batch_size * processes
-    with tqdm(total=3, desc="Runs", unit="run") as progress:
+    with tqdm(total=3, desc="Runs", unit="run", leave=False) as progress:
         single = _run(folder, 1, global_batch, steps, half, resume=False)
         progress.update()
         several = _run(folder, processes, batch_size, steps, half, resume=False)
@@ -157,7 +156,10 @@ def _write_config(args: argparse.Namespace, path: Path) -> int:
 
     values = compose_datamodule(args)
     OmegaConf.save(values, path)
-    return int(values.get("batch_size", 64))
+    is_ours = "key_names" in values
+    given = values.get("batch_size", (values.get("loader") or {}).get("batch_size") if is_ours else None)
+    default = DEFAULTS["batch_size"] if is_ours else 64
+    return check_int("verify", "loader.batch_size", default if given is None else given, 1)
 
 
 def _run(folder: Path, processes: int, batch_size: int, steps: int, half: int, resume: bool) -> RunRecord:
@@ -188,7 +190,9 @@ def _run(folder: Path, processes: int, batch_size: int, steps: int, half: int, r
         check=False,
     )
     if result.returncode:
-        raise SystemExit(f"{processes} process(es) failed:\n{result.stderr[-4000:]}")
+        explained = output / _ERROR
+        said = explained.read_text(encoding="utf-8") if explained.exists() else f"\n{result.stderr[-4000:]}"
+        raise SystemExit(f"FAILED: a run in {processes} process(es) ended: {said}")
     ranks = [torch.load(output / f"{rank}.pt", weights_only=True) for rank in range(processes)]
     train, val = (
         [_flatten(list(parts)) for parts in zip(*(rank[stage] for rank in ranks), strict=True)]
@@ -285,4 +289,10 @@ def _train(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    _train(sys.argv[2:])  # in the processes that _run() starts
+    try:
+        _train(sys.argv[2:])  # in the processes that _run() starts
+    except Exception as error:
+        message = None if os.environ.get(FULL_ERROR) == "1" else explain(error)
+        if message is not None:
+            Path(sys.argv[3], _ERROR).write_text(message, encoding="utf-8")
+        raise

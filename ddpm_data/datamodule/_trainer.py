@@ -83,7 +83,7 @@ def refuse_clashes(trainer: L.Trainer | None) -> None:
         raise ValueError(
             f"{type(model).__name__} defines on_after_batch_transfer, and so does DDPMDataModule: Lightning would "
             "run the DataModule's and drop the model's. Remove it from the model. To change images on the device "
-            "before they are noised, give DDPMDataModule(augment=...), in the configs `dataset.augment`."
+            "before they are noised, set `dataset.augment` of the DataModule."
         )
 
 

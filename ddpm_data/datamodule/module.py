@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import wraps
+from inspect import signature
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -41,6 +42,7 @@ from ddpm_data.loading.options import LoaderOptions
 from ddpm_data.loading.samplers import Order
 from ddpm_data.loading.stage_images import StageImages
 from ddpm_data.rng.philox import STAGES, key_from
+from ddpm_data.sources._classes import class_names
 from ddpm_data.types import (
     Batch,
     ConditionedTargetTriple,
@@ -123,7 +125,7 @@ class DDPMDataModule(L.LightningDataModule):
         ValueError: An argument is out of range.
     """
 
-    key_prefix: str | None = None  # what stands before the config groups' names; None: made in Python, without configs
+    key_names: Mapping[str, str] | None = None  # where our keys stand in the app's config; None: made in Python
 
     @_names_keys
     def __init__(
@@ -243,8 +245,21 @@ class DDPMDataModule(L.LightningDataModule):
         return self.loader_options.batch_size
 
     @batch_size.setter
+    @_names_keys
     def batch_size(self, batch_size: int) -> None:
         self.loader_options = self.splits.options = replace(self.loader_options, batch_size=batch_size)
+
+    @property
+    @_names_keys
+    def class_names(self) -> list[str]:
+        """The names of the labels 0, 1, 2, ... at ``condition``, if the training set knows them; else an empty list.
+
+        :class:`~ddpm_data.sources.ImageFiles` with ``labels=True``, torchvision's datasets and Hugging Face's
+        ``ClassLabel`` know them.
+        """
+        if not self.conditions or not self.conditions.is_single or not self.splits.has("train"):
+            return []
+        return list(class_names(self.splits.dataset("train"), self.conditions.keys[0]))
 
     @_names_keys
     def prepare_data(self) -> None:
@@ -277,9 +292,7 @@ class DDPMDataModule(L.LightningDataModule):
                     self._try_on_first_items(images)
                     self._begin_stream(images)
             elif stage and name == _STAGES_OF[stage][0]:
-                raise ValueError(
-                    f"no {name} set was given. Give DDPMDataModule({name}=...), in the configs `dataset.{name}`."
-                )
+                raise ValueError(f"no {name} set was given. Set `dataset.{name}`.")
 
     def _try_on_first_items(self, images: StageImages) -> None:
         """Try on a training image what is done to images and conditions on the device, where it can be read."""
@@ -290,7 +303,7 @@ class DDPMDataModule(L.LightningDataModule):
         if items is None:
             return
         if drops:
-            self.dropout.check(self._finish_condition(items.condition, None, torch.float32))
+            self.dropout.check(self._finish_condition(items.condition, None, torch.float32), self.class_names)
         if augment is not None and is_rank_zero():
             augment.warn_of_shared_randomness(items.images)
 
@@ -402,7 +415,7 @@ class DDPMDataModule(L.LightningDataModule):
 
     def naming_keys(self) -> AbstractContextManager[None]:
         """Return a context whose errors name config keys as the user knows them."""
-        return naming_keys(self.key_prefix, DDPMDataModule.__init__)
+        return naming_keys(self.key_names, signature(DDPMDataModule.__init__).parameters)
 
     @_names_keys
     def _make_loader(self, stage: Stage) -> StreamLoader:

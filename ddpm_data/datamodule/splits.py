@@ -122,7 +122,7 @@ class Splits:
             ValueError: The set leaves nothing to train or validate on, or none can be held out of it.
         """
         owner = self._owner(stage)  # an error's index belongs to the dataset that the user passed, so its name does too
-        dataset, subset = self._dataset(owner), None
+        dataset, subset = self.dataset(owner), None
         if self._shares_train(stage):
             if not _is_map_style(dataset):
                 raise ValueError(
@@ -147,7 +147,7 @@ class Splits:
         """Return a dataset's cache, and build it if it is missing; ``None`` without a folder or a need for one."""
         if self.cache_dir is None or stage in self._caches:
             return self._caches.get(stage)
-        dataset = self._dataset(stage)
+        dataset = self.dataset(stage)
         if not _is_map_style(dataset):
             raise ValueError(
                 f"cache_dir={str(self.cache_dir)!r}: {stage} is a {type(dataset).__name__}, which gives its items in "
@@ -170,7 +170,8 @@ class Splits:
             self._caches[stage] = open_or_build(images, self.cache_dir, options)
         return self._caches.get(stage)
 
-    def _dataset(self, stage: Stage) -> AnyDataset:
+    def dataset(self, stage: Stage) -> AnyDataset:
+        """Return a stage's own dataset, built on first use."""
         if stage not in self._datasets:
             source = self._sources[stage]
             self._datasets[stage] = _check_dataset(stage, source() if _is_factory(source) else source)
@@ -180,7 +181,7 @@ class Splits:
         """Build a dataset while other processes wait; return whether that worked without them."""
         with refuse_collectives() as guard:
             try:
-                self._dataset(stage)
+                self.dataset(stage)
             except Exception:  # a factory may raise anything, and from a refused collective too
                 if not guard.refused:
                     raise
@@ -295,8 +296,8 @@ def _check_dataset(name: str, dataset: object) -> AnyDataset:
     kind = type(dataset).__name__
     if isinstance(dataset, str | Path):
         raise TypeError(
-            f"{name} is a {kind}; for the image files in a folder give ddpm_data.sources.ImageFiles({str(dataset)!r}), "
-            f"in the configs dataset=image_folder: `dataset.{name}`."
+            f"{name} is a {kind}; for the image files in a folder give "
+            f"ddpm_data.sources.ImageFiles({str(dataset)!r}). Change `dataset.{name}`."
         )
     if isinstance(dataset, Mapping):
         keys = ", ".join(map(repr, dataset))

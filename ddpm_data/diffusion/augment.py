@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ddpm_data._keys import name_arguments
 from ddpm_data.rng.philox import Key, Purpose, words
 
 Augment = Callable[..., Any]  # not -> Tensor: LightningCLI would take a class_path in YAML for a kind of Tensor
@@ -34,6 +35,7 @@ class PerExample(nn.Module):
         TypeError: ``augment`` cannot be called.
     """
 
+    @name_arguments
     def __init__(self, augment: Augment) -> None:
         super().__init__()
         if not callable(augment) or isinstance(augment, type):
@@ -72,6 +74,7 @@ class KeyedAugment:
         TypeError: ``augment`` cannot be called, or needs an argument of another name.
     """
 
+    @name_arguments
     def __init__(self, augment: Augment, key: Key) -> None:
         if not callable(augment):
             raise TypeError(

@@ -1,12 +1,13 @@
 """Dropout of conditions for classifier-free guidance, by the example's position in the stream."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ddpm_data._checks import check_float
+from ddpm_data._keys import name_arguments
 from ddpm_data._nested import StructureError, leaves, map_leaves
 from ddpm_data.rng.philox import Purpose, key_from, words
 
@@ -28,6 +29,7 @@ class ConditionDropout:
         ValueError: ``probability`` or ``seed`` is out of range, or ``null`` is missing.
     """
 
+    @name_arguments
     def __init__(self, probability: float, null: object = None, seed: int = 0) -> None:
         self.probability = check_float("ConditionDropout", "dataset.condition_dropout", probability)
         if not 0 <= self.probability <= 1:
@@ -43,15 +45,16 @@ class ConditionDropout:
         self._key = key_from(seed)
         self._device_nulls: dict[int, Tensor] = {}  # null conditions on the device, by the id of the user's object
 
-    def check(self, condition: Any) -> None:  # noqa: ANN401  # any collatable kind
+    def check(self, condition: Any, class_names: Sequence[str] = ()) -> None:  # noqa: ANN401  # any collatable kind
         """Refuse a ``null`` that cannot take the place of the dataset's conditions.
 
         Args:
             condition: A batch of conditions; ``None`` if the dataset has none.
+            class_names: The names of the labels 0, 1, 2, ... if they are known.
 
         Raises:
             TypeError: ``null`` has another form than the conditions.
-            ValueError: There are no conditions.
+            ValueError: There are no conditions, or ``null`` is the label of a class.
         """
         if condition is None:
             raise ValueError(
@@ -59,6 +62,12 @@ class ConditionDropout:
                 "set `dataset.condition_dropout` to 0."
             )
         self(condition, torch.zeros(1, dtype=torch.int64))
+        if isinstance(self.null, int) and self.null in range(len(class_names)):
+            raise ValueError(
+                f"null_condition={self.null} is the label of {class_names[self.null]}, and a dropped label must be one "
+                f"that no image has, such as {len(class_names)}, the number of classes. Change "
+                "`dataset.null_condition`."
+            )
 
     def drop_strings(self, condition: Any, position: Tensor) -> Any:  # noqa: ANN401  # any collatable kind
         """Replace the strings of dropped conditions by the null string, before the batch leaves the host.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm_data._checks import check_betas
+from ddpm_data._keys import name_arguments
 
 
 class Gaussian(NamedTuple):
@@ -273,6 +274,7 @@ class ForwardProcess(GaussianProcess):
     posterior_mean_coef1: Tensor
     posterior_mean_coef2: Tensor
 
+    @name_arguments
     def __init__(self, betas: Tensor) -> None:
         buffers = _compute_buffers(check_betas("ForwardProcess", betas).cpu())
         super().__init__(buffers["sqrt_alphas_cumprod"], buffers["sqrt_one_minus_alphas_cumprod"])

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddpm_data._keys import name_arguments
 from ddpm_data.diffusion.densities import Density, check_density, compute_thresholds
 from ddpm_data.diffusion.process import GaussianProcess
 from ddpm_data.rng.philox import MASK, Key, Purpose, words
@@ -32,6 +33,7 @@ class UniformTimesteps:
         TypeError: ``low_discrepancy`` is not a bool.
     """
 
+    @name_arguments
     def __init__(self, low_discrepancy: bool = False) -> None:
         self.low_discrepancy = _check_bool("UniformTimesteps", "low_discrepancy", low_discrepancy)
 

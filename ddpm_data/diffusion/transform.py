@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm_data._checks import check_float, check_int
+from ddpm_data._keys import name_arguments
 from ddpm_data.diffusion import _kernels
 from ddpm_data.diffusion._compiler import Compiler
 from ddpm_data.diffusion.augment import Augment, KeyedAugment
@@ -76,6 +77,7 @@ class ForwardDiffusion(nn.Module):
     _key_words: Tensor
     _thresholds: Tensor
 
+    @name_arguments
     def __init__(
         self,
         process: GaussianProcess,

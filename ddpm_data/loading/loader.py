@@ -53,6 +53,10 @@ class StreamLoader(DataLoader[WorkerBatch]):
         self._watcher = watcher
 
     def __iter__(self) -> Iterator[ImageBatch]:  # type: ignore[override]  # any iterator will do for every caller
+        with self.naming_keys():
+            yield from self._place_batches()
+
+    def _place_batches(self) -> Iterator[ImageBatch]:
         self._notify("asked")
         if self.num_workers:
             context = self.multiprocessing_context
@@ -78,7 +82,7 @@ class StreamLoader(DataLoader[WorkerBatch]):
         self.counter.begin()
         try:
             while True:
-                with self.naming_keys(), explain_lost_workers(self.counter.name, self.timeout):
+                with explain_lost_workers(self.counter.name, self.timeout):
                     batch, bad_items = next(batches, (None, ()))
                 if batch is None:
                     return

@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ddpm_data._keys import name_arguments
 from ddpm_data.sources._arrays import BackingArray, find_backing_array
 
 Array = np.ndarray[Any, Any]
@@ -27,6 +28,7 @@ class TensorFile(Dataset[dict[str, Tensor]]):
         ValueError: The file is no safetensors file, or its tensors differ in length.
     """
 
+    @name_arguments
     def __init__(self, path: str | Path) -> None:
         try:
             from safetensors import SafetensorError
@@ -76,6 +78,7 @@ class ArrayFile(Dataset[Array]):
         ValueError: The file is no NumPy file, holds pickled objects or no images, or has no array called ``key``.
     """
 
+    @name_arguments
     def __init__(self, path: str | Path, key: str | None = None) -> None:
         self.path = Path(path).expanduser()
         self.key = key

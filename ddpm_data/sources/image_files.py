@@ -3,14 +3,17 @@
 import os
 import re
 import warnings
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from torch.utils.data import Dataset
 
 from ddpm_data._distributed import is_rank_zero
+from ddpm_data._keys import name_arguments
 from ddpm_data.sources._names import Names
 from ddpm_data.sources._opening import list_suffixes, open_image_file
 
@@ -21,24 +24,38 @@ _UNREAD_SUFFIXES = {  # of images that PIL alone does not read
 _DIGITS = re.compile(r"(\d+)")
 
 
-class ImageFiles(Dataset[Image.Image]):
+class ImageFiles(Dataset[Any]):
     """A dataset of every image file under a folder, flat or nested, in natural order (``2.png`` before ``10.png``).
 
     Items are PIL images that are not decoded yet. So :func:`~ddpm_data.images.decode.decode_image`, which knows the
-    final size, can decode a JPEG at a half, a quarter or an eighth. Labels are not read from folder names. Links to
-    files and folders are followed. Hidden files and folders are left out, and so are EPS files, which are programs. A
-    warning counts the images that PIL cannot read, such as ``.heic``.
+    final size, can decode a JPEG at a half, a quarter or an eighth. Links to files and folders are followed. Hidden
+    files and folders are left out, and so are EPS files, which are programs. A warning counts the images that PIL
+    cannot read, such as ``.heic``.
+
+    With ``labels=True``, the folders in ``root`` are classes, as for torchvision's ``ImageFolder``: an item is
+    ``(image, label)``, where the label is the place of its class in :attr:`classes`. An image in ``cats/young/`` is of
+    class ``cats``.
 
     Args:
         root: The folder.
+        labels: Whether items have labels.
+
+    Attributes:
+        names: The files' paths below ``root``, with forward slashes.
+        classes: The names of the classes, sorted; empty without ``labels``.
 
     Raises:
         FileNotFoundError: ``root`` is not a folder.
         PermissionError: The folder, or one in it, cannot be read.
-        ValueError: The folder holds no file with the suffix of an image format that PIL reads.
+        TypeError: ``labels`` is not a bool.
+        ValueError: The folder holds no file with the suffix of an image format that PIL reads; or, with ``labels``, an
+            image lies in no class, or a class has no image.
     """
 
-    def __init__(self, root: str | Path) -> None:
+    @name_arguments
+    def __init__(self, root: str | Path, labels: bool = False) -> None:
+        if not isinstance(labels, bool):
+            raise TypeError(f"ImageFiles(labels={labels!r}): expected true or false. Change `dataset.labels`.")
         self.root = Path(root).expanduser()
         if not self.root.is_dir():
             raise FileNotFoundError(f"ImageFiles: there is no folder {self.root.absolute()}. Change `dataset.root`.")
@@ -63,12 +80,38 @@ class ImageFiles(Dataset[Image.Image]):
                 f"ImageFiles: {self.root.absolute()} and its sub-folders hold no image files (.jpg, .png, .webp, ...). "
                 "Change `dataset.root`."
             )
+        self.classes = _list_classes(self.root, self.names) if labels else []
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, index: int) -> Image.Image:
-        return open_image_file(self.root / self.names[index])
+    def __getitem__(self, index: int) -> Image.Image | tuple[Image.Image, int]:
+        name = self.names[index]
+        image = open_image_file(self.root / name)
+        return (image, bisect_left(self.classes, _class_of(name))) if self.classes else image
+
+
+def _class_of(name: str) -> str:
+    return name.partition("/")[0]
+
+
+def _list_classes(root: Path, names: Sequence[str]) -> list[str]:
+    """Return the names of the folders in ``root``, sorted; each of them must hold an image, and no image be outside."""
+    flat = [name for name in names if "/" not in name]
+    if flat:
+        raise ValueError(
+            f"ImageFiles(labels=True): {len(flat):,} image(s) lie in {root} itself, such as {flat[0]}, and have no "
+            "class. The folders in it are the classes: move each image into one, or set `dataset.labels` to false."
+        )
+    classes = {_class_of(name) for name in names}
+    with os.scandir(root) as entries:
+        empty = sorted({entry.name for entry in entries if entry.is_dir() and entry.name[0] != "."} - classes)
+    if empty:
+        raise ValueError(
+            f"ImageFiles(labels=True): the folder(s) {', '.join(empty)} in {root} hold no images, and each folder "
+            "there is a class. Remove them, or move them out of `dataset.root`."
+        )
+    return sorted(classes)
 
 
 def _find_files(root: Path) -> Iterator[str]:

@@ -15,6 +15,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from ddpm_data._checks import check_int
 from ddpm_data._distributed import EpochShard
+from ddpm_data._keys import name_arguments
 from ddpm_data.sources._opening import list_suffixes, open_image
 
 
@@ -60,6 +61,7 @@ class TarShards(IterableDataset[dict[str, object]]):
         ValueError: There are no shards, a path has a drive letter, or ``shuffle`` or ``seed`` is negative.
     """
 
+    @name_arguments
     def __init__(self, shards: str | Path | Sequence[str | Path], shuffle: int = 1000, seed: int = 0) -> None:
         try:
             from webdataset.shardlists import expand_urls

@@ -240,7 +240,7 @@ class Chance:
 def test_a_caption_by_chance_is_refused(length: int, condition: Any, tmp_path: Path) -> None:  # noqa: ANN401  # keys
     """In 16 readings or more: once in 65,536 runs none differs."""
     random.seed(1)
-    with pytest.raises(ValueError, match=r"train\[\d+\] has another condition each time .*`loader\.cache_dir`"):
+    with pytest.raises(ValueError, match=r"train\[\d+\] has another condition each time .*`cache_dir`"):
         conditions(Chance(length), tmp_path, image_key="image", condition=condition)
     assert not list(tmp_path.iterdir())
     assert len(conditions(Chance(length), tmp_path, image_key="image", condition="label")) == length

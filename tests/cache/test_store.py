@@ -136,7 +136,7 @@ def test_a_full_disk_is_said_at_once_and_leaves_nothing(tmp_path: Path) -> None:
     assert "the cache of train cannot be written to" in last
     assert "GB are free" in last
     assert "0.000768 GB are needed" in last
-    assert "`loader.cache_dir`" in last
+    assert "`cache_dir`" in last
     assert files(tmp_path / "cache") == []
     assert len((tmp_path / "asked").read_text().split()) < COUNT + EXTRA  # before most of the work
 
@@ -255,15 +255,15 @@ SHAPES[-1] = SHAPES[0]  # the last is always looked at
 @pytest.mark.parametrize(
     ("dataset", "options", "error", "says"),
     [
-        (Random(), {}, ValueError, r"train\[0\] is another image each time .*`dataset\.augment`"),
-        (Stream(), {}, ValueError, r"train is a Stream.*`loader\.cache_dir`"),
+        (Random(), {}, ValueError, r"train\[0\] is another image each time .*`augment`"),
+        (Stream(), {}, ValueError, r"train is a Stream.*`cache_dir`"),
         (
             SHAPES,
             dict(image_size=None),
             ValueError,
-            r"\(3, 8, 8\) and train\[999\] is \(3, 8, 9\).*`dataset\.image_size`",
+            r"\(3, 8, 8\) and train\[999\] is \(3, 8, 9\).*`image_size`",
         ),
-        (Random(), dict(cache_dir=3), TypeError, r"cache_dir=3.*`loader\.cache_dir`"),
+        (Random(), dict(cache_dir=3), TypeError, r"cache_dir=3.*`cache_dir`"),
     ],
     ids=["random", "iterable", "uneven", "no folder"],
 )
@@ -310,7 +310,7 @@ def test_a_second_try_is_not_kept_waiting_by_the_first(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_none_is_named(photographs: Path, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("")
-    with pytest.raises(OSError, match=r"the cache of train cannot be written to .*cache.*`loader\.cache_dir`"):
+    with pytest.raises(OSError, match=r"the cache of train cannot be written to .*cache.*`cache_dir`"):
         datamodule(ImageFiles(photographs), tmp_path / "cache").prepare_data()
 
 

@@ -34,7 +34,7 @@ def test_the_report_overlays_schedules_and_shows_the_users_images(
     monkeypatch.chdir(tmp_path)  # no conf/ here: ours
     images = ["dataset=image_folder", f"dataset.root={folder}", "dataset.image_size=8", "dataset.val=0.2"]
     assert report(["schedule=linear,jsd", "schedule.num_timesteps=50", *images]) == 0
-    with Image.open("report/report.png") as picture:
+    with Image.open("outputs/report/report.png") as picture:
         with_images = picture.height
     printed = capsys.readouterr().out
     assert "| linear" in printed

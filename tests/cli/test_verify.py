@@ -32,13 +32,15 @@ CONDITIONS = ("dataset.condition=1", "dataset.condition_dropout=0.1", "dataset.n
 def test_streams_that_agree() -> None:
     code, said = verify("--steps", "4", "dataset=digits", "loader.batch_size=500", *CONDITIONS)
     assert code == 0
-    assert said.splitlines()[-6:] == [
+    assert said.splitlines()[-8:] == [
         "agrees  training, 2 processes: 3234 examples",  # two epochs of 1617, in steps of 1000 and 617
         "agrees  validation, 2 processes: 180 examples",
         "unique  noise of 3234 training examples, 2 processes",
         "agrees  training, 2 process(es), resumed: 1617 examples",
         "agrees  validation, 2 process(es), resumed: 180 examples",
         "unique  noise of 1617 training examples, 2 process(es), resumed",
+        "",
+        "passed: the streams agree",
     ]
 
 
@@ -51,6 +53,7 @@ def test_a_random_augmentation_is_found() -> None:
     assert "DIFFERS training, 2 processes: x_t of example" in said
     assert "`augment`, is random" in said
     assert "agrees  validation, 2 processes" in said
+    assert said.splitlines()[-1].startswith("FAILED: ")
 
 
 @pytest.mark.slow
@@ -64,11 +67,13 @@ def test_an_iterable_source_is_held_to_what_it_can_promise() -> None:
     code, said = verify("--steps", "4", "loader.batch_size=8", *source)
     assert code == 0, said
     assert "The training set is iterable" in said
-    assert [line.split(":")[0] for line in said.splitlines()[-4:]] == [
+    assert [line.split(":")[0] for line in said.splitlines()[-6:]] == [
         "unique  noise of 64 training examples, 2 processes",
         "agrees  training, 1 process(es), resumed",
         "none    validation, 1 process(es), resumed",
         "unique  noise of 32 training examples, 1 process(es), resumed",
+        "",
+        "passed",
     ]
 
 
@@ -79,7 +84,7 @@ def test_an_iterable_source_is_held_to_what_it_can_promise() -> None:
         (["--key", "data.module"], "has no data.module.*--key"),
         pytest.param(
             ["dataset.train=null", "dataset.val=null"],
-            r"(?s)no train set was given.*`dataset\.train`",
+            r"FAILED: a run in 1 process\(es\) ended: no train set was given.*`dataset\.train`\.$",
             marks=pytest.mark.slow,
         ),
     ],

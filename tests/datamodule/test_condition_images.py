@@ -363,7 +363,7 @@ def test_an_image_that_is_not_declared_is_refused(way: str, case: str) -> None:
     value, options = REFUSED[case]
     items: Any = [{"image": image, "mask": value} for image in PIXELS]
     train: Any = {"items": lambda: items, "stream": lambda: Stream(items), "loader": lambda: DataLoader(items, 2)}[way]
-    with pytest.raises(ValueError, match=r"the condition 'mask' is an image of .*`dataset\.condition_images=\{mask: "):
+    with pytest.raises(ValueError, match=r"the condition 'mask' is an image of .*`condition_images=\{mask: "):
         batches(train, condition="mask", condition_images=None, **options)
 
 
@@ -388,12 +388,12 @@ def test_what_is_no_image_or_stays_on_it_is_passed_on(value: Tensor, options: di
 @pytest.mark.parametrize(
     ("options", "error", "says"),
     [
-        (dict(condition_images={"mask": "cubic"}), ValueError, r"'cubic'.*nearest or bilinear.*`dataset\.condition_im"),
+        (dict(condition_images={"mask": "cubic"}), ValueError, r"'cubic'.*nearest or bilinear.*`condition_im"),
         (dict(condition_images=["mask"]), TypeError, r"a mapping from a condition's key"),
         (dict(condition_images={"mask": 3}), TypeError, r"nearest or bilinear"),
         (dict(condition_images={"mask": {"value_range": [0, 1]}}), ValueError, r"a mapping of interpolation"),
         (dict(condition_images={"masc": "nearest"}), ValueError, r"names 'masc', but the condition holds 'mask'"),
-        (dict(condition=None, condition_images={"mask": "nearest"}), ValueError, r"Set `dataset\.condition`"),
+        (dict(condition=None, condition_images={"mask": "nearest"}), ValueError, r"Set `condition`"),
         (
             dict(condition="name", condition_images={"name": "nearest"}),
             TypeError,

@@ -257,12 +257,12 @@ def test_labels_of_datasets_people_use(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("item", "condition", "error", "says"),
     [
-        ((PIXELS[0], 3), 2, ValueError, r"train\[0\]: there is no condition at 2; .*1: int 3.*`dataset\.condition`"),
-        ({"image": PIXELS[0]}, "label", ValueError, r"no condition at 'label'.*`dataset\.condition`"),
+        ((PIXELS[0], 3), 2, ValueError, r"train\[0\]: there is no condition at 2; .*1: int 3.*`condition`"),
+        ({"image": PIXELS[0]}, "label", ValueError, r"no condition at 'label'.*`condition`"),
         ((PIXELS[0], None), 1, ValueError, r"no condition at 1"),
         (PIXELS[0], 0, ValueError, r"an item is a Tensor.*nothing at 0"),
-        ((PIXELS[0], object()), 1, TypeError, r"the conditions of train do not make a batch.*`dataset\.condition`"),
-        ((PIXELS[0], 3), 1.5, TypeError, r"condition=1\.5.*`dataset\.condition`"),
+        ((PIXELS[0], object()), 1, TypeError, r"the conditions of train do not make a batch.*`condition`"),
+        ((PIXELS[0], 3), 1.5, TypeError, r"condition=1\.5.*`condition`"),
     ],
 )
 def test_what_is_no_condition_is_refused(item: Any, condition: Any, error: type[Exception], says: str) -> None:  # noqa: ANN401
@@ -308,12 +308,12 @@ def test_every_kind_is_dropped_in_training_only(kind: str, null: Any, is_null: A
 @pytest.mark.parametrize(
     ("kind", "null", "error", "says"),
     [
-        ("int", None, ValueError, r"Set `dataset\.null_condition`"),
+        ("int", None, ValueError, r"Set `null_condition`"),
         ("int", 0.5, TypeError, r"null_condition=0\.5 .*torch\.int64"),
         ("int", "", TypeError, r"null_condition='' .*torch\.int64"),
         ("text", 0, TypeError, r"null_condition=0 .*a string"),
         ("tensor", [1, 2], TypeError, r"null_condition=\[1, 2\] .*shape \(3,\)"),
-        ("dict", {"label": 1}, TypeError, r"a dict of 'label', 'caption'.*`dataset\.null_condition`"),
+        ("dict", {"label": 1}, TypeError, r"a dict of 'label', 'caption'.*`null_condition`"),
         ("pair", 3, TypeError, r"a list of 2"),
     ],
 )
@@ -337,5 +337,5 @@ def test_dropout_wants_a_condition() -> None:
     module = DDPMDataModule(
         Items(numbered("int")), schedule=schedules.linear(10), condition_dropout=0.1, null_condition=3
     )
-    with pytest.raises(ValueError, match=r"no condition to drop.*`dataset\.condition`"):
+    with pytest.raises(ValueError, match=r"no condition to drop.*`condition`"):
         module.setup("fit")

@@ -96,7 +96,7 @@ def test_evaluation_is_told_epoch_0(workers: int, tmp_path: Path) -> None:
 
 
 def test_what_changes_with_the_epoch_is_not_cached(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"set_epoch.*`loader\.cache_dir`"):
+    with pytest.raises(ValueError, match=r"set_epoch.*`cache_dir`"):
         fit(tmp_path, Changing(), cache_dir=tmp_path / "cache")
 
 

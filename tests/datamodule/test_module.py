@@ -336,7 +336,7 @@ def test_augment_changes_training_images_on_the_device_before_noising(tmp_path: 
 def test_an_augment_that_is_none_is_refused(
     augment: Callable[[Tensor], Tensor], error: type[Exception], says: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(error, match=rf"{says}.*`dataset\.augment`"):
+    with pytest.raises(error, match=rf"{says}.*`augment`"):
         trainer(tmp_path).fit(Recorder(), datamodule=module(TensorDataset(COLOURS), augment=augment))
 
 
@@ -395,21 +395,21 @@ class Greyish(Items):
 
 
 SETUP = [
-    (dict(train=Greyish(), image_size=8), ValueError, r"`dataset\.channels`"),
+    (dict(train=Greyish(), image_size=8), ValueError, r"`channels`"),
     (dict(train=[COLOURS[0], COLOURS[1, :, :4]] * 63 + [COLOURS[0]]), ValueError, "image_size"),
-    (dict(train={"train": COLOURS}), TypeError, r"train is a dict of 'train': give one.*`dataset\.train`"),
-    (dict(train=None, val=0.2), ValueError, r"held out of train.*`dataset\.train`"),
-    (dict(train=[]), ValueError, r"train is empty.*`dataset\.train`"),
+    (dict(train={"train": COLOURS}), TypeError, r"train is a dict of 'train': give one.*`train`"),
+    (dict(train=None, val=0.2), ValueError, r"held out of train.*`train`"),
+    (dict(train=[]), ValueError, r"train is empty.*`train`"),
     (dict(train=TensorDataset(COLOURS), val=[]), ValueError, r"val is empty"),
     (
         dict(train=TensorDataset(COLOURS), batch_size=13, drop_last=True),
         ValueError,
-        r"12 images.*need 13.*loader\.batch_size",
+        r"12 images.*need 13.*`batch_size`",
     ),
     (dict(train=["a.png"]), TypeError, r"train\[0\]: an item is a str 'a.png'.*`dataset`"),
     (dict(train=[(1, 2)]), TypeError, r"train\[0\].*holds no image, but 0: int 1, 1: int 2"),
-    (dict(train=[{"a": COLOURS[0], "b": COLOURS[1]}]), ValueError, r"train\[0\].*several images.*`dataset\.image_key`"),
-    (dict(train=COLOURS.float() / 255), ValueError, r"span 0 to 1\..*`dataset\.value_range`.*\[0, 1\]"),
+    (dict(train=[{"a": COLOURS[0], "b": COLOURS[1]}]), ValueError, r"train\[0\].*several images.*`image_key`"),
+    (dict(train=COLOURS.float() / 255), ValueError, r"span 0 to 1\..*`value_range`.*\[0, 1\]"),
     (dict(train=COLOURS.float() * 2 / 255 - 1), ValueError, r"span -1 to 1\..*\[-1, 1\]"),
     (
         dict(train=COLOURS.float(), value_range=(0, 1)),
@@ -419,8 +419,8 @@ SETUP = [
     (dict(train=[COLOURS[0], COLOURS[1, :, :4]]), ValueError, r"\(3, 8, 8\) and train\[1\] is \(3, 4, 8\).*image_size"),
     (dict(train=[COLOURS[0], COLOURS[1, :1]]), ValueError, r"\(3, 8, 8\) and train\[1\] is \(1, 8, 8\).*channels"),
     (dict(train=COLOURS[:2], val=0.1), ValueError, r"val=0\.1 of 2 training images leaves 2 to train and 0"),
-    (dict(train=lambda: 7), TypeError, r"train is a int, not a dataset.*`dataset\.train`"),
-    (dict(train=None), ValueError, r"no train set was given.*`dataset\.train`"),
+    (dict(train=lambda: 7), TypeError, r"train is a int, not a dataset.*`train`"),
+    (dict(train=None), ValueError, r"no train set was given.*`train`"),
 ]
 
 
@@ -442,33 +442,33 @@ def test_a_stage_without_a_set_says_so(tmp_path: Path) -> None:
 
 
 CONSTRUCTION = [
-    (dict(batch_size=0), ValueError, r"loader\.batch_size"),
-    (dict(batch_size="8"), TypeError, r"loader\.batch_size"),
-    (dict(batch_size=8.0), TypeError, r"loader\.batch_size"),
-    (dict(num_workers=-1), ValueError, r"loader\.num_workers"),
-    (dict(drop_last="no"), TypeError, r"loader\.drop_last"),
-    (dict(persistent_workers=1), TypeError, r"loader\.persistent_workers"),
-    (dict(prefetch_factor=0, num_workers=1), ValueError, r"loader\.prefetch_factor"),
-    (dict(prefetch_factor=2), ValueError, r"no workers.*loader\.prefetch_factor"),
-    (dict(multiprocessing_context="fork"), ValueError, r"no workers.*loader\.multiprocessing_context"),
-    (dict(multiprocessing_context="thread", num_workers=1), ValueError, r"fork, .*loader\.multiprocessing_context"),
+    (dict(batch_size=0), ValueError, r"`batch_size`"),
+    (dict(batch_size="8"), TypeError, r"`batch_size`"),
+    (dict(batch_size=8.0), TypeError, r"`batch_size`"),
+    (dict(num_workers=-1), ValueError, r"`num_workers`"),
+    (dict(drop_last="no"), TypeError, r"`drop_last`"),
+    (dict(persistent_workers=1), TypeError, r"`persistent_workers`"),
+    (dict(prefetch_factor=0, num_workers=1), ValueError, r"`prefetch_factor`"),
+    (dict(prefetch_factor=2), ValueError, r"no workers.*`prefetch_factor`"),
+    (dict(multiprocessing_context="fork"), ValueError, r"no workers.*`multiprocessing_context`"),
+    (dict(multiprocessing_context="thread", num_workers=1), ValueError, r"fork, .*`multiprocessing_context`"),
     (dict(seed=-1), ValueError, "seed"),
-    (dict(flip=2), ValueError, r"dataset\.flip"),
-    (dict(val=1.0), ValueError, r"dataset\.val"),
-    (dict(val=0), ValueError, r"dataset\.val"),
-    (dict(val=True), TypeError, r"dataset\.val"),
-    (dict(val="data/val"), TypeError, r"val is a str.*dataset\.val"),
-    (dict(train=7), TypeError, r"train is a int.*dataset\.train"),
+    (dict(flip=2), ValueError, r"`flip`"),
+    (dict(val=1.0), ValueError, r"`val`"),
+    (dict(val=0), ValueError, r"`val`"),
+    (dict(val=True), TypeError, r"`val`"),
+    (dict(val="data/val"), TypeError, r"val is a str.*`val`"),
+    (dict(train=7), TypeError, r"train is a int.*`train`"),
     (dict(schedule=[0.1]), TypeError, "schedule"),
     (dict(schedule=None), TypeError, "schedule"),
-    (dict(image_size=-1), ValueError, r"dataset\.image_size"),
-    (dict(channels=2), ValueError, r"dataset\.channels"),
-    (dict(value_range=(1, 1)), ValueError, r"dataset\.value_range"),
+    (dict(image_size=-1), ValueError, r"`image_size`"),
+    (dict(channels=2), ValueError, r"`channels`"),
+    (dict(value_range=(1, 1)), ValueError, r"`value_range`"),
     (dict(timesteps="uniform"), TypeError, "timesteps"),
     (dict(timesteps=UniformTimesteps), TypeError, "timesteps"),
-    (dict(val=np.float32(1.5)), ValueError, r"dataset\.val"),
+    (dict(val=np.float32(1.5)), ValueError, r"`val`"),
     (dict(train="images"), TypeError, r"ImageFiles\('images'\)"),
-    (dict(augment="flip"), TypeError, r"dataset\.augment"),
+    (dict(augment="flip"), TypeError, r"`augment`"),
     (dict(compile="yes"), TypeError, r"`compile`"),
 ]
 

@@ -103,12 +103,12 @@ def test_every_combination_can_be_written_in_configs(where: str, val: Any, test:
     [
         (
             dict(val=0.5, test=0.5),
-            r"val=0\.5, test=0\.5\): .* nothing of train. Lower `dataset\.val` or `dataset\.test`",
+            r"val=0\.5, test=0\.5\): .* nothing of train. Lower `val` or `test`",
         ),
-        (dict(test=1.0), r"test=1\.0\): .* in \(0, 1\)\. Change `dataset\.test`"),
-        (dict(test=0.1, train=None), r"train=None, test=0\.1\).*`dataset\.test`"),
+        (dict(test=1.0), r"test=1\.0\): .* in \(0, 1\)\. Change `test`"),
+        (dict(test=0.1, train=None), r"train=None, test=0\.1\).*`test`"),
         (dict(val=0.4, test=0.01), r"val=0\.4, test=0\.01 of 40 .* leaves 24 to train and 16 for val and 0 for test"),
-        (dict(test=0.1, train=iter), r"test=0\.1: a Stream .*`dataset\.test`"),
+        (dict(test=0.1, train=iter), r"test=0\.1: a Stream .*`test`"),
         (dict(predict=0.1), r"predict is a float, not a dataset"),
     ],
 )

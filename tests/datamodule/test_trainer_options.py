@@ -93,11 +93,11 @@ def test_a_new_batch_size_cuts_the_same_stream_and_resumes_there(tmp_path: Path)
 
 def test_a_batch_size_is_checked_when_it_is_set() -> None:
     dm = module(SOURCES[0], drop_last=True)
-    with pytest.raises(ValueError, match=r"batch_size=0.*`loader\.batch_size`"):
+    with pytest.raises(ValueError, match=r"batch_size=0.*`batch_size`"):
         dm.batch_size = 0
     dm.setup("fit")
     dm.batch_size = 64
-    with pytest.raises(ValueError, match=r"50 images.*batch_size=64.*`loader\.batch_size`"):
+    with pytest.raises(ValueError, match=r"50 images.*batch_size=64.*`batch_size`"):
         dm.train_dataloader()
 
 
@@ -143,5 +143,5 @@ def test_pinning_is_an_argument() -> None:
         dm = module(SOURCES[0], pin_memory=asked)
         dm.setup("fit")
         assert dm.train_dataloader().pin_memory is expected
-    with pytest.raises(TypeError, match=r"pin_memory='yes'.*`loader\.pin_memory`"):
+    with pytest.raises(TypeError, match=r"pin_memory='yes'.*`pin_memory`"):
         module(SOURCES[0], pin_memory="yes")

@@ -161,7 +161,7 @@ def test_other_stages_are_not_augmented_and_an_empty_batch_stays_empty() -> None
 @pytest.mark.parametrize(
     ("augment", "error", "says"),
     [
-        (lambda images, strength: images, TypeError, r"needs an argument 'strength'.*`dataset\.augment`"),
+        (lambda images, strength: images, TypeError, r"needs an argument 'strength'.*`augment`"),
         (lambda images, rng: images, TypeError, "needs an argument 'rng'"),
         (5, TypeError, "augment is a int"),
     ],
@@ -173,7 +173,7 @@ def test_what_cannot_be_called_is_refused_when_it_is_given(augment: Any, error: 
 
 @pytest.mark.parametrize("augment", [5, v2.RandomHorizontalFlip])
 def test_only_functions_and_modules_are_wrapped(augment: Any) -> None:  # noqa: ANN401
-    with pytest.raises(TypeError, match=r"PerExample.*`dataset\.augment`"):
+    with pytest.raises(TypeError, match=r"PerExample.*`augment`"):
         PerExample(augment)
 
 

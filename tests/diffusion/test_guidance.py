@@ -26,5 +26,5 @@ def test_dropout_is_keyed_by_the_example() -> None:
 
 @pytest.mark.parametrize("probability", [-0.1, 1.1, torch.nan, "0.1"])
 def test_dropout_is_a_probability(probability: Any) -> None:  # noqa: ANN401  # what a config may hold
-    with pytest.raises((TypeError, ValueError), match=r"dataset\.condition_dropout"):
+    with pytest.raises((TypeError, ValueError), match=r"`condition_dropout`"):
         ConditionDropout(probability, 0)

@@ -75,5 +75,5 @@ def test_seeds_and_stages_start_elsewhere() -> None:
 
 
 def test_anything_but_a_bool_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"timesteps\.low_discrepancy"):
+    with pytest.raises(TypeError, match=r"`low_discrepancy`"):
         UniformTimesteps(low_discrepancy="yes")  # type: ignore[arg-type]

@@ -152,9 +152,7 @@ def test_replaced_items_are_named_counted_and_logged(tmp_path: Path, capfd: pyte
 @pytest.mark.parametrize("options", [{}, dict(num_workers=2), dict(cache_dir="cache")], ids=str)
 def test_too_many_stop_the_run(options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    message = (
-        r"\d of the first \d+ train images cannot be used.*max_bad_fraction=0.05 of 40.*`loader\.max_bad_fraction`"
-    )
+    message = r"\d of the first \d+ train images cannot be used.*max_bad_fraction=0.05 of 40.*`max_bad_fraction`"
     data = module(Faulty(), on_bad_item="replace", max_bad_fraction=0.05, **options)
     with pytest.raises(ValueError, match=message):
         trainer(tmp_path).fit(Recorder(), datamodule=data)
@@ -217,11 +215,11 @@ def test_a_share_of_an_unknown_number_is_that_of_those_seen() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "key"),
     [
-        (dict(on_bad_item="skip"), ValueError, r"loader\.on_bad_item"),
-        (dict(max_bad_fraction=1.5), ValueError, r"loader\.max_bad_fraction"),
-        (dict(max_bad_fraction="1%"), TypeError, r"loader\.max_bad_fraction"),
-        (dict(timeout=-1), ValueError, r"loader\.timeout"),
-        (dict(timeout=None), TypeError, r"loader\.timeout"),
+        (dict(on_bad_item="skip"), ValueError, r"`on_bad_item`"),
+        (dict(max_bad_fraction=1.5), ValueError, r"`max_bad_fraction`"),
+        (dict(max_bad_fraction="1%"), TypeError, r"`max_bad_fraction`"),
+        (dict(timeout=-1), ValueError, r"`timeout`"),
+        (dict(timeout=None), TypeError, r"`timeout`"),
     ],
 )
 def test_impossible_options_are_refused(options: dict[str, Any], error: type[Exception], key: str) -> None:
@@ -248,10 +246,10 @@ class Stuck(Faulty):
     ("dataset", "says"),
     [
         # Torch's own words where its signal handler meets other code than the loader's.
-        (Deadly(()), r"a worker that loads train images was killed.*`loader\.num_workers`|is killed by signal: Killed"),
+        (Deadly(()), r"a worker that loads train images was killed.*`num_workers`|is killed by signal: Killed"),
         (
             Stuck(()),
-            r"a worker that loads train images.* within 2 s \(RuntimeError: DataLoader timed out.*`loader\.timeout`",
+            r"a worker that loads train images.* within 2 s \(RuntimeError: DataLoader timed out.*`timeout`",
         ),
     ],
     ids=["dies", "hangs"],

@@ -107,5 +107,5 @@ def test_parts_and_transformed_sets(data: Any, expected: Tensor, processor: dict
 
 
 def test_floats_without_their_range_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"`dataset\.value_range`.*likely \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"`value_range`.*likely \[0, 1\]"):
         module(FLOATS).setup("fit")

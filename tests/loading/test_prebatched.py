@@ -150,11 +150,11 @@ def test_a_foreign_batch_sampler_must_know_its_rank() -> None:
     [
         (loader(IMAGES, batch_size=None), {}, TypeError, r"train, batch 0: the item holds no image, but 0: Tensor"),
         (loader(LABELS), {}, TypeError, r"train, batch 0: the item holds no image"),
-        (loader(IMAGES, IMAGES), {}, ValueError, r"train, batch 0: .*several images.*`dataset\.image_key`"),
-        (loader(IMAGES / 255), {}, ValueError, r"train, batch 0: .*`dataset\.value_range`"),
+        (loader(IMAGES, IMAGES), {}, ValueError, r"train, batch 0: .*several images.*`image_key`"),
+        (loader(IMAGES / 255), {}, ValueError, r"train, batch 0: .*`value_range`"),
         (loader(IMAGES), dict(condition=1), ValueError, r"train, batch 0: .*condition at 1"),
         (loader(IMAGES), dict(val=0.5), ValueError, r"val=0\.5: a DataLoader gives its items in an order of its own"),
-        (loader(IMAGES), dict(cache_dir="cache"), ValueError, r"train is a DataLoader.*`loader\.cache_dir`"),
+        (loader(IMAGES), dict(cache_dir="cache"), ValueError, r"train is a DataLoader.*`cache_dir`"),
     ],
 )
 def test_what_does_not_fit_is_refused(

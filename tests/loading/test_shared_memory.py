@@ -101,7 +101,7 @@ def test_a_full_shared_memory_is_not_blamed_on_the_conditions(tmp_path: Path) ->
     estimate, *found = said(printed)
     assert "33.6 MB of shared memory" in estimate
     assert len(found) == 2
-    assert all("does not fit into shared memory" in line and "`loader.batch_size`" in line for line in found), printed
+    assert all("does not fit into shared memory" in line and "`batch_size`" in line for line in found), printed
 
 
 @pytest.mark.slow
@@ -113,7 +113,7 @@ def test_a_class_of_a_notebooks_cell_is_named(method: str, tmp_path: Path) -> No
     item, part, stream, tensors = said(printed)
     for name, message in (("Cell", item), ("Cell", part), ("Stream", stream)):
         assert f"cannot import {name}, defined in a notebook's cell" in message
-        assert "`loader.num_workers`" in message
+        assert "`num_workers`" in message
     assert tensors == "8"
     (tmp_path / "job.sh").write_text(f"{sys.executable} < {tmp_path / 'job.py'}")
     (tmp_path / "job.py").write_text(CELL.replace("METHOD", repr(method)))

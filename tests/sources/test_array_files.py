@@ -52,7 +52,7 @@ def test_files_that_are_no_arrays_of_images_are_refused(tmp_path: Path) -> None:
     (tmp_path / "cut.npz").write_bytes(b"PK\x03\x04 and no more")
     (tmp_path / "empty.npy").touch()
     for name in ("objects.npy", "objects.npz", "pickle.npy", "cut.npz", "empty.npy"):
-        with pytest.raises(ValueError, match=rf"{name} cannot be read.*never loaded.*`dataset\.path`"):
+        with pytest.raises(ValueError, match=rf"{name} cannot be read.*never loaded.*`path`"):
             ArrayFile(tmp_path / name)
     assert not evil.exists()
     np.load(tmp_path / "pickle.npy", allow_pickle=True)
@@ -60,12 +60,12 @@ def test_files_that_are_no_arrays_of_images_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "two.npz", a=CHW, b=HWC)
     np.save(tmp_path / "flat.npy", np.zeros(5))
     for name, key, says in (
-        ("two.npz", None, r"key=None.*the arrays a, b\. Say which: `dataset\.key`"),
+        ("two.npz", None, r"key=None.*the arrays a, b\. Say which: `key`"),
         ("two.npz", "c", r"key='c'.*the arrays a, b\. Say which"),
         ("flat.npy", "a", r"key='a'.*one array without a name"),
-        ("flat.npy", None, r"float64 of shape \(5,\).*`dataset\.path`"),
+        ("flat.npy", None, r"float64 of shape \(5,\).*`path`"),
     ):
         with pytest.raises(ValueError, match=says):
             ArrayFile(tmp_path / name, key)
-    with pytest.raises(FileNotFoundError, match=r"`dataset\.path`"):
+    with pytest.raises(FileNotFoundError, match=r"`path`"):
         ArrayFile(tmp_path / "none.npy")

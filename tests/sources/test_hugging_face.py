@@ -57,9 +57,7 @@ def test_hugging_face_sets_are_asked_for_whole_batches(monkeypatch: pytest.Monke
 
 def test_a_dict_of_hugging_face_sets_is_refused() -> None:
     datasets = pytest.importorskip("datasets")
-    with pytest.raises(
-        TypeError, match=r"a DatasetDict of 'train', 'test': give one of its datasets, `dataset\.train`"
-    ):
+    with pytest.raises(TypeError, match=r"a DatasetDict of 'train', 'test': give one of its datasets, `train`"):
         module(datasets.DatasetDict(train=hugging_face(), test=hugging_face()))
 
 

@@ -1,6 +1,7 @@
 """Folders of images."""
 
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from torchvision.datasets import ImageFolder
 
 from ddpm_data.images.processor import ImageProcessor
 from ddpm_data.loading.map_style import MapStyleImages
@@ -38,11 +40,41 @@ def test_a_wrong_ending_is_no_matter(tmp_path: Path) -> None:
 
 
 def test_folders_without_images_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"nowhere.*`dataset\.root`"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere.*`root`"):
         ImageFiles(tmp_path / "nowhere")
     (tmp_path / "a.txt").write_text("")
-    with pytest.raises(ValueError, match=r"no image files.*`dataset\.root`"):
+    with pytest.raises(ValueError, match=r"no image files.*`root`"):
         ImageFiles(tmp_path)
+
+
+def test_with_labels_the_folders_are_classes_as_for_torchvisions_image_folder(tmp_path: Path) -> None:
+    names = ["b/2.png", "B/1.png", "a/x/deep/3.png", "a/10.png", "a/9.jpg", "10/1.png", "9/1.png", "a b/é.png"]
+    for level, name in enumerate(names):
+        save(tmp_path / name, 20 * level)
+    theirs = ImageFolder(tmp_path)
+    save(tmp_path / ".hidden" / "1.png")  # left out, with or without labels
+    files = ImageFiles(tmp_path, labels=True)
+    assert files.classes == theirs.classes == ["10", "9", "B", "a", "a b", "b"]
+    expected = {Path(path).relative_to(tmp_path).as_posix(): label for path, label in theirs.samples}
+    assert {name: files[index][1] for index, name in enumerate(files.names)} == expected
+    assert type(files[0][1]) is int
+    assert files.names == ImageFiles(tmp_path).names  # labels change nothing else
+    assert ImageFiles(tmp_path).classes == []
+    again = pickle.loads(pickle.dumps(files))
+    assert [again[index][1] for index in range(len(again))] == [files[index][1] for index in range(len(files))]
+
+
+def test_images_without_a_class_and_classes_without_an_image_are_refused(tmp_path: Path) -> None:
+    save(tmp_path / "a" / "1.png")
+    (tmp_path / "b").mkdir()
+    with pytest.raises(ValueError, match=r"the folder\(s\) b in .* hold no images.*`root`"):
+        ImageFiles(tmp_path, labels=True)
+    save(tmp_path / "b" / "1.png")
+    save(tmp_path / "1.png")
+    with pytest.raises(ValueError, match=r"1 image\(s\) lie in .* itself, such as 1\.png.*`labels`"):
+        ImageFiles(tmp_path, labels=True)
+    with pytest.raises(TypeError, match=r"labels='yes'.*`labels`"):
+        ImageFiles(tmp_path, labels="yes")  # type: ignore[arg-type]
 
 
 def test_a_truncated_file_is_named(folder: Path) -> None:
@@ -115,5 +147,5 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pyte
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(PermissionError, match=r"secret cannot be read \(Permission denied\).*`dataset\.root`"):
+    with pytest.raises(PermissionError, match=r"secret cannot be read \(Permission denied\).*`root`"):
         ImageFiles(tmp_path)

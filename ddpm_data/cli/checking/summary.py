@@ -14,6 +14,7 @@ from ddpm_data.loading.bad_items import shape_mismatch_message
 from ddpm_data.loading.iterable import IterableImages
 from ddpm_data.loading.map_style import MapStyleImages
 from ddpm_data.loading.options import LoaderOptions, cpu_count
+from ddpm_data.sources._classes import class_names
 from ddpm_data.sources._paths import path_of
 
 _MAX_BAD = 10  # bad items that are named
@@ -71,8 +72,19 @@ def summarize(
     if isinstance(images.processor, LatentProcessor):
         summary["latents"] = [_summarize_latents(sums, images.processor) for sums in stats.moments.values()]
     if "condition" in counts:
-        summary["conditions"] = {"kinds": _sort_counts(counts["condition"]), "classes": _sort_counts(stats.classes)}
+        names = _name_classes(images, stats.classes)
+        classes = _sort_counts({names.get(label, label): count for label, count in stats.classes.items()})
+        summary["conditions"] = {"kinds": _sort_counts(counts["condition"]), "classes": classes}
     return summary
+
+
+def _name_classes(images: ScannableImages, classes: Mapping[int | str, int]) -> dict[int | str, str]:
+    """Return the names of labels that have one, such as ``"cats (0)"``."""
+    (key,) = images.conditions.keys if images.conditions.is_single else (None,)
+    names = class_names(images.dataset, key) if isinstance(images, MapStyleImages) else []
+    return {
+        label: f"{names[label]} ({label})" for label in classes if isinstance(label, int) and label in range(len(names))
+    }
 
 
 def name_duplicates(
