@@ -235,6 +235,7 @@ def silence() -> None:
     """Leave out what Lightning tells a user who writes the Trainer's arguments: here they are in ``conf/trainer``."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # devices found, advice, the model's summary
     warnings.filterwarnings("ignore", category=PossibleUserWarning)  # advice: more workers, a folder that is not empty
+    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty", UserWarning)  # resumed there
     warnings.filterwarnings("ignore", "The dirpath has changed", UserWarning)  # a resumed run may have its own folder
     warnings.filterwarnings("ignore", category=FutureWarning, module="lightning")  # lightning 2.6 on torch 2.14
 

@@ -108,7 +108,7 @@ def test_a_run_interrupted_in_every_way_ends_where_the_whole_run_ends(tmp_path: 
     assert json.loads((folder / "job.json").read_text())["status"] == "started"
     status, printed = shell(first, tmp_path)
     assert status == 1
-    assert f"{folder} holds the files of another run" in printed.replace("it's a=b", str(folder), 1)
+    assert "it's a=b holds the files of another run" in printed
     again = f"{first} " + shlex.quote("ckpt_path='it\\'s a=b/checkpoints/latest.ckpt'")
     status, printed = shell(again, tmp_path)  # from step 3 to step 6
     assert (status, printed.count("To resume")) == (130, 1), printed[-3000:]

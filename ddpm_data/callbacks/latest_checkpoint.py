@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 from pathlib import Path
 from types import FrameType
 
@@ -51,6 +52,12 @@ class LatestCheckpoint(ModelCheckpoint):
         self._received = 0
         self._received_at = 0.0
         self._group: distributed.ProcessGroup | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Find the folder. A resumed run finds files in it, so Lightning's warning of them is left out."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty", UserWarning)
+            super().setup(trainer, pl_module, stage)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Forget the signals of an earlier run."""
