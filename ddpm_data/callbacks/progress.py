@@ -26,7 +26,7 @@ class Progress(TQDMProgressBar):
         ValueError: An argument is not above 0.
     """
 
-    BAR_FORMAT = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
+    BAR_FORMAT = "{desc} |{bar}| {n_fmt}/{total_fmt}{postfix}"
 
     def __init__(self, refresh_seconds: float = 0.2, line_seconds: float = 30.0) -> None:
         super().__init__()
@@ -52,19 +52,18 @@ class Progress(TQDMProgressBar):
         super().on_train_start(*args)
         trainer = args[0]
         self._began = self._shown = time.monotonic()
-        self._done_before = self._count_done(trainer)
-        if trainer.fit_loop.restarting:  # inside an epoch, which does not begin anew
-            self._describe(trainer)
-            self.train_progress_bar.total = self._epoch_length(trainer)
+        self._first: tuple[float, int] | None = None  # when a first batch had ended, and how many then were done
+        self._begin_epoch(trainer)  # a run that resumes inside an epoch does not call the next method
 
-    def on_train_epoch_start(self, trainer: L.Trainer, *args: Any) -> None:  # noqa: ANN401  # Lightning's
+    def on_train_epoch_start(self, trainer: L.Trainer, *_: object) -> None:
         """Begin an epoch's bar."""
-        super().on_train_epoch_start(trainer, *args)
-        self._describe(trainer)
+        self._begin_epoch(trainer)
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:  # noqa: ANN401  # Lightning's
         """Draw the bar, or print a line, if it is time to."""
         now = time.monotonic()
+        if self._first is None:
+            self._first = now, self._count_done(trainer)
         if now - self._shown < (self.line_seconds if self._prints_lines else self.refresh_seconds):
             return
         self._shown = now
@@ -80,11 +79,20 @@ class Progress(TQDMProgressBar):
             self._print_line(args[0])
         super().on_train_end(*args)
 
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        """Return the metrics to show. A narrow terminal cuts the end off, so the speed comes last."""
+        metrics: dict[str, Any] = super().get_metrics(trainer, pl_module)
+        return dict(sorted(metrics.items(), key=lambda item: item[0] == "images_per_s"))
+
     def on_exception(self, trainer: L.Trainer, *_: object) -> None:
         """Leave the bar as it is, so that what is printed next does not come before it."""
         for bar in (self._val_progress_bar, self._train_progress_bar):
             if bar is not None:
                 bar.close()
+
+    def _begin_epoch(self, trainer: L.Trainer) -> None:
+        self._describe(trainer)
+        self.train_progress_bar.reset(self._epoch_length(trainer))
 
     def _describe(self, trainer: L.Trainer) -> None:
         self.train_progress_bar.set_description_str(f"{self._epoch(trainer)} {self._time_left(trainer)}", refresh=False)
@@ -102,13 +110,16 @@ class Progress(TQDMProgressBar):
         return f"Epoch {epoch}" + (f"/{last}" if last is not None else "")
 
     def _time_left(self, trainer: L.Trainer) -> str:
-        """Estimate the run's remaining time from its mean so far, with validations."""
-        seconds = time.monotonic() - self._began
-        done, total = self._count_done(trainer), self._count_all(trainer)
-        new = done - self._done_before
-        if total is None or not new:
-            return f"[{_clock(seconds)}]"
-        return f"[{_clock(seconds)}, {_clock(seconds / new * max(0, total - done))} left]"
+        """Tell the run's time, and estimate the rest from its mean, with validations but without the first batch.
+
+        The first batch takes longer than others, because functions are compiled.
+        """
+        now, done, total = time.monotonic(), self._count_done(trainer), self._count_all(trainer)
+        elapsed = _clock(now - self._began)
+        if total is None or self._first is None or done == self._first[1]:
+            return f"[{elapsed}]"
+        seconds_per_batch = (now - self._first[0]) / (done - self._first[1])
+        return f"[{elapsed}, {_clock(seconds_per_batch * max(0, total - done))} left]"
 
     def _epoch_length(self, trainer: L.Trainer) -> int | None:
         batches = trainer.num_training_batches
