@@ -4,6 +4,7 @@ Run ``python train_stub.py``. Every value in ``conf/`` can be overridden on the 
 """
 
 import itertools
+import logging
 import math
 import os
 import sys
@@ -17,6 +18,7 @@ import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
+from lightning.fabric.utilities.warnings import PossibleUserWarning
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -26,17 +28,11 @@ from tqdm import tqdm
 
 from ddpm_data import DDPMDataModule, ForwardProcess, GaussianProcess, TargetTriple, Triple, plots
 from ddpm_data._checks import check_float, check_int
+from ddpm_data._interruption import is_first_process
 from ddpm_data.diffusion.objective import Objective
 from ddpm_data.diffusion.process import make_process
 from ddpm_data.diffusion.targets import Target
 from ddpm_data.hydra import short_errors
-
-_IGNORED_WARNINGS = (
-    "The '.*' does not have many workers",  # for data in memory no workers are fastest
-    "Experiment logs directory .* exists and is not empty",  # Hydra has just created it
-    "The dirpath has changed",  # a resumed run has its own folder
-    "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # lightning 2.6 on torch 2.14
-)
 
 
 class Block(nn.Module):
@@ -220,7 +216,8 @@ class DDPM(L.LightningModule):
         steps = [step for step in steps if self.objective.x_0_from_target[step].isfinite()]
         signal, sigma = self.process.signal, self.process.sigma
         x = sigma[steps[0]] * torch.randn(shape, generator=generator, device=self.device)
-        for step, after in zip(tqdm(steps, desc="Sampling", unit="step"), [*steps[1:], None], strict=True):
+        bar = tqdm(steps, desc="Sampling", unit="step", disable=None)  # None: only in a terminal
+        for step, after in zip(bar, [*steps[1:], None], strict=True):
             t = torch.full(shape[:1], step, device=self.device)
             prediction = self.predict(self.ema, x.to(self.dtype), t).float()
             x_0 = self.objective.to_x_0(x, t, prediction).clamp(-1, 1)
@@ -272,16 +269,31 @@ def check(cfg: DictConfig) -> None:
             check_int("Trainer", f"trainer.{key}", cfg.trainer[key], 1)
 
 
+def silence() -> None:
+    """Leave out what Lightning tells a user who writes the Trainer's arguments: here they are in ``conf/trainer``."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # devices found, advice, the model's summary
+    warnings.filterwarnings("ignore", category=PossibleUserWarning)  # advice: more workers, a folder that is not empty
+    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty", UserWarning)  # resumed there
+    warnings.filterwarnings("ignore", "The dirpath has changed", UserWarning)  # a resumed run may have its own folder
+    warnings.filterwarnings("ignore", category=FutureWarning, module="lightning")  # lightning 2.6 on torch 2.14
+
+
 @short_errors
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
-def main(cfg: DictConfig) -> float:
-    """Train and draw; returns the last validation loss, or the training loss if there is no validation split."""
-    for message in _IGNORED_WARNINGS:
-        warnings.filterwarnings("ignore", message=message)
+def main(cfg: DictConfig) -> float | None:
+    """Train and draw.
+
+    Returns:
+        The last validation loss, or the training loss if there is no validation split; ``None`` if the checkpoint was
+        written at the end of training, so that only the pictures are drawn.
+    """
+    silence()
     began, folder = time.monotonic(), Path(HydraConfig.get().runtime.output_dir)
+    if is_first_process():
+        print(f"The run's folder is {folder}", flush=True)
     check(cfg)
     datamodule: DDPMDataModule = instantiate(cfg.datamodule)
-    L.seed_everything(cfg.seed % 2**32, workers=True)  # NumPy's limit; for the network's first weights only
+    L.seed_everything(cfg.seed % 2**32, workers=True, verbose=False)  # NumPy's limit; for the first weights only
     model: DDPM = instantiate(cfg.model)
     if cfg.model._target_ == "train_stub.DDPM" and datamodule.splits.conditions:
         raise ValueError("this U-Net takes no condition. Leave `dataset.condition` null, or give a `model` that does.")
@@ -290,15 +302,10 @@ def main(cfg: DictConfig) -> float:
         callbacks=list(instantiate(cfg.callbacks).values()),
         logger=list(instantiate(cfg.logger).values()),
     )
-    if trainer.is_global_zero:
-        print(f"The run's folder is {folder}")
     trainer.fit(model, datamodule=datamodule, ckpt_path=cfg.ckpt_path)
     metrics = trainer.callback_metrics
     if "train_loss" not in metrics:
-        raise ValueError(
-            f"nothing was trained: the run is at epoch {trainer.current_epoch} and trainer.max_epochs="
-            f"{cfg.trainer.max_epochs}. Raise `trainer.max_epochs` (or `trainer.limit_train_batches`)."
-        )
+        explain_nothing_trained(trainer)
     weights = trainer.strategy.lightning_module_state_dict()  # under fsdp each process holds only a part of the model
     if trainer.is_global_zero:
         model = instantiate(cfg.model)
@@ -306,10 +313,25 @@ def main(cfg: DictConfig) -> float:
         model.to(trainer.strategy.root_device)
         draw(model, datamodule, folder, cfg.samples, cfg.seed)
         print(f"\nThe run took {time.monotonic() - began:.0f} s; it is in {folder}")
-        for path in sorted(path for path in folder.rglob("*") if path.suffix in (".png", ".csv", ".ckpt", ".yaml")):
-            if ".hydra" not in path.parts:
-                print(f"  {path.relative_to(folder)}")
-    return float(metrics["val_loss"] if "val_loss" in metrics else metrics["train_loss"])
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            print(f"  {path.relative_to(folder)}")
+    value = metrics.get("val_loss", metrics.get("train_loss"))
+    return None if value is None else float(value)
+
+
+def explain_nothing_trained(trainer: L.Trainer) -> None:
+    """Say that a checkpoint left nothing to train.
+
+    Raises:
+        ValueError: There was no checkpoint, or it is not from the end of training.
+    """
+    state = f"the run is at epoch {trainer.current_epoch} and trainer.max_epochs={trainer.max_epochs}"
+    if not trainer.global_step:
+        raise ValueError(
+            f"nothing was trained: {state}. Raise `trainer.max_epochs` (or `trainer.limit_train_batches`)."
+        )
+    if trainer.is_global_zero:
+        print(f"Nothing was left to train: {state}. To train longer, raise `trainer.max_epochs`.")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Python code for our configs: build the DataModule from its groups, record Hydra jobs, and print short errors."""
 
+import atexit
 import difflib
 import json
-import os
+import signal
 import time
 import traceback
 from collections.abc import Iterable, Mapping
@@ -17,8 +18,10 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from ddpm_data import _interruption
 from ddpm_data._errors import app_keys, explain
 from ddpm_data._errors import short_errors as short_errors
+from ddpm_data._interruption import is_first_process
 from ddpm_data._keys import GROUPS, naming_keys
 from ddpm_data.datamodule.module import DDPMDataModule
 from ddpm_data.diffusion.process import make_process
@@ -178,17 +181,54 @@ class JobRecords(Callback):
     Each job's folder gets ``config.yaml``, the configuration with every value resolved, and ``job.json``, with the
     overrides, how the job ended, its seconds and its value.
 
+    A job that Ctrl-C or SIGTERM ends is recorded as interrupted, prints the command that resumes it, and ends its
+    sweep. A job that starts anew in the folder of another run is refused, because it would overwrite that run.
+
     A failed job does not end its sweep. Its folder also gets ``error.txt``. At its end, the sweep names the failed jobs
     and exits with status 1. For a sweeper that searches for the best value (Optuna's), a failed job has no value.
     """
 
     def __init__(self) -> None:
         self._began = 0.0
+        self._handlers: dict[int, _interruption.Handler] = {}
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:  # noqa: ANN401  # Hydra's
+        """Refuse a folder that another run has used.
+
+        Raises:
+            SystemExit: It has.
+        """
+        folder = Path(config.hydra.run.dir)
+        if not is_first_process() or "ckpt_path" not in config or not _interruption.is_used(folder):
+            return
+        resumes = config.ckpt_path is not None and Path(config.ckpt_path).resolve().is_relative_to(folder.resolve())
+        if resumes or list(folder.glob("hpc_ckpt_*.ckpt")):  # Lightning's own, when it has requeued a SLURM job
+            return
+        checkpoint = _interruption.find_checkpoint(folder)
+        raise SystemExit(
+            f"{folder} holds the files of another run, and a run that starts anew would overwrite them. Set "
+            "`hydra.run.dir` to another folder"
+            + (f", or go on with that run: `ckpt_path={checkpoint}`." if checkpoint else ", or remove this one.")
+        )
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:  # noqa: ANN401  # Hydra's
+        """Refuse a folder that another sweep has used.
+
+        Raises:
+            SystemExit: It has.
+        """
+        if _interruption.is_used(folder := Path(config.hydra.sweep.dir)):
+            raise SystemExit(
+                f"{folder} holds the files of another sweep, and this one would overwrite them. Set `hydra.sweep.dir` "
+                "to another folder, or remove this one."
+            )
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:  # noqa: ANN401  # Hydra's
         """Write the configuration and the overrides."""
         self._began = time.monotonic()
-        if _is_first_process():
+        self._handlers = _interruption.end_on_signals()
+        atexit.register(self._on_interruption, config)  # on_job_end is not called if SystemExit passes
+        if is_first_process():
             (_folder(config) / ERROR).unlink(missing_ok=True)
             _write(config, {"status": "started"})
             resolved = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
@@ -199,6 +239,9 @@ class JobRecords(Callback):
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:  # noqa: ANN401  # Hydra's
         """Write how the job ended; if it failed, let the sweep continue."""
+        atexit.unregister(self._on_interruption)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
         record: dict[str, object] = {"seconds": round(time.monotonic() - self._began, 1)}
         error = job_return._return_value if job_return.status == JobStatus.FAILED else None
         if isinstance(error, Exception):
@@ -209,12 +252,30 @@ class JobRecords(Callback):
         else:
             value = job_return.return_value
             record |= {"status": "finished", "value": value if isinstance(value, int | float) else None}
-        if _is_first_process():
+        if is_first_process():
             _write(config, record)
         if isinstance(error, Exception) and config.hydra.mode == RunMode.MULTIRUN:
             job_return.return_value, job_return.status = None, JobStatus.COMPLETED
             (_folder(config) / ERROR).write_text("".join(traceback.format_exception(error)), encoding="utf-8")
             print(f"job {_folder(config).name} failed, and the sweep continues: {record['error']}", flush=True)
+
+    def _on_interruption(self, config: DictConfig) -> None:
+        """Write that the job was interrupted, and print how to go on with it."""
+        if not is_first_process():
+            return
+        folder = _folder(config)
+        checkpoint = _interruption.find_checkpoint(folder)
+        step = _interruption.read_step(checkpoint) if checkpoint else None
+        record = {"seconds": round(time.monotonic() - self._began, 1), "status": "interrupted"}
+        _write(config, record | ({} if step is None else {"step": step}))
+        overrides = [*config.hydra.overrides.task, *config.hydra.overrides.hydra]
+        command = _interruption.resume_command(overrides, folder, checkpoint)
+        print(f"\nInterrupted; the run's folder is {folder}")
+        if checkpoint is None:
+            print(f"There is no checkpoint in it yet. To start again:\n  {command}", flush=True)
+        else:
+            at = "" if step is None else f" after step {step}"
+            print(f"To resume from its checkpoint {checkpoint.name}{at}:\n  {command}", flush=True)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:  # noqa: ANN401  # Hydra's
         """Print how many jobs finished, and name those that failed.
@@ -236,11 +297,6 @@ class JobRecords(Callback):
                 lines += [f"  job {path.name} ({' '.join(own)}): {job.get('error', 'it did not end').splitlines()[0]}"]
                 lines += [f"    {path / ERROR}"] if (path / ERROR).exists() else []
             raise SystemExit("\n".join(lines))
-
-
-def _is_first_process() -> bool:
-    """Tell whether this is the first of the processes that torchrun or SLURM started, or the only one."""
-    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 
 
 def _folder(config: DictConfig) -> Path:

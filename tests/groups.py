@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,6 +28,10 @@ class Started(NamedTuple):
         except subprocess.TimeoutExpired as error:
             self.output.seek(0)
             raise AssertionError(f"still at work after {timeout} s: {self.output.read()[-3000:]}") from error
+        # Lightning's first rank may end before another one has said why: on a busy machine it would be killed too soon.
+        deadline = time.monotonic() + PATIENCE / 10
+        while _is_at_work(self.process.pid) and time.monotonic() < deadline:
+            time.sleep(0.1)
         self.output.seek(0)
         return code, self.output.read()
 
@@ -60,6 +65,16 @@ def finished(command: list[str], folder: Path, timeout: float = PATIENCE) -> tup
     """A command's status and what it printed."""
     with started(command, folder) as running:
         return running.finished(timeout)
+
+
+def _is_at_work(group: int) -> bool:
+    """Whether a process of the group is left that has not ended, where Linux tells."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended meanwhile
+            state, _, its_group = path.read_text().rpartition(")")[2].split()[:3]
+            if int(its_group) == group and state != "Z":
+                return True
+    return False
 
 
 def _descendants(number: int) -> list[int]:

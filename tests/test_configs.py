@@ -33,6 +33,7 @@ from ddpm_data import (
 from ddpm_data.hydra import DATASET_KEYS, DEFAULTS, LOADER_KEYS, SOURCE_KEYS
 from ddpm_data.sources import ImageFiles
 from tests.conftest import ROOT
+from tests.groups import PATIENCE
 from train_stub import DDPM, check
 
 CONF = ROOT / "conf"
@@ -288,7 +289,7 @@ def test_values_win_from_the_group_to_the_experiment_to_the_command_line(tmp_pat
 
     def values(*overrides: str) -> tuple[object, ...]:
         command = [sys.executable, str(ROOT / "train_stub.py"), "--config-dir", str(tmp_path), "--cfg", "job"]
-        result = subprocess.run([*command, *overrides], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        result = subprocess.run([*command, *overrides], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
         assert result.returncode == 0, result.stderr
         cfg = OmegaConf.create(result.stdout)
         name = cfg.schedule._target_.rpartition(".")[2]
@@ -303,7 +304,7 @@ def test_values_win_from_the_group_to_the_experiment_to_the_command_line(tmp_pat
 
 def test_help_lists_every_group_and_choice() -> None:
     command = [sys.executable, str(ROOT / "train_stub.py"), "--help"]
-    printed = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    printed = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True).stdout
     for folder in (path for path in CONF.iterdir() if path.is_dir()):
         assert f"\n{folder.name}: {', '.join(names(folder.name))}\n" in printed
 
@@ -328,7 +329,7 @@ for name in ("written", "resolved"):
 assert not {"hydra", "ddpm_data", "hydra_plugins"} & set(sys.modules)
 """
     result = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=PATIENCE
     )
     written, resolved = map(json.loads, result.stdout.splitlines())
     assert written == resolved == OmegaConf.to_container(cfg.datamodule, resolve=True)

@@ -16,6 +16,7 @@ import pytest
 import ddpm_data
 from tests import blocks
 from tests.conftest import ROOT
+from tests.groups import PATIENCE
 
 DOCS = ROOT / "docs"
 PAGES = {path.relative_to(DOCS).as_posix(): path.read_text() for path in sorted(DOCS.rglob("*.md"))}
@@ -35,7 +36,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The site as it is published: strict, so that a link or a name that leads nowhere fails."""
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert result.returncode == 0, result.stderr
     return folder
 
@@ -73,7 +74,7 @@ def printed(notebook: Path) -> list[str]:
 def test_the_notebook_prints_what_is_stored_in_it(tmp_path: Path) -> None:
     notebook = DOCS / "forward_process.ipynb"
     command = [sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute", "--output-dir", str(tmp_path)]
-    result = subprocess.run([*command, str(notebook)], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    result = subprocess.run([*command, str(notebook)], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert result.returncode == 0, result.stderr
     number = re.compile(r"-?\d+\.\d+(?:e-?\d+)?")
     for stored, now in zip(printed(notebook), printed(tmp_path / notebook.name), strict=True):

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import ROOT
+from tests.groups import PATIENCE
 
 pytestmark = pytest.mark.slow  # a wheel, and processes
 PAGE = (ROOT / "docs" / "how-to" / "hydra.md").read_text()
@@ -25,11 +26,15 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The interpreter of a venv that has our wheel; what we depend on is borrowed, as it takes 5 GB."""
     folder = tmp_path_factory.mktemp("venv")
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", folder, ROOT], check=True, timeout=120)
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True, timeout=60)
+    subprocess.run(
+        [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", folder, ROOT], check=True, timeout=PATIENCE
+    )
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True, timeout=PATIENCE)
     python = folder / "venv" / "bin" / "python"
     (wheel,) = folder.glob("ddpm_data-*.whl")
-    subprocess.run([*pip, "--python", python, "install", "--no-deps", "--no-index", wheel], check=True, timeout=120)
+    subprocess.run(
+        [*pip, "--python", python, "install", "--no-deps", "--no-index", wheel], check=True, timeout=PATIENCE
+    )
     (site,) = (folder / "venv").glob("lib/python*/site-packages")
     (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")  # a plain path: no .pth there is followed
     return python
@@ -57,7 +62,7 @@ def run(python: Path, project: Path, command: str, status: int = 0) -> str:
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        timeout=240,
+        timeout=PATIENCE,
     )
     assert result.returncode == status, result.stdout[-3000:]
     return result.stdout

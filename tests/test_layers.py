@@ -22,6 +22,7 @@ ALLOWED: dict[str, set[str]] = {  # what each package, or module at the top, may
     "_bytes": set(),
     "_checks": set(),
     "_distributed": set(),
+    "_interruption": set(),
     "_keys": set(),
     "_nested": set(),
     "schedules": BASE,
@@ -34,7 +35,7 @@ ALLOWED: dict[str, set[str]] = {  # what each package, or module at the top, may
     "cache": LOWER | {"images", "sources", "loading"},
     "datamodule": LOWER | {"images", "sources", "loading", "cache", "diffusion"},
     "_errors": {"_keys"},
-    "hydra": {"_errors", "_keys", "datamodule", "diffusion"},
+    "hydra": {"_errors", "_interruption", "_keys", "datamodule", "diffusion"},
     "plots": BASE | {"rng", "diffusion"},
     "callbacks": LOWER | {"images", "sources", "loading", "diffusion", "datamodule", "plots"},
     "cli": LOWER

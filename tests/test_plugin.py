@@ -24,6 +24,7 @@ from ddpm_data.cli.check import main as check
 from ddpm_data.cli.report import main as report
 from hydra_plugins.ddpm_data import GROUPS, configs
 from tests.conftest import ROOT
+from tests.groups import PATIENCE
 from tests.test_configs import NEEDS, composed, names
 
 SMALL = """
@@ -374,7 +375,7 @@ def test_an_app_of_its_own_puts_its_values_over_ours_and_its_experiments_over_th
 
     def run(*overrides: str) -> tuple[object, ...]:
         command = [sys.executable, "app.py", "--config-dir", "more", f"hydra.run.dir={tmp_path / 'run'}", *overrides]
-        result = subprocess.run(command, cwd=app, capture_output=True, text=True, timeout=120)
+        result = subprocess.run(command, cwd=app, capture_output=True, text=True, timeout=PATIENCE)
         assert result.returncode == 0, result.stderr
         cfg = OmegaConf.create(result.stdout)
         assert cfg.datamodule.loader == cfg.loader
@@ -407,7 +408,7 @@ print(type(datamodule).__name__, datamodule.transform.process.num_timesteps, dat
             cwd=app,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=PATIENCE,
             env=os.environ | {"PYTHONPATH": str(ROOT)},
         )
         assert result.returncode == 0, result.stderr

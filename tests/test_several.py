@@ -17,7 +17,7 @@ from PIL import Image
 from tests.conftest import ROOT, Recorder, trainer
 from tests.datamodule.test_ddp import free_port
 from tests.datamodule.test_loops import by_example
-from tests.groups import started
+from tests.groups import PATIENCE, started
 from tests.test_configs import composed
 
 SMALL = ["model.width=16", "model.ema_decay=0.5", "samples=4", "schedule.num_timesteps=20", "compile=false"]
@@ -147,7 +147,7 @@ def test_an_error_on_one_node_ends_both(tmp_path: Path) -> None:
     assert re.search(r"RuntimeError: train\[\d+\]: KeyError: 'no row", second.said)
     assert "Check the logs of the remote worker" in first.said
     # Without an end by the failing rank, a collective would wait for half an hour.
-    assert time.time() - float((tmp_path / "failed").read_text()) < 300
+    assert time.time() - float((tmp_path / "failed").read_text()) < PATIENCE
 
 
 @pytest.mark.slow

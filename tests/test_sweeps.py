@@ -12,6 +12,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from tests.conftest import ROOT, uint8_images
+from tests.groups import PATIENCE
+from tests.interrupting import printed_command, shell
 from tests.test_configs import composed
 
 SMALL = ["trainer=smoke", "trainer.limit_train_batches=2", "samples=1", "compile=false", "schedule.num_timesteps=10"]
@@ -25,7 +27,7 @@ def sweep(folder: Path, *overrides: str) -> tuple[int, str]:
         command, cwd=folder.parent, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
     )
     try:
-        printed, _ = process.communicate(timeout=240)
+        printed, _ = process.communicate(timeout=PATIENCE)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -60,6 +62,22 @@ def test_jobs_side_by_side_share_one_cache_and_a_crashed_one_is_named_at_the_end
     for number in (0, 2):
         left = os.listdir(tmp_path / "runs" / str(number))
         assert {"config.yaml", "metrics.csv", "noising.png", "schedule.png", "samples.png"} <= set(left)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="real signals, a real shell")
+def test_ctrl_c_ends_the_sweep_and_its_job_is_resumed_alone(tmp_path: Path) -> None:
+    send = f"+callbacks.send={{_target_:tests.interrupting.Send,notes:{tmp_path},events:{{}}}}"
+    varied = [send, "callbacks.send.events={},{step 2: SIGINT},{}"]
+    status, printed = sweep(tmp_path / "runs", *varied)
+    assert status == 130, printed[-3000:]
+    assert [job["status"] for job in records(tmp_path / "runs")] == ["finished", "interrupted"]
+    assert records(tmp_path / "runs")[1]["step"] == 2
+    refused, said = sweep(tmp_path / "runs", *varied)
+    assert (refused, "holds the files of another sweep" in said) == (1, True), said[-3000:]
+    status, printed = shell(printed_command(printed), tmp_path)
+    assert status == 0, printed[-3000:]
+    assert [job["status"] for job in records(tmp_path / "runs")] == ["finished", "finished"]
 
 
 @pytest.mark.slow

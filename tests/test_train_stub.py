@@ -4,6 +4,8 @@ import csv
 import json
 import os
 import runpy
+import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +21,7 @@ from ddpm_data.cli.compare import main as compare
 from ddpm_data.diffusion.timestep_bins import read_losses
 from tests.conftest import ROOT, trainer, uint8_images
 from tests.groups import PATIENCE
+from tests.interrupting import printed_command, shell
 from train_stub import DDPM, UNet
 
 PICTURES = ("noising.png", "schedule.png", "samples.png", "timestep_loss.png")
@@ -93,26 +96,66 @@ def test_a_sweep_gives_four_finished_runs_with_their_resolved_configs(tmp_path: 
 
 
 @pytest.mark.slow
-def test_resuming_ends_where_the_whole_run_ends(tmp_path: Path) -> None:
-    common = ["trainer=smoke", "samples=1", "schedule.num_timesteps=20", "timesteps=low_discrepancy"]
-    job(*common, "trainer.max_epochs=3", f"hydra.run.dir={tmp_path / 'whole'}")
-    job(*common, "trainer.max_epochs=1", f"hydra.run.dir={tmp_path / 'first'}")
-    checkpoint = tmp_path / "first" / "checkpoints" / "last.ckpt"
-    job(*common, "trainer.max_epochs=3", f"ckpt_path={checkpoint}", f"hydra.run.dir={tmp_path / 'rest'}")
-    whole, rest = metrics(tmp_path / "whole"), metrics(tmp_path / "rest")
-    assert {row["epoch"] for row in rest} == {"1", "2"}
-    expected = [row for row in whole if row["epoch"] != "0"]
-    for a, b in zip(expected, rest, strict=True):
-        for name in ("train_loss", "val_loss"):
-            assert a[name] == b[name]  # bit for bit: the same triples, the same weights
+@pytest.mark.skipif(sys.platform == "win32", reason="real signals, a real shell")
+def test_a_run_interrupted_in_every_way_ends_where_the_whole_run_ends(tmp_path: Path) -> None:
+    """Killed, Ctrl-C in a terminal with workers, SIGTERM in a validation; each time it goes on in the same folder."""
+    common = ["trainer=smoke", "trainer.max_epochs=3", "samples=1", "schedule.num_timesteps=20", "compile=false"]
+    common += ["timesteps=low_discrepancy", "callbacks.latest.every_n_train_steps=3"]
+    job(*common, f"hydra.run.dir={tmp_path / 'whole'}")
+    (tmp_path / "notes").mkdir()
+    events = "{step 4: SIGKILL, step 6: SIGINT, validation 8: SIGTERM}"
+    send = (
+        f"+callbacks.send={{_target_:tests.interrupting.Send,notes:{tmp_path / 'notes'},to_group:true,events:{events}}}"
+    )
+    folder = tmp_path / "it's a=b"
+    quoted = "hydra.run.dir='it\\'s a=b'"
+    first = shlex.join([sys.executable, str(ROOT / "train_stub.py"), *common, "loader.num_workers=1", send, quoted])
+
+    status, printed = shell(first, tmp_path)
+    assert status == -signal.SIGKILL, printed[-3000:]
+    assert json.loads((folder / "job.json").read_text())["status"] == "started"
+    status, printed = shell(first, tmp_path)
+    assert status == 1
+    assert "it's a=b holds the files of another run" in printed
+    again = f"{first} " + shlex.quote("ckpt_path='it\\'s a=b/checkpoints/latest.ckpt'")
+    status, printed = shell(again, tmp_path)  # from step 3 to step 6
+    assert (status, printed.count("To resume")) == (130, 1), printed[-3000:]
+    for step, expected in ((6, 143), (8, 0)):
+        record = json.loads((folder / "job.json").read_text())
+        assert (record["status"], record["step"]) == ("interrupted", step)
+        assert compare([str(folder)]) == 1
+        assert f"interrupted at step {step}" in (folder / "compare.md").read_text()
+        status, printed = shell(printed_command(printed), tmp_path)
+        assert status == expected, printed[-3000:]
+    assert "Traceback" not in printed
+    assert json.loads((folder / "job.json").read_text())["status"] == "finished"
+
+    rows, expected_rows = metrics(folder), metrics(tmp_path / "whole")
+    names = ("epoch", "step", "train_loss", "val_loss")
+    assert [[row[name] for name in names] for row in rows] == [[row[name] for name in names] for row in expected_rows]
+    tables = [read_losses(at / "timestep_loss.csv") for at in (folder, tmp_path / "whole")]
+    assert tables[0] == tables[1]
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {
+        path.name for path in (tmp_path / "whole" / "checkpoints").iterdir()
+    }
+    weights = [torch.load(at / "checkpoints/last.ckpt")["state_dict"] for at in (folder, tmp_path / "whole")]
+    torch.testing.assert_close(*weights, rtol=0, atol=0)  # bit for bit: the same triples, the same weights
 
 
 @pytest.mark.slow
-def test_two_processes_make_one_run(tmp_path: Path) -> None:
-    common = ["trainer=ddp_cpu", "trainer.max_epochs=1", "trainer.check_val_every_n_epoch=1", "samples=1"]
-    printed = job(*common, "schedule.num_timesteps=20", f"hydra.run.dir={tmp_path}")
-    assert printed.count("The run took") == 1
-    assert all((tmp_path / name).is_file() for name in (*PICTURES, "metrics.csv", "checkpoints/last.ckpt"))
+@pytest.mark.skipif(sys.platform == "win32", reason="real signals, a real shell")
+def test_two_processes_make_one_run_also_when_one_is_told_to_end(tmp_path: Path) -> None:
+    overrides = ["trainer=ddp_cpu", "trainer.max_epochs=1", "trainer.check_val_every_n_epoch=1", "samples=1"]
+    overrides += ["trainer.log_every_n_steps=1", "schedule.num_timesteps=20", "compile=false", "hydra.run.dir=run"]
+    send = f"+callbacks.send={{_target_:tests.interrupting.Send,notes:{tmp_path},events:{{step 3: SIGTERM}}}}"
+    status, printed = shell(shlex.join([sys.executable, str(ROOT / "train_stub.py"), *overrides, send]), tmp_path)
+    assert (status, printed.count("To resume")) == (143, 1), printed[-3000:]
+    status, printed = shell(printed_command(printed), tmp_path)
+    assert (status, printed.count("The run took")) == (0, 1), printed[-3000:]
+    folder = tmp_path / "run"
+    assert all((folder / name).is_file() for name in (*PICTURES, "metrics.csv", "checkpoints/last.ckpt"))
+    steps = [int(row["step"]) for row in metrics(folder) if row["train_loss"]]
+    assert steps == list(range(7))  # 1,618 images on two processes
 
 
 def test_the_average_follows_optimizer_steps_not_batches(tmp_path: Path) -> None:

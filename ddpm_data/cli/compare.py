@@ -36,7 +36,8 @@ class Job(NamedTuple):
     Attributes:
         folder: The job's folder.
         overrides: Values by config key.
-        ended: ``finished``, ``failed: ...``, ``started`` if it was killed or is running, or ``unknown``.
+        ended: ``finished``, ``failed: ...``, ``interrupted at step ...``, ``started`` if it was killed or is running,
+            or ``unknown``.
         readings: The metric's values, each with its epoch.
         images_per_s: The median of its readings; ``None`` if there are none.
         objective: What its loss measures.
@@ -140,6 +141,7 @@ def _read_job(folder: Path, metric: str, rows: Sequence[dict[str, str]]) -> Job:
         record = json.loads((folder / "job.json").read_text(encoding="utf-8"))
         overrides, ended = record["overrides"], record["status"]
         ended += f": {record['error']}".partition("\n")[0] if ended == "failed" else ""
+        ended += f" at step {record['step']}" if ended == "interrupted" and "step" in record else ""
     else:  # of an app without our Hydra callback
         overrides, ended = OmegaConf.load(folder / ".hydra" / "overrides.yaml"), "unknown"
     pairs = (str(override).lstrip("+").partition("=") for override in overrides)

@@ -162,8 +162,9 @@ def rewrite_progress(fit_loop: dict[str, Any], release: str, done: int, window: 
     if epochs["current"]["ready"] == epochs["current"]["processed"]:  # written between two epochs
         for part in epochs.values():
             part |= dict.fromkeys(part, part["processed"])
-    elif window == 0 and batches["total"]["completed"] < batches["total"]["processed"]:
-        # Written when a batch ended, which comes before the validation of that batch: have it run if it is due.
+    elif window == 0 and (batches["total"]["completed"] < batches["total"]["processed"] or _is_validating(counters)):
+        # Written when a batch ended, which comes before the validation of that batch, or in that validation: have it
+        # run if it is due, from its start, because means over its first part are not in the checkpoint.
         for part in counters["epoch_loop.val_loop.batch_progress"].values():
             if isinstance(part, dict):
                 part |= {"ready": 1, "started": 1, "processed": 0, "completed": 0}
@@ -171,3 +172,9 @@ def rewrite_progress(fit_loop: dict[str, Any], release: str, done: int, window: 
     batches["current"] |= dict.fromkeys(batches["current"], done)
     batches["is_last_batch"] = is_last
     return counters
+
+
+def _is_validating(fit_loop: dict[str, Any]) -> bool:
+    """Tell whether counters were saved inside a validation."""
+    current = fit_loop["epoch_loop.val_loop.batch_progress"]["current"]
+    return bool(current["ready"] != current["completed"])

@@ -13,7 +13,7 @@ from ddpm_data.loading.bad_items import BadItemCounter, WorkerBatch
 from ddpm_data.loading.options import LoaderOptions
 from ddpm_data.loading.samplers import Order
 from ddpm_data.loading.stage_images import StageBatches, StageImages
-from ddpm_data.loading.worker import check_importable, explain_lost_workers, wait_before_fork
+from ddpm_data.loading.worker import check_importable, explain_lost_workers, outlast_signals, wait_before_fork
 from ddpm_data.rng.philox import key_from
 from ddpm_data.types import ImageBatch, Stage
 
@@ -170,6 +170,7 @@ def make_loader(
         prefetch_factor=options.prefetch_factor if num_workers else None,
         persistent_workers=options.persistent_workers and num_workers > 0,
         multiprocessing_context=options.start_method if num_workers else None,
+        worker_init_fn=outlast_signals if num_workers else None,
         generator=torch.Generator().manual_seed(
             (seed + world.rank) % 2**63
         ),  # otherwise drawn from the global generator

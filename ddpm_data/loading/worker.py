@@ -7,6 +7,7 @@ not be pickled.
 """
 
 import multiprocessing
+import signal
 import sys
 import time
 import traceback
@@ -16,7 +17,7 @@ from contextlib import contextmanager, suppress
 from io import BytesIO
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
-from types import FunctionType
+from types import FrameType, FunctionType
 from typing import Any, NamedTuple
 
 import torch
@@ -30,6 +31,8 @@ SHARED_MEMORY = Path("/dev/shm")  # the memory for batches from workers, on syst
 # CPython before 3.11.10 (gh-112275): a process that is forked while another thread waits for the GIL may hang forever.
 # gloo's threads wait for it when they release the tensors of a collective. After this pause they have finished.
 _SECONDS_BEFORE_FORK = 0.01 if sys.version_info < (3, 11, 10) else 0.0
+
+_SECONDS_AFTER_SIGTERM = 30  # as many as SLURM leaves between SIGTERM and SIGKILL
 
 
 class _Outcome(NamedTuple):
@@ -168,6 +171,24 @@ def explain_lost_workers(name: str, timeout: float) -> Iterator[None]:
             f"({type(error).__name__}: {error}). Check the {memory} and the dataset, or change `loader.num_workers`, "
             "`loader.prefetch_factor` or `loader.timeout`."
         ) from error
+
+
+def outlast_signals(_: int) -> None:
+    """Have a worker serve the step that the main process finishes when a signal ends the run.
+
+    A terminal sends Ctrl-C to the workers too, and SLURM and ``timeout`` send them SIGTERM. A worker that died of it
+    would end the run with an error instead. The main process ends its workers by SIGTERM as well, if they hang, so
+    they only outlast the first one, and not for long.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform != "win32":
+        signal.signal(signal.SIGTERM, _outlast_one_signal)
+
+
+def _outlast_one_signal(number: int, _: FrameType | None) -> None:
+    if sys.platform != "win32":
+        signal.signal(number, signal.SIG_DFL)
+        signal.alarm(_SECONDS_AFTER_SIGTERM)
 
 
 def wait_before_fork() -> None:

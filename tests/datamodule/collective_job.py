@@ -13,6 +13,7 @@ from torch.utils.data import TensorDataset
 
 from ddpm_data import DDPMDataModule, schedules
 from tests.conftest import Recorder, trainer, uint8_images
+from tests.groups import PATIENCE
 
 CALLS: list[str] = []
 
@@ -77,7 +78,7 @@ def count_examples(factory: Callable[[], TensorDataset], **options: Any) -> int:
 def main() -> None:
     """Arguments: a folder."""
     folder = Path(sys.argv[1])
-    distributed.init_process_group("gloo", timeout=timedelta(seconds=60))
+    distributed.init_process_group("gloo", timeout=timedelta(seconds=PATIENCE))
     rank = distributed.get_rank()
     counts = {}
     for factory in (

@@ -197,7 +197,7 @@ def free_port() -> int:
 def test_a_factory_that_waits_for_the_other_processes_does_not_hang(tmp_path: Path) -> None:
     """It was called on one process alone in prepare_data, and waited there for ever."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
-    code, printed = finished([*command, "-m", "tests.datamodule.collective_job", str(tmp_path)], ROOT, timeout=300)
+    code, printed = finished([*command, "-m", "tests.datamodule.collective_job", str(tmp_path)], ROOT)
     assert code == 0, printed[-3000:]
     (first, first_calls), (second, second_calls) = (
         json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)

@@ -259,7 +259,7 @@ def test_a_worker_that_dies_or_hangs_is_told_within_seconds(dataset: Faulty, say
     began = time.monotonic()
     with pytest.raises(RuntimeError, match=says):
         trainer(tmp_path).fit(Recorder(), datamodule=module(dataset, num_workers=1, timeout=2))
-    assert time.monotonic() - began < 200  # below the 300 s of the default
+    assert time.monotonic() - began < 200  # a hundred times as long as it may take, and below the 300 s of the default
 
 
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="only Linux says how much there is")
@@ -287,4 +287,4 @@ def test_what_fails_on_one_rank_ends_all(way: str, tmp_path: Path) -> None:
     assert code != 0
     assert re.search(WAYS[way], said)
     # Without an end by the failing rank, a collective would wait for half an hour.
-    assert time.time() - float((tmp_path / "failed").read_text()) < 300
+    assert time.time() - float((tmp_path / "failed").read_text()) < PATIENCE

@@ -18,7 +18,7 @@ from ddpm_data.cli.check import main as check
 from ddpm_data.loading.options import LoaderOptions
 from ddpm_data.loading.worker import call_in_worker
 from tests.conftest import ROOT, Recorder, trainer
-from tests.groups import finished
+from tests.groups import PATIENCE, finished
 
 COUNT, SIDE = 300, 8
 
@@ -166,7 +166,7 @@ if __name__ == "__main__":
     print(sum(len(batch.images) for batch in dm.train_dataloader()))
 """
     )
-    code, output = finished([sys.executable, str(script)], ROOT, timeout=200)
+    code, output = finished([sys.executable, str(script)], ROOT, timeout=PATIENCE)
     assert (code, output.split()[-1]) == (0, str(COUNT)), output
 
 

@@ -1,0 +1,99 @@
+"""What a job does when it is interrupted: end with the signal's status, and say how to go on from its checkpoint."""
+
+import os
+import re
+import shlex
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+Handler = Callable[[int, FrameType | None], Any] | int  # what signal.signal takes
+_NOT_OF_A_JOB = re.compile(r"[+~]*(ckpt_path|hydra[./](run\.dir|sweep|mode|launcher|sweeper)\b[^=]*)(=|$)")
+_PLAIN_VALUE = re.compile(r"[\w\-./\\:%+@]+")  # what Hydra's grammar takes without quotes
+
+
+def is_first_process() -> bool:
+    """Tell whether this is the first of the processes that torchrun, SLURM or Lightning started, or the only one."""
+    ranks = [os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))]
+    ranks += [os.environ.get(name, "0") for name in ("LOCAL_RANK", "NODE_RANK")]  # all that Lightning's launcher sets
+    return all(rank == "0" for rank in ranks)
+
+
+def end_on_signals() -> dict[int, Handler]:
+    """Have Ctrl-C and SIGTERM end the process by ``SystemExit``, with 130 or 143, so that it can still say something.
+
+    Handlers of others stay. Where Lightning requeues SLURM jobs, SIGTERM must not end them.
+
+    Returns:
+        The handlers that were replaced, by signal.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    defaults: dict[int, Handler] = {signal.SIGINT: signal.default_int_handler}
+    if "SLURM_NTASKS" not in os.environ:
+        defaults[signal.SIGTERM] = signal.SIG_DFL
+    replaced = {number: handler for number, handler in defaults.items() if signal.getsignal(number) == handler}
+    for number in replaced:
+        signal.signal(number, _end)
+    return replaced
+
+
+def _end(number: int, _: FrameType | None) -> None:
+    # Lightning kills the first process if another one that it started fails.
+    raise SystemExit(128 + number if is_first_process() else 0)
+
+
+def find_checkpoint(folder: Path) -> Path | None:
+    """Return the checkpoint in a run's folder that was written last; ``None`` if there is none."""
+    return max(folder.rglob("*.ckpt"), key=lambda path: path.stat().st_mtime, default=None)
+
+
+def read_step(checkpoint: Path) -> int | None:
+    """Return the number of steps after which Lightning wrote a checkpoint; ``None`` if it does not say."""
+    import torch
+
+    try:
+        step = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+    except Exception:  # a folder of shards, or a checkpoint that holds more than weights: any error of torch's
+        return None
+    return int(step)
+
+
+def is_used(folder: Path) -> bool:
+    """Tell whether a folder holds metrics or checkpoints of a run."""
+    return any(next(folder.rglob(pattern), None) is not None for pattern in ("metrics.csv", "*.ckpt"))
+
+
+def resume_command(overrides: Sequence[str], folder: Path, checkpoint: Path | None) -> str:
+    """Write the command line that goes on with a Hydra job, for a POSIX shell.
+
+    Args:
+        overrides: The job's overrides.
+        folder: The job's folder.
+        checkpoint: The checkpoint to resume from. ``None`` starts the job again, from the checkpoint that it had.
+    """
+    arguments, program = sys.argv[1:], sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1]
+    flags = [word for word in arguments if word.startswith("-") or not re.search("^~|=", word)]
+    old_checkpoint = [word for word in overrides if checkpoint is None and word.lstrip("+").startswith("ckpt_path=")]
+    words = [word for word in overrides if not _NOT_OF_A_JOB.match(word)] + old_checkpoint
+    if checkpoint is not None:
+        words.append(f"ckpt_path={_quote(checkpoint)}")
+    words.append(f"hydra.run.dir={_quote(folder)}")
+    flags = [flag for flag in flags if flag not in ("-m", "--multirun")]
+    return " ".join(map(_shell_quote, [*program, *flags, *words]))
+
+
+def _shell_quote(word: str) -> str:
+    return f'"{word}"' if "'" in word and not re.search(r'["$`\\!]', word) else shlex.quote(word)
+
+
+def _quote(path: Path) -> str:
+    """Write a path as a value in Hydra's grammar, relative to the working folder if it lies in it."""
+    text = str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+    if _PLAIN_VALUE.fullmatch(text):
+        return text
+    return "'" + re.sub(r"(\\+)(?='|$)", r"\1\1", text).replace("'", "\\'") + "'"
