@@ -1,0 +1,48 @@
+"""What mkdocs does for this site beside its plugins.
+
+It reads the package's version, and it typesets formulas.
+"""
+
+import html
+import re
+from pathlib import Path
+from typing import Any
+
+from latex2mathml.converter import convert
+
+_VERSION = re.compile(r'^__version__ = "(.+)"', re.MULTILINE)
+_OF_PAGES = re.compile(  # as pymdownx.arithmatex marks them
+    r'<(span|div) class="arithmatex">\\[(\[](.+?)\\[)\]]</\1>', re.DOTALL
+)
+_OF_NOTEBOOKS = re.compile(  # not in code
+    r"<(script|style|pre)\b.*?</\1>|(\$\$?)([^$<]+)\2", re.DOTALL
+)
+
+
+def on_config(config: Any) -> Any:  # noqa: ANN401, D103  # mkdocs's
+    root = Path(config.config_file_path).parent
+    package = (root / "ddpm_data" / "__init__.py").read_text(encoding="utf-8")
+    config.extra["version_of_package"] = _VERSION.search(package)[1]
+    return config
+
+
+def on_page_content(
+    content: str,
+    page: Any,  # noqa: ANN401  # mkdocs's
+    **_: object,
+) -> str:
+    """Turn LaTeX into MathML, which browsers draw by themselves.
+
+    So no script and no font has to be sent.
+    """
+    if page.file.src_uri.endswith(".ipynb"):
+        return _OF_NOTEBOOKS.sub(
+            lambda it: _typeset(it[3], it[2] == "$$") if it[3] else it[0],
+            content,
+        )
+    return _OF_PAGES.sub(lambda it: _typeset(it[2], it[1] == "div"), content)
+
+
+def _typeset(latex: str, is_block: bool) -> str:
+    display = "block" if is_block else "inline"
+    return convert(html.unescape(latex).strip(), display=display)
