@@ -143,6 +143,17 @@ def test_the_picture_has_a_curve_of_each_job_in_both_panels(sweep: Path) -> None
         assert close[: picture.shape[0] // 2, half:].sum() > 100
 
 
+def test_losses_of_another_target_have_a_panel_of_their_own(sweep: Path) -> None:
+    compare([str(sweep)])
+    with Image.open(sweep / "compare.png") as picture:
+        width = picture.width
+    with (sweep / "3" / "config.yaml").open("a") as file:
+        file.write("datamodule: {target: x_0}\n")
+    compare([str(sweep)])
+    with Image.open(sweep / "compare.png") as picture:
+        assert (width, picture.width) == (2 * 930, 3 * 930)
+
+
 def test_another_metric_and_an_app_without_our_hydra_callback(tmp_path: Path) -> None:
     (tmp_path / "0" / ".hydra").mkdir(parents=True)
     (tmp_path / "0" / ".hydra" / "overrides.yaml").write_text("- lr=3\n- name=a=b\n")
