@@ -36,7 +36,7 @@ class TimestepLoss(L.Callback):
     loss of the best linear denoiser (:mod:`ddpm_data.diffusion.linear_denoiser`), and the model's loss as a multiple of
     it. Above 1, the linear denoiser is better than the model. At large t, where nearly all is noise, no model gets much
     below 1. The linear denoiser is that of up to 256 of the first process's validation images. With fewer than 16 of
-    one shape it is left out.
+    one shape, or with a variant of the noise, it is left out.
 
     Args:
         buckets: Ranges that the steps are divided into.
@@ -88,7 +88,8 @@ class TimestepLoss(L.Callback):
         """Set the sums of losses to zero; in a fit's first validation, begin to collect images."""
         self._sums = self._ranges.empty_sums(pl_module.device)
         is_drawn = trainer.is_global_zero and trainer.state.fn == "fit" and not trainer.sanity_checking
-        if self.linear and is_drawn and self._baseline is None:
+        has_white_noise = self._transform.noise is None  # the linear denoiser's loss is that of such noise
+        if self.linear and has_white_noise and is_drawn and self._baseline is None:
             self._hook = self._transform.register_forward_pre_hook(self._keep_images)
 
     def on_validation_batch_end(

@@ -192,7 +192,7 @@ def _draw_previews(previews: Mapping[str, list[Preview]], path: Path) -> None:
 def _caption(preview: Preview) -> str:
     """Return an image's index, its class and the name of its file, as far as they are known."""
     label = "" if preview.label is None else f": {preview.label}"
-    return f"{preview.index}{label}\n{Path(preview.path).name if preview.path else ''}"
+    return f"{preview.number}{label}\n{Path(preview.path).name if preview.path else ''}"
 
 
 def _to_visible(images: list[Tensor]) -> list[Tensor]:

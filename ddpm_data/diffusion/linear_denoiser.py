@@ -41,7 +41,8 @@ def estimate_spectrum(x_0: Tensor) -> Tensor:
     """
     waves = torch.fft.fft2((x_0 - x_0.mean(0)).float(), norm="ortho").flatten(2)
     covariance = torch.einsum("ncf,ndf->fcd", waves, waves.conj()) / (len(x_0) - 1)
-    return torch.linalg.eigvalsh(covariance).flatten().clamp(min=0)  # rounding makes some less than 0
+    eigenvalues: Tensor = torch.linalg.eigvalsh(covariance)
+    return eigenvalues.flatten().clamp(min=0)  # rounding makes some less than 0
 
 
 def linear_losses(spectrum: Tensor, snr: Tensor, ratio: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from ddpm_data import Triple, plots
+from ddpm_data import Triple, noises, plots
 from ddpm_data.callbacks import NoisingStrip, TimestepLoss
 from ddpm_data.diffusion._kernels import scale_images
 from ddpm_data.diffusion.linear_denoiser import linear_baseline
@@ -119,6 +119,8 @@ LATENTS = torch.randn(40, 6, 4, 4, generator=torch.Generator().manual_seed(0)).a
 STORED = Latents(scale=0.5, shift=1.0, stacked=True)  # three channels of means, three of standard deviations
 SETS: dict[str, tuple[dict[str, Any], bool, Tensor | None]] = {
     "pixels": ({}, True, IMAGES[:30]),
+    "another target": (dict(target="x_0"), True, IMAGES[:30]),
+    "another noise": (dict(noise=noises.offset(0.1)), True, None),
     "another loss": ({}, False, None),
     "too few": (dict(val=TensorDataset(IMAGES[:15])), True, None),
     "more than are used": (
@@ -135,13 +137,26 @@ SETS: dict[str, tuple[dict[str, Any], bool, Tensor | None]] = {
 }
 
 
+class PredictsNothing(Recorder):
+    """Takes batches of any target, and returns the loss of predicting zeros."""
+
+    def keep(self, stage: str, batch: Triple) -> Tensor:
+        return (self.weight * batch[0].mean() - 1) ** 2
+
+    def validation_step(self, batch: Triple, batch_idx: int) -> Tensor:  # type: ignore[override]
+        return batch[2].square().flatten(1).mean(1)
+
+
 @pytest.mark.parametrize("name", SETS)
 def test_the_picture_has_the_best_linear_denoiser_of_the_validation_images(name: str, tmp_path: Path) -> None:
     options, linear, x_0 = SETS[name]
     dm = data(**options)
     run = trainer(tmp_path, callbacks=[TimestepLoss(5, linear=linear)], num_sanity_val_steps=2)
-    run.fit(Losses(), datamodule=dm)
-    baseline = None if x_0 is None else linear_baseline(scale_images(x_0), dm.transform.process, TimestepBins(50, 5))
+    run.fit(PredictsNothing(), datamodule=dm)
+    baseline = None
+    if x_0 is not None:
+        target = dm.transform.objective.target
+        baseline = linear_baseline(scale_images(x_0), dm.transform.process, TimestepBins(50, 5), target)
     plots.timestep_losses(read_losses(tmp_path / "timestep_loss.csv"), tmp_path / "expected.png", baseline)
     shown, wanted = (np.asarray(Image.open(tmp_path / file)) for file in ("timestep_loss.png", "expected.png"))
     assert np.array_equal(shown, wanted)

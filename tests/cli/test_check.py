@@ -368,14 +368,14 @@ def test_large_images_are_shown_small() -> None:
 def test_previews_know_their_index_their_class_and_their_file(known: Path) -> None:
     images = MapStyleImages(cast(Any, Broken()), ImageProcessor("image"), "train", conditions=Conditions("label"))
     previews = scan_map_style(images, LoaderOptions(1)).previews
-    assert [preview.index for preview in previews] == [index for index in range(40) if index % 10 != 9]
-    assert all(preview.label == (preview.index % 8 if preview.index < 32 else 0) for preview in previews)
-    assert all(torch.equal(preview.image, PIXELS[preview.index % 20]) for preview in previews)
+    assert [preview.number for preview in previews] == [index for index in range(40) if index % 10 != 9]
+    assert all(preview.label == (preview.number % 8 if preview.number < 32 else 0) for preview in previews)
+    assert all(torch.equal(preview.image, PIXELS[preview.number % 20]) for preview in previews)
     files = scan_map_style(MapStyleImages(ImageFiles(known), ImageProcessor(), "train"), LoaderOptions(1)).previews
     assert files[3].path == str(known / "3.png")
     assert {preview.label for preview in files} == {None}
     stream = scan_iterable(IterableImages(Stream(), ImageProcessor(channels=1), "train"), 20).previews
-    assert [preview.index for preview in stream] == list(range(20))
+    assert [preview.number for preview in stream] == list(range(20))
 
 
 def test_files_of_any_name_are_drawn(tmp_path: Path) -> None:

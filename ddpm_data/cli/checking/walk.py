@@ -31,13 +31,13 @@ class Preview(NamedTuple):
 
     Attributes:
         image: The image as the processor delivers it, made smaller if it is large.
-        index: Its index in the dataset, or its place in the dataset's own order.
+        number: Its index in the dataset, or its place in the dataset's own order.
         label: Its class, if its condition is one.
         path: Its file, if that is known.
     """
 
     image: Tensor
-    index: int
+    number: int
     label: int | str | None
     path: str | None
 
