@@ -8,7 +8,7 @@ import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from ddpm_data.cli.checking.summary import (
     SplitSummary,
     format_table,
     list_messages,
+    name_classes,
     name_duplicates,
     summarize,
 )
@@ -120,7 +121,9 @@ def _run_checks(args: argparse.Namespace) -> Findings:
         findings.summaries[stage] = summary
         if previews := scans[stage].previews:
             kind = "latents, rescaled" if previews[0].image.is_floating_point() else "images as the model will see them"
-            findings.previews[f"{stage}: {len(previews)} of {summary['items']:,} {kind}"] = previews
+            names: dict[Any, str] = name_classes(images, scans[stage].stats.classes)
+            named = [preview._replace(label=names.get(preview.label, preview.label)) for preview in previews]
+            findings.previews[f"{stage}: {len(previews)} of {summary['items']:,} {kind}"] = named
     return findings._replace(leakage=_compare_splits(scans, held_out))
 
 

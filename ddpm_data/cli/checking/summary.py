@@ -72,14 +72,16 @@ def summarize(
     if isinstance(images.processor, LatentProcessor):
         summary["latents"] = [_summarize_latents(sums, images.processor) for sums in stats.moments.values()]
     if "condition" in counts:
-        names = _name_classes(images, stats.classes)
+        names = name_classes(images, stats.classes)
         classes = _sort_counts({names.get(label, label): count for label, count in stats.classes.items()})
         summary["conditions"] = {"kinds": _sort_counts(counts["condition"]), "classes": classes}
     return summary
 
 
-def _name_classes(images: ScannableImages, classes: Mapping[int | str, int]) -> dict[int | str, str]:
+def name_classes(images: ScannableImages, classes: Mapping[int | str, int]) -> dict[int | str, str]:
     """Return the names of labels that have one, such as ``"cats (0)"``."""
+    if not classes:
+        return {}
     (key,) = images.conditions.keys if images.conditions.is_single else (None,)
     names = class_names(images.dataset, key) if isinstance(images, MapStyleImages) else []
     return {
