@@ -93,7 +93,10 @@ def test_an_objective_is_all_that_a_validation_loss_depends_on() -> None:
         [["schedule=cosine"], ["schedule=cosine", "loader.batch_size=3"]],
         [["schedule.end=0.01"]],
         [["schedule.num_timesteps=100"], ["schedule.num_timesteps=100", "trainer.max_epochs=3"]],
-        [["+datamodule.target=x_0"]],
+        [["timesteps=logit_normal"]],
+        [["target=x_0"]],
+        [["weight=min_snr"]],
+        [["noise=offset"]],
         [["dataset=fake"]],
     ]
     found = [{objective(*overrides) for overrides in group} for group in alike]
@@ -106,9 +109,9 @@ def test_an_objective_is_all_that_a_validation_loss_depends_on() -> None:
         "schedule=linear schedule.num_timesteps=100 schedule.end=0.02",
     ]
     kinds = [loss_kind(next(iter(objectives))) for objectives in found]
-    assert len(set(kinds[:4])) == 1  # these compare at equal signal-to-noise ratios
-    assert len(set(kinds)) == 3
-    assert name_objectives([kinds[0], kinds[4]]) == ["", "target=x_0"]
+    assert len(set(kinds[:5])) == 1  # these compare at equal signal-to-noise ratios
+    assert len(set(kinds)) == 1 + 4
+    assert name_objectives([kinds[0], kinds[5]]) == ["target=noise weight.of=noise", "target=x_0 weight.of=x_0"]
 
 
 def test_an_app_with_our_groups_below_a_key_of_its_own_has_the_same_objective() -> None:
