@@ -29,7 +29,7 @@ from ddpm_data._keys import GROUPS, NAMED, keyed_text, rename_keys
 
 FULL_ERROR = "HYDRA_FULL_ERROR"  # set to 1, errors come with their traceback
 _OURS = "DDPM_DATA_SHORT_ERRORS"  # tells the processes that a job starts that FULL_ERROR was set here
-_GROUPS = ("dataset", "experiment", "debug", "logger", "callbacks", "trainer", "model", "sweep", "transform")
+_GROUPS = (*GROUPS, "experiment", "debug", "logger", "callbacks", "trainer", "model", "sweep", "transform")
 _NOT_DIRECT = ("namespace", "cls", "seed", "compile", "key_names")  # keys of the DataModule's config, not of our groups
 _BUILDER = "ddpm_data.hydra.build_datamodule"
 _HINT = f" ({FULL_ERROR}=1 shows the traceback.)"
