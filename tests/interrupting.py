@@ -14,8 +14,8 @@ class Send(L.Callback):
     """Sends signals once each, to this process alone or to its group, as a terminal does.
 
     Args:
-        events: By moment the name of a signal: ``step 6`` is the end of that step, ``validation 8`` the first batch of
-            the validation after it.
+        events: By moment the name of a signal, or ``none``. ``step 6`` is the end of that step, ``validation 8`` the
+            first batch of the validation after it.
         notes: A folder that tells a resumed run what was sent.
         to_group: Whether also the workers, and the other ranks, get the signal.
     """
@@ -24,8 +24,8 @@ class Send(L.Callback):
         self.events, self.notes, self.to_group = events, Path(notes), to_group
 
     def send(self, trainer: L.Trainer, moment: str) -> None:
-        name, note = self.events.get(moment), self.notes / moment
-        if name is None or not trainer.is_global_zero or note.exists():
+        name, note = self.events.get(moment, "none"), self.notes / moment
+        if name == "none" or not trainer.is_global_zero or note.exists():
             return
         note.touch()
         number = signal.Signals[name]

@@ -67,13 +67,13 @@ def test_jobs_side_by_side_share_one_cache_and_a_crashed_one_is_named_at_the_end
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="real signals, a real shell")
 def test_ctrl_c_ends_the_sweep_and_its_job_is_resumed_alone(tmp_path: Path) -> None:
-    send = f"+callbacks.send={{_target_:tests.interrupting.Send,notes:{tmp_path},events:{{}}}}"
-    varied = [send, "callbacks.send.events={},{step 2: SIGINT},{}"]
-    status, printed = sweep(tmp_path / "runs", *varied)
+    send = f"{{_target_:tests.interrupting.Send,notes:{tmp_path},events:{{step 2:SIGNAL}}}}"
+    varied = "+callbacks.send=" + ",".join(send.replace("SIGNAL", name) for name in ("none", "SIGINT", "none"))
+    status, printed = sweep(tmp_path / "runs", varied)
     assert status == 130, printed[-3000:]
     assert [job["status"] for job in records(tmp_path / "runs")] == ["finished", "interrupted"]
     assert records(tmp_path / "runs")[1]["step"] == 2
-    refused, said = sweep(tmp_path / "runs", *varied)
+    refused, said = sweep(tmp_path / "runs", varied)
     assert (refused, "holds the files of another sweep" in said) == (1, True), said[-3000:]
     status, printed = shell(printed_command(printed), tmp_path)
     assert status == 0, printed[-3000:]

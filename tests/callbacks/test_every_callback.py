@@ -7,13 +7,11 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 from torch.nn import functional as F
 
 from ddpm_data import DDPMDataModule, Triple, schedules
-from ddpm_data.callbacks import NoisingStrip, Throughput, TimestepLoss
+from ddpm_data.callbacks import LatestCheckpoint, MetricsFile, NoisingStrip, Progress, Throughput, TimestepLoss
 from ddpm_data.sources import digits
 
 pytest.importorskip("sklearn", reason="ships the digits")
@@ -51,14 +49,14 @@ def data(batch_size: int = 128) -> DDPMDataModule:
 
 
 def train(folder: Path, max_epochs: int = 1, **options: Any) -> L.Trainer:  # noqa: ANN401  # Trainer's own options
-    checkpoint = ModelCheckpoint(folder / "checkpoints", "latest", every_n_train_steps=5, enable_version_counter=False)
-    callbacks: list[L.Callback] = [Throughput(2), NoisingStrip(folder=folder), TimestepLoss(folder=folder)]
+    checkpoint = LatestCheckpoint(folder / "checkpoints", every_n_train_steps=5)
+    callbacks: list[L.Callback] = [Throughput(2), NoisingStrip(folder=folder), TimestepLoss(folder=folder), Progress()]
     defaults: dict[str, Any] = {
-        "logger": CSVLogger(folder),
+        "logger": MetricsFile(folder),
         "callbacks": [*callbacks, checkpoint],
         "log_every_n_steps": 1,
     }
-    defaults |= {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
+    defaults |= {"accelerator": "cpu", "enable_model_summary": False}
     return L.Trainer(max_epochs=max_epochs, default_root_dir=folder, **(defaults | options))
 
 

@@ -19,8 +19,8 @@ LOSSES = {"0": [0.5, 0.3], "1": [0.9, float("nan")], "3": [0.4, 0.6]}
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> Path:
-    """Five jobs: two that finished, one that diverged, one that failed, one that was killed."""
-    endings = ["finished", "finished", "failed", "finished", "started"]
+    """Six jobs: two that finished, one that diverged, one that failed, one that was killed, one interrupted."""
+    endings = ["finished", "finished", "failed", "finished", "started", "interrupted"]
     for number, ended in enumerate(endings):
         folder = tmp_path / str(number)
         folder.mkdir()
@@ -32,6 +32,7 @@ def sweep(tmp_path: Path) -> Path:
         record = {"overrides": overrides, "status": ended} | (
             {"error": "ValueError: a | b\nand more"} if ended == "failed" else {}
         )
+        record |= {"step": 7} if ended == "interrupted" else {}
         (folder / "job.json").write_text(json.dumps(record))
         (folder / "config.yaml").write_text(
             f"schedule: {{_target_: ddpm_data.schedules.linear, num_timesteps: {10 + number}}}\n"
@@ -50,13 +51,17 @@ def test_the_table_has_every_job_best_first(sweep: Path, capsys: pytest.CaptureF
     assert compare([str(sweep), "--metric", "val_error"]) == 1  # no loss, so all jobs are in one group
     with (sweep / "compare.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["job"] for row in rows] == ["0", "3", "1", "2", "4"]
+    assert [row["job"] for row in rows] == ["0", "3", "1", "2", "4", "5"]
     assert "objective" not in rows[0]
-    assert [row["lowest val_error"] for row in rows] == ["0.3", "0.4", "0.9", "", ""]
-    assert [row["at epoch"] for row in rows] == ["1", "0", "0", "", ""]
-    assert [row["last val_error"] for row in rows] == ["0.3", "0.6", "nan", "", ""]
+    assert [row["lowest val_error"] for row in rows] == ["0.3", "0.4", "0.9", "", "", ""]
+    assert [row["at epoch"] for row in rows] == ["1", "0", "0", "", "", ""]
+    assert [row["last val_error"] for row in rows] == ["0.3", "0.6", "nan", "", "", ""]
     assert rows[0]["images per second"] == "100"
-    assert [row["ended"] for row in rows] == ["finished"] * 3 + ["failed: ValueError: a | b", "started"]
+    assert [row["ended"] for row in rows] == ["finished"] * 3 + [
+        "failed: ValueError: a | b",
+        "started",
+        "interrupted at step 7",
+    ]
     assert "trainer.limit" not in rows[0]
     text = (sweep / "compare.md").read_text()
     assert text.startswith("All with trainer.limit=3.")
