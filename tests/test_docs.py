@@ -28,7 +28,7 @@ ELSEWHERE = {  # pages whose blocks want several processes or an installed packa
     "how-to/plain-torch.md": "datamodule/test_loops.py",
     "how-to/several-gpus.md": "test_several.py",
 }
-SLOW = {"how-to/transform.md"}  # compiles
+SLOW = {"how-to/transform.md", "how-to/diffusers.md", "how-to/text-conditional.md"}  # compile, or train a U-Net
 
 
 @pytest.fixture(scope="module")
@@ -85,9 +85,25 @@ def test_the_notebook_prints_what_is_stored_in_it(tmp_path: Path) -> None:
         )
 
 
-def test_every_page_is_in_the_navigation() -> None:
-    listed = re.findall(r": ([\w/-]+\.(?:md|ipynb))$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
-    assert sorted(listed) == sorted([*PAGES, "forward_process.ipynb"])
+def test_every_page_is_in_the_navigation_under_its_title() -> None:
+    listed = re.findall(r"- (.+): ([\w/-]+\.(?:md|ipynb))$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    notebook: dict[str, Any] = json.loads((DOCS / "forward_process.ipynb").read_text())
+    titles = {name: page.partition("\n")[0] for name, page in PAGES.items()}
+    titles["forward_process.ipynb"] = notebook["cells"][0]["source"][0].rstrip()
+    assert {name: f"# {title}" for title, name in listed} == titles
+
+
+@pytest.mark.parametrize("name", [*PAGES, "../README.md"])
+def test_a_page_can_be_read_without_scrolling_sideways(name: str) -> None:
+    """Wider lines of commands and of what is printed are wrapped by site.css."""
+    page = (DOCS / name).read_text()
+    for block in blocks.blocks(page):
+        wide = [line for line in block.text.splitlines() if len(line) > 80]
+        assert not wide or block.language in ("bash", "text")
+    prose = re.sub(r"^```.*?^```", "", page, flags=re.MULTILINE | re.DOTALL)
+    heads = re.findall(r"^\|(.*)\|\n\|[-|: ]+\|$", prose, re.MULTILINE)
+    assert all(cell.strip() for head in heads for cell in head.split("|")), "a column has no name"
+    assert all(len(alt) > 10 for alt in re.findall(r"!\[(.*?)\]\((?!https)", page)), "a picture is not described"
 
 
 def test_the_table_of_groups_lists_every_config() -> None:
@@ -152,8 +168,8 @@ def test_the_reference_has_all_that_is_public_and_all_that_pages_import(site: Pa
     }
     wanted = {getattr(ddpm_data, name) for name in ddpm_data.__all__}
     for page in (*PAGES.values(), (ROOT / "README.md").read_text()):
-        for module, names in re.findall(r"^from (ddpm_data[\w.]*) import (.+)$", page, re.MULTILINE):
-            wanted |= {getattr(importlib.import_module(module), name) for name in names.split(", ")}
+        for module, names in re.findall(r"^from (ddpm_data[\w.]*) import (.+|\([^)]+\))$", page, re.MULTILINE):
+            wanted |= {getattr(importlib.import_module(module), name) for name in re.findall(r"\w+", names)}
     assert wanted - described == set()
 
 
@@ -164,6 +180,38 @@ def test_the_built_pages_hold_no_markup_that_was_not_rendered(site: Path) -> Non
         prose = re.sub(r"<(pre|code|script|style)\b.*?</\1>", "", article, flags=re.DOTALL)
         for wrong in ("<autoref", "``", ":class:", ":func:", "|---", "README.md:", "--8<--", "]("):
             assert wrong not in prose, f"{path}: {wrong}"
+
+
+@pytest.mark.slow
+def test_the_reference_names_what_is_imported_and_wraps_its_signatures(site: Path) -> None:
+    for path in (site / "api").rglob("index.html"):
+        page = path.read_text()
+        for name in re.findall(r'<h[2-6] id="([\w.]+)" class="doc doc-heading"', page):
+            assert "._" not in name, f"{path}: {name} is private"
+            target = resolved(name)
+            public = [short for short in ddpm_data.__all__ if getattr(ddpm_data, short) is target]
+            assert not public or name in {f"ddpm_data.{short}" for short in public}, f"{name} is ddpm_data.{public[0]}"
+        signatures = re.findall(r'<div class="language-python doc-signature.*?</div>', page, re.DOTALL)
+        lines = [line for part in signatures for line in re.sub("<[^>]+>", "", part).splitlines()]
+        assert lines
+        assert max(map(len, lines)) < 120, f"{path}: is Ruff there?"
+
+
+@pytest.mark.slow
+def test_formulas_are_typeset(site: Path) -> None:
+    for name in ("notation", "api/process", "forward_process", "how-to/text-conditional"):
+        page = (site / name / "index.html").read_text()
+        assert "<math " in page
+        assert "arithmatex" not in page
+        assert not re.search(r"<p>[^<]*\$\$", page)
+
+
+@pytest.mark.slow
+def test_the_search_finds_what_people_look_for(site: Path) -> None:
+    index: dict[str, Any] = json.loads((site / "search" / "search_index.json").read_text())
+    texts = [f"{entry['title']} {entry['text']}" for entry in index["docs"]]
+    for word in ("ImageFolder", "resume", "diffusers", "captions"):
+        assert any(word in text for text in texts), word
 
 
 @pytest.mark.slow
