@@ -61,7 +61,7 @@ def names(group: str) -> list[str]:
 
 
 def test_the_groups_are_those_of_the_design() -> None:
-    groups = "callbacks datamodule dataset debug experiment loader logger model noise schedule sweep timesteps trainer"
+    groups = "callbacks datamodule dataset debug experiment loader logger model noise preset schedule sweep timesteps trainer"
     assert sorted(path.name for path in CONF.iterdir() if path.is_dir()) == [*groups.split(), "transform", "weight"]
 
 

@@ -85,6 +85,22 @@ def karras(
     return variance_exploding(torch.linspace(low, high, steps, dtype=torch.float64) ** rho)
 
 
+def log_uniform(num_timesteps: int = 65536, sigma_min: float = 0.02, sigma_max: float = 100.0) -> GaussianProcess:
+    """Return variance exploding with ``ln sigma`` uniform (Song et al. 2021, VE; end points of Karras et al. 2022).
+
+    Row ``k`` has the ``(k + 0.5) / T`` quantile.
+
+    Args:
+        num_timesteps: T, number of rows.
+        sigma_min: Least sigma, above 0.
+        sigma_max: Largest sigma, above ``sigma_min``.
+    """
+    s = _midpoints("log_uniform", num_timesteps)
+    low = check_positive("log_uniform", "schedule.sigma_min", sigma_min)
+    high = check_positive("log_uniform", "schedule.sigma_max", sigma_max)
+    return variance_exploding(low * (high / low) ** s)
+
+
 def trig_flow(
     num_timesteps: int = 65536, log_mean: float = 0.2, log_std: float = 1.6, sigma_data: float = 0.5
 ) -> GaussianProcess:

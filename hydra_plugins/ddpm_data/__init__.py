@@ -19,11 +19,14 @@ GROUPS = (  # those of conf/ that fit into any project; the others belong to tra
     "dataset",
     "loader",
     "logger",
+    "noise",
+    "preset",
     "schedule",
     "sweep",
     "timesteps",
     "trainer",
     "transform",
+    "weight",
 )
 
 
@@ -73,6 +76,9 @@ class MountedConfigs(ConfigSource):
                 if key.startswith("/"):
                     default[f"/{NAMESPACE}{key}"] = default.pop(key)
         header = self._get_header_dict(text)
+        if header.get("package") == "_global_":  # our root is their `ddpm_data`
+            own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "defaults"])
+            config = OmegaConf.create({"defaults": config.get("defaults", []), NAMESPACE: own})
         return ConfigResult(config=config, path=self.full_path(), provider=self.provider, header=header)
 
     def available(self) -> bool:

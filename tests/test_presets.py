@@ -1,0 +1,186 @@
+"""Presets: every number against FIELD's golden values or the peer, what wins over them, and other people's apps."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from torch.utils.data import TensorDataset
+
+from ddpm_data import DDPMDataModule, DensityTimesteps, ForwardProcess, TargetTriple, Triple, processes
+from ddpm_data.diffusion.targets import error_ratio
+from ddpm_data.diffusion.transform import ForwardDiffusion
+from tests.conftest import uint8_images
+from tests.test_configs import composed, names
+
+PRESETS = (
+    "adm_256 adm_64 ddim ddpm denoising_diffusion_pytorch dit edm edm2_512 edm2_64 edm_ve edm_vp flux "
+    "flux_kohya imagen improved_ddpm k_diffusion ldm ldm_churches lightning_dit lumina2 p2 pi0 pixart repa sd1 "
+    "sd2_v sd3 sd3_diffusers sdxl simple_diffusion sit trig_flow u_vit vdm"
+)
+
+
+def build(*overrides: str) -> ForwardDiffusion:
+    datamodule: DDPMDataModule = instantiate(composed(*overrides, "compile=false").datamodule)
+    return datamodule.transform
+
+
+def probabilities(transform: ForwardDiffusion) -> torch.Tensor:
+    if isinstance(transform.timesteps, DensityTimesteps):
+        return transform.timesteps.probabilities(transform.process)
+    return torch.full((transform.process.num_timesteps,), 1 / transform.process.num_timesteps, dtype=torch.float64)
+
+
+def effective_weight(transform: ForwardDiffusion, at: list[float]) -> list[float]:
+    """The weight on x_0's error per unit of log SNR, 1 at 0."""
+    process = transform.process
+    log_snr = process.exact.log_snr
+    on_x_0 = transform.objective.weight.double() * error_ratio(process, transform.objective.target)
+    inner = slice(1, -1)
+    per_unit = (probabilities(transform) * on_x_0)[inner] / ((log_snr[:-2] - log_snr[2:]) / 2)
+    grid, values = log_snr[inner].flip(0).numpy(), per_unit.log().flip(0).numpy()
+    curve = np.interp([*at, 0.0], grid, values)
+    return [float(value) for value in np.exp(curve[:-1] - curve[-1])]
+
+
+def test_the_list_is_complete() -> None:
+    assert names("preset") == PRESETS.split()
+
+
+@pytest.mark.parametrize("name", names("preset"))
+def test_every_preset_makes_batches(name: str) -> None:
+    transform = build(f"preset={name}")
+    batch = transform(uint8_images(16, 1, 8, 8), torch.arange(16))
+    assert type(batch) is (Triple if transform.objective.target == "noise" else TargetTriple)
+    assert all(bool(part.isfinite().all()) for part in batch)
+    weight = transform.loss_weight(batch.t)
+    assert bool((weight.isfinite() & (weight >= 0)).all())
+    assert float(weight.max()) > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "middle", "last"),
+    [  # FIELD, section F: abar at 0, T / 2 - 1, T - 1
+        ("ddpm", 0.9999, 0.0785872429, 4.03583e-5),
+        ("adm_256", 0.9999, 0.0785872429, 4.03583e-5),
+        ("p2", 0.9999, 0.0785872429, 4.03583e-5),
+        ("dit", 0.9999, 0.0785872429, 4.03583e-5),
+        ("adm_64", 0.999958716, 0.49384359, 2.42877e-9),
+        ("improved_ddpm", 0.999990134, 0.49384359, 1.51798e-10),
+        ("ldm", 0.9985, 0.115844491, 1.42304e-4),
+        ("ldm_churches", 0.9985, 0.151077423, 6.68665e-4),
+        ("sd1", 0.99915, 0.27766965, 0.0046601),
+        ("sd2_v", 0.99915, 0.27766965, 0.0046601),
+        ("sdxl", 0.99915, 0.27766965, 0.0046601),
+        ("denoising_diffusion_pytorch", 0.999699721, 0.5, 3.00279e-7),
+    ],
+)
+def test_chains(name: str, first: float, middle: float, last: float) -> None:
+    process = build(f"preset={name}").process
+    assert isinstance(process, ForwardProcess)
+    signal, steps = process.exact.signal.square(), process.num_timesteps
+    assert signal[[0, steps // 2 - 1, steps - 1]].tolist() == pytest.approx([first, middle, last], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "quantiles"),
+    [  # sigma / signal at 5%, 50%, 95% of the draws
+        ("edm", [0.0418, 0.30119, 2.168]),
+        ("edm2_512", [math.exp(-0.4 - 1.644854), 0.67032, math.exp(-0.4 + 1.644854)]),
+        ("edm2_64", [math.exp(-0.8 - 1.6 * 1.644854), 0.44933, math.exp(-0.8 + 1.6 * 1.644854)]),
+        ("edm_ve", [0.02 * 5000**0.05, math.sqrt(2), 0.02 * 5000**0.95]),
+        ("edm_vp", [None, 3.41292, None]),
+        ("trig_flow", [2 * math.exp(0.2 - 1.6 * 1.644854), 2 * math.exp(0.2), 2 * math.exp(0.2 + 1.6 * 1.644854)]),
+        ("sd3", [None, 3.0, None]),
+        ("flux_kohya", [None, 3.1582, None]),
+        ("flux", [1 / 19, 1.0, 19.0]),
+        ("sit", [1 / 19, 1.0, 19.0]),
+        ("repa", [1 / 19, 1.0, 19.0]),
+        ("lumina2", [3.15819 / 19, 3.15819, 3.15819 * 19]),
+        ("lightning_dit", [math.exp(-1.644854), 1.0, math.exp(1.644854)]),
+        ("pi0", [None, 1.7087, None]),  # s = 0.999 * 0.5^(2/3) + 0.001
+        ("simple_diffusion", [None, math.exp(2.772589 / 2), None]),
+        ("k_diffusion", [None, math.exp(2.079442 / 2), None]),
+        ("vdm", [None, 63.434**-0.5, None]),
+    ],
+)
+def test_noise_levels(name: str, quantiles: list[float | None]) -> None:
+    transform = build(f"preset={name}")
+    signal, sigma = transform.process.exact
+    drawn = probabilities(transform).cumsum(0)
+    for share, wanted in zip((0.05, 0.5, 0.95), quantiles, strict=True):
+        if wanted is not None:
+            step = int((drawn >= share - 1e-9).nonzero()[0])
+            assert float(sigma[step] / signal[step]) == pytest.approx(wanted, rel=0.03), share
+
+
+@pytest.mark.parametrize(
+    ("name", "golden"),
+    [  # FIELD, section B: at log SNR -4, -2, 2, 4
+        ("sd3_diffusers", [1.218, 1.820, 0.202, 0.015]),
+        ("flux", [0.135, 0.368, 2.72, 7.39]),
+        ("edm", [0.038, 0.254, 3.70, 15.5]),
+        ("ddpm", [0.015, 0.136, 4.12, 12.1]),
+        ("vdm", [0.018, 0.135, 7.39, 54.6]),
+    ],
+)
+def test_effective_weights(name: str, golden: list[float]) -> None:
+    assert effective_weight(build(f"preset={name}"), [-4, -2, 2, 4]) == pytest.approx(golden, rel=0.03)
+
+
+def test_the_papers_sd3_without_the_shift() -> None:
+    transform = build("preset=sd3", "timesteps.density.shift=1")
+    assert effective_weight(transform, [-4, -2, 2, 4]) == pytest.approx([0.044, 0.284, 2.10, 2.38], rel=0.03)
+
+
+def test_the_peers_own_objects() -> None:
+    diffusers = pytest.importorskip("diffusers")
+    ends = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    scheduler = diffusers.DDPMScheduler(**ends)
+    torch.testing.assert_close(build("preset=sd1").process.alphas_cumprod, scheduler.alphas_cumprod)  # type: ignore[arg-type]
+    table = processes.from_diffusers(diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0))
+    torch.testing.assert_close(build("preset=sd3_diffusers").process.sigma, table.sigma, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(build("preset=sd3_diffusers").process.condition, table.condition, rtol=1e-5, atol=1e-3)
+    ddp = pytest.importorskip("denoising_diffusion_pytorch")
+    unet = ddp.Unet(dim=8, dim_mults=(1,), channels=3, flash_attn=False)
+    theirs = ddp.GaussianDiffusion(unet, image_size=8)
+    ours = build("preset=denoising_diffusion_pytorch")
+    torch.testing.assert_close(ours.loss_weight(torch.arange(1000)), theirs.loss_weight, rtol=1e-4, atol=1e-6)
+    assert ours.objective.target == {"pred_v": "velocity"}[theirs.objective]
+
+
+def test_what_is_chosen_beside_a_preset_wins() -> None:
+    transform = build("preset=sd2_v", "weight=min_snr", "schedule.num_timesteps=500", "target=x_0")
+    assert transform.process.num_timesteps == 500
+    assert transform.objective.target == "x_0"
+    snr = transform.process.exact.log_snr.exp()
+    torch.testing.assert_close(transform.objective.weight, snr.clamp(max=5).float())
+    assert build("preset=sd2_v", "schedule=cosine").process.exact.signal[0] > 0.9999
+    assert isinstance(build("experiment=cifar10", "dataset=digits").process, ForwardProcess)
+
+
+def in_an_app(tmp_path: Path, *overrides: str, defaults: str = "") -> Any:  # noqa: ANN401  # a DictConfig
+    (tmp_path / "config.yaml").write_text(
+        "defaults: [ddpm_data/dataset: digits, ddpm_data/preset: sd3, ddpm_data/loader: default, "
+        f"ddpm_data/datamodule: default, {defaults}_self_]\nseed: 0\n"
+    )
+    with initialize_config_dir(str(tmp_path), version_base="1.3"):
+        return compose("config", overrides=list(overrides))
+
+
+def test_a_preset_in_somebodys_app(tmp_path: Path) -> None:
+    cfg = in_an_app(tmp_path)
+    assert set(cfg) == {"ddpm_data", "seed"}
+    cfg.ddpm_data.datamodule.dataset = {"train": None}
+    datamodule = instantiate(cfg.ddpm_data.datamodule, dataset=None, train=TensorDataset(uint8_images(4, 1, 8, 8)))
+    assert datamodule.transform.objective.target == "flow"
+    assert datamodule.transform.timesteps.density.keywords["shift"] == 3.0
+    chosen = in_an_app(tmp_path, "ddpm_data/preset=sd2_v", "ddpm_data/weight=min_snr", "ddpm_data.weight.gamma=2")
+    assert chosen.ddpm_data.target == "velocity"
+    assert chosen.ddpm_data.weight.gamma == 2
+    own = in_an_app(tmp_path, defaults="override ddpm_data/schedule: cosine, ")
+    assert own.ddpm_data.schedule._target_ == "ddpm_data.schedules.cosine"
