@@ -28,7 +28,7 @@ def make_objectives() -> dict[str, ForwardDiffusion]:
         "target velocity": (chain, {"target": "velocity"}),
         "logit-normal t, target flow": (flow, {"target": "flow", "timesteps": logit_normal}),
         "EDM, 65,536 rows": (edm, {"target": "edm"}),
-        "EDM's density on DDPM's chain": (chain, {"timesteps": DensityTimesteps(densities.laplace)}),
+        "Laplace density of t": (chain, {"timesteps": DensityTimesteps(densities.laplace)}),
         "offset noise": (chain, {"noise": noises.offset()}),
         "target velocity, offset noise, Laplace t": (
             chain,
