@@ -271,7 +271,7 @@ def check(cfg: DictConfig) -> None:
 
 def silence() -> None:
     """Leave out what Lightning tells a user who writes the Trainer's arguments: here they are in ``conf/trainer``."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # devices found, advice, the model's summary
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # devices found, advice
     warnings.filterwarnings("ignore", category=PossibleUserWarning)  # advice: more workers, a folder that is not empty
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty", UserWarning)  # resumed there
     warnings.filterwarnings("ignore", "The dirpath has changed", UserWarning)  # a resumed run may have its own folder
@@ -323,7 +323,7 @@ def explain_nothing_trained(trainer: L.Trainer) -> None:
     """Say that a checkpoint left nothing to train.
 
     Raises:
-        ValueError: There was no checkpoint, or it is not from the end of training.
+        ValueError: There was no checkpoint, or it has no steps.
     """
     state = f"the run is at epoch {trainer.current_epoch} and trainer.max_epochs={trainer.max_epochs}"
     if not trainer.global_step:
