@@ -17,12 +17,14 @@ import torch
 from torch import Tensor
 
 from ddpm_data._checks import check_float
+from ddpm_data._keys import name_arguments
 from ddpm_data.diffusion.process import GaussianProcess
 from ddpm_data.diffusion.processes import check_positive
 
 Density = Callable[[GaussianProcess], Tensor]
 
 
+@name_arguments
 def uniform(process: GaussianProcess, shift: float = 1.0) -> Tensor:
     """Draw ``s`` uniformly, then shift it (Ho et al. 2020, Algorithm 1).
 
@@ -33,6 +35,7 @@ def uniform(process: GaussianProcess, shift: float = 1.0) -> Tensor:
     return _differences(_unshift(_edges(process), check_positive("uniform", "timesteps.density.shift", shift)))
 
 
+@name_arguments
 def logit_normal(process: GaussianProcess, mean: float = 0.0, std: float = 1.0, shift: float = 1.0) -> Tensor:
     """Draw ``s = sigmoid(normal)``, then shift it (Esser et al. 2024, "Scaling rectified flow transformers", Eq. 19).
 
@@ -52,6 +55,7 @@ def logit_normal(process: GaussianProcess, mean: float = 0.0, std: float = 1.0, 
     return _differences(torch.special.ndtr((torch.logit(s) - mean) / std))
 
 
+@name_arguments
 def mode(process: GaussianProcess, scale: float = 1.29) -> Tensor:
     """Draw ``s = 1 - u - scale (cos(pi u / 2)**2 - 1 + u)`` for uniform ``u`` (Esser et al. 2024, Eq. 20).
 
@@ -75,6 +79,7 @@ def mode(process: GaussianProcess, scale: float = 1.29) -> Tensor:
     return _differences(1 - (low + high) / 2)
 
 
+@name_arguments
 def cosmap(process: GaussianProcess) -> Tensor:
     """Draw ``s`` so that ``log SNR`` of a straight path follows the cosine schedule (Esser et al. 2024, Eq. 21).
 
@@ -87,6 +92,7 @@ def cosmap(process: GaussianProcess) -> Tensor:
     return _differences(torch.atan2(s, 1 - s) * (2 / math.pi))
 
 
+@name_arguments
 def beta(process: GaussianProcess, a: float, b: float, start: float = 0.0) -> Tensor:
     """Draw ``s = start + (1 - start) x`` with ``x`` from the beta distribution (pi0: a 1.5, b 1, start 0.001).
 
@@ -104,6 +110,7 @@ def beta(process: GaussianProcess, a: float, b: float, start: float = 0.0) -> Te
     return _differences(_beta_distribution(x, a, b))
 
 
+@name_arguments
 def log_normal_sigma(process: GaussianProcess, mean: float, std: float) -> Tensor:
     """Draw ``ln(sigma / signal)`` from a normal distribution, and take the nearest step (Karras et al. 2022, Table 1).
 
@@ -119,6 +126,7 @@ def log_normal_sigma(process: GaussianProcess, mean: float, std: float) -> Tenso
     return _differences(torch.special.ndtr((_log_sigma_edges("log_normal_sigma", process) - mean) / std))
 
 
+@name_arguments
 def laplace(process: GaussianProcess, mean: float = 0.0, scale: float = 0.5) -> Tensor:
     """Draw ``log SNR`` from a Laplace distribution, and take the nearest step (Hang et al. 2024, Eq. 13).
 
@@ -134,6 +142,7 @@ def laplace(process: GaussianProcess, mean: float = 0.0, scale: float = 0.5) -> 
     return _differences(torch.where(z < 0, tail, 1 - tail))
 
 
+@name_arguments
 def table(process: GaussianProcess, weights: Sequence[float] | Tensor) -> Tensor:
     """Draw from a table of your own: straight lines between its values, spread evenly over ``s`` in ``[0, 1]``.
 
@@ -162,6 +171,7 @@ def table(process: GaussianProcess, weights: Sequence[float] | Tensor) -> Tensor
     return values / values.sum()
 
 
+@name_arguments
 def flux_shift(sequence: float, low: float = 0.5, high: float = 1.15) -> float:
     """Return Flux's shift for a sequence of patches: ``exp`` of a line through ``low`` at 256 and ``high`` at 4096.
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ddpm_data._checks import check_float, check_int
+from ddpm_data._keys import name_arguments
 from ddpm_data.rng.philox import Key, Purpose, normal_quarters, normals
 from ddpm_data.types import Stage
 
@@ -55,6 +56,7 @@ def gaussian() -> None:
     return
 
 
+@name_arguments
 def offset(strength: float = 0.1) -> Noise:
     """Add to all pixels of a channel the same normal number (Guttenberg 2023, "Diffusion with offset noise").
 
@@ -66,6 +68,7 @@ def offset(strength: float = 0.1) -> Noise:
     return _Offset(_check_strength("offset", strength))
 
 
+@name_arguments
 def input_perturbation(strength: float = 0.1) -> Noise:
     """Add to the image a little more noise than the target says (Ning et al. 2023, "Input perturbation").
 
@@ -77,6 +80,7 @@ def input_perturbation(strength: float = 0.1) -> Noise:
     return _InputPerturbation(_check_strength("input_perturbation", strength))
 
 
+@name_arguments
 def pyramid(discount: float = 0.35, levels: int = 6, ratio: float = 2.0) -> Noise:
     """Add coarser noise, level by level, and scale the sum to variance 1 (Whitaker 2023, "Multi-resolution noise").
 
@@ -96,6 +100,7 @@ def pyramid(discount: float = 0.35, levels: int = 6, ratio: float = 2.0) -> Nois
     return _Pyramid(discount, check_int("pyramid", "noise.levels", levels, 1), ratio)
 
 
+@name_arguments
 def nearest(candidates: int = 4) -> Noise:
     """Take, of several draws of the noise, the one nearest to the image (Li et al. 2024, "Immiscible diffusion").
 

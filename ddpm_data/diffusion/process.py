@@ -78,6 +78,7 @@ class GaussianProcess(nn.Module):
     sigma: Tensor
     condition: Tensor
 
+    @name_arguments
     def __init__(self, signal: Tensor, sigma: Tensor, condition: Tensor | None = None) -> None:
         super().__init__()
         signal = _check_table("signal", signal)

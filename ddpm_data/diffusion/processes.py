@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from ddpm_data._checks import check_float, check_int
+from ddpm_data._keys import name_arguments
 from ddpm_data.diffusion.process import ForwardProcess, GaussianProcess
 
 
+@name_arguments
 def rectified_flow(num_timesteps: int = 1000, shift: float = 1.0) -> GaussianProcess:
     """Return the straight path from image to noise: signal ``1 - s``, sigma ``s`` (Liu et al. 2022; Esser et al. 2024).
 
@@ -35,6 +37,7 @@ def rectified_flow(num_timesteps: int = 1000, shift: float = 1.0) -> GaussianPro
     return GaussianProcess(1 - s, s, 1000 * s)
 
 
+@name_arguments
 def variance_exploding(sigmas: Tensor) -> GaussianProcess:
     """Return the process ``x_t = x_0 + sigma noise``. The network is told ``ln(sigma) / 4`` (Karras et al. 2022).
 
@@ -50,6 +53,7 @@ def variance_exploding(sigmas: Tensor) -> GaussianProcess:
     return GaussianProcess(torch.ones_like(sigmas), sigmas, sigmas.log() / 4)
 
 
+@name_arguments
 def edm(num_timesteps: int = 65536, log_mean: float = -1.2, log_std: float = 1.2) -> GaussianProcess:
     """Return EDM's process and density: ``ln sigma`` is normal (Karras et al. 2022, Table 1; 2024 for EDM2's numbers).
 
@@ -65,6 +69,7 @@ def edm(num_timesteps: int = 65536, log_mean: float = -1.2, log_std: float = 1.2
     return variance_exploding((mean + check_positive("edm", "schedule.log_std", log_std) * normal).exp())
 
 
+@name_arguments
 def karras(
     num_timesteps: int = 1000, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
 ) -> GaussianProcess:
@@ -85,6 +90,7 @@ def karras(
     return variance_exploding(torch.linspace(low, high, steps, dtype=torch.float64) ** rho)
 
 
+@name_arguments
 def log_uniform(num_timesteps: int = 65536, sigma_min: float = 0.02, sigma_max: float = 100.0) -> GaussianProcess:
     """Return variance exploding with ``ln sigma`` uniform (Song et al. 2021, VE; end points of Karras et al. 2022).
 
@@ -101,6 +107,7 @@ def log_uniform(num_timesteps: int = 65536, sigma_min: float = 0.02, sigma_max: 
     return variance_exploding(low * (high / low) ** s)
 
 
+@name_arguments
 def trig_flow(
     num_timesteps: int = 65536, log_mean: float = 0.2, log_std: float = 1.6, sigma_data: float = 0.5
 ) -> GaussianProcess:
@@ -122,6 +129,7 @@ def trig_flow(
     return GaussianProcess(angle.cos(), angle.sin(), angle)
 
 
+@name_arguments
 def from_log_snr(log_snr: Tensor, condition: Tensor | None = None) -> GaussianProcess:
     """Return the variance preserving process with these logarithms of the signal-to-noise ratio.
 
@@ -137,6 +145,7 @@ def from_log_snr(log_snr: Tensor, condition: Tensor | None = None) -> GaussianPr
     return GaussianProcess(torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr).sqrt(), condition)
 
 
+@name_arguments
 def continuous_cosine(
     num_timesteps: int = 65536,
     image_size: float = 64,
@@ -171,6 +180,7 @@ def continuous_cosine(
     return from_log_snr(-2 * torch.tan(end + s * (math.pi / 2 - 2 * end)).log() + shift)
 
 
+@name_arguments
 def linear_log_snr(num_timesteps: int = 65536, start: float = 13.3, end: float = -5.0) -> GaussianProcess:
     """Return a straight line of ``log_snr`` over continuous time (Kingma et al. 2021, VDM: from 13.3 to -5).
 
@@ -192,6 +202,7 @@ def linear_log_snr(num_timesteps: int = 65536, start: float = 13.3, end: float =
     return from_log_snr(start + (end - start) * s)
 
 
+@name_arguments
 def continuous_linear(num_timesteps: int = 65536) -> GaussianProcess:
     """Return DDPM's linear schedule in continuous time, as Imagen's code has it.
 
@@ -204,6 +215,7 @@ def continuous_linear(num_timesteps: int = 65536) -> GaussianProcess:
     return from_log_snr(-torch.expm1(1e-4 + 10 * s.square()).log())
 
 
+@name_arguments
 def vp_sde(
     num_timesteps: int = 65536, beta_min: float = 0.1, beta_max: float = 20.0, end: float = 1e-5
 ) -> GaussianProcess:

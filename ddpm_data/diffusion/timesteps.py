@@ -72,6 +72,7 @@ class DensityTimesteps:
         TypeError: ``density`` is no function or tensor, or another argument is not a bool.
     """
 
+    @name_arguments
     def __init__(self, density: Density | Tensor, low_discrepancy: bool = False, importance: bool = False) -> None:
         if isinstance(density, type) or not (isinstance(density, Tensor) or callable(density)):
             raise TypeError(

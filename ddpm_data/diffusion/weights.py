@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ddpm_data._checks import check_float
+from ddpm_data._keys import name_arguments
 from ddpm_data.diffusion.process import GaussianProcess
 from ddpm_data.diffusion.processes import check_positive
 from ddpm_data.diffusion.targets import Target, check_target, error_ratio, nearly_exact
@@ -23,6 +24,7 @@ Weight = Callable[[GaussianProcess, Target], Tensor]
 _MOST = 1e12  # a weight beyond it (or below its inverse) has no limit (or 0) at a step without signal or without noise
 
 
+@name_arguments
 def uniform(process: GaussianProcess, target: Target, of: Target = "noise") -> Tensor:
     """Weigh the error of ``of`` the same at every step (``of="noise"``: Ho et al. 2020, Eq. 14).
 
@@ -34,6 +36,7 @@ def uniform(process: GaussianProcess, target: Target, of: Target = "noise") -> T
     return _derive("uniform", process, target, error_ratio(process, check_target("uniform", of)))
 
 
+@name_arguments
 def min_snr(process: GaussianProcess, target: Target, gamma: float = 5.0) -> Tensor:
     """Weigh x_0's error by ``min(SNR, gamma)`` (Hang et al. 2023, "Efficient diffusion training via min-SNR").
 
@@ -46,6 +49,7 @@ def min_snr(process: GaussianProcess, target: Target, gamma: float = 5.0) -> Ten
     return _derive("min_snr", process, target, _snr(process).clamp(max=gamma))
 
 
+@name_arguments
 def soft_min_snr(process: GaussianProcess, target: Target, gamma: float = 5.0) -> Tensor:
     """Weigh x_0's error by ``gamma SNR / (SNR + gamma)`` (Crowson et al. 2024, "Hourglass diffusion", Eq. 11).
 
@@ -59,6 +63,7 @@ def soft_min_snr(process: GaussianProcess, target: Target, gamma: float = 5.0) -
     return _derive("soft_min_snr", process, target, gamma / (1 + gamma / snr))
 
 
+@name_arguments
 def truncated_snr(process: GaussianProcess, target: Target) -> Tensor:
     """Weigh x_0's error by ``max(SNR, 1)`` (Salimans & Ho 2022, "Progressive distillation", Section 4).
 
@@ -69,6 +74,7 @@ def truncated_snr(process: GaussianProcess, target: Target) -> Tensor:
     return _derive("truncated_snr", process, target, _snr(process).clamp(min=1))
 
 
+@name_arguments
 def debiased(process: GaussianProcess, target: Target) -> Tensor:
     """Weigh x_0's error by ``sqrt(SNR)`` (Yu et al. 2023, "Debias the training of diffusion models").
 
@@ -79,6 +85,7 @@ def debiased(process: GaussianProcess, target: Target) -> Tensor:
     return _derive("debiased", process, target, _snr(process).sqrt())
 
 
+@name_arguments
 def p2(process: GaussianProcess, target: Target, k: float = 1.0, gamma: float = 1.0) -> Tensor:
     """Weigh x_0's error by ``SNR / (k + SNR)**gamma`` (Choi et al. 2022, "Perception prioritized training", Eq. 8).
 
@@ -93,6 +100,7 @@ def p2(process: GaussianProcess, target: Target, k: float = 1.0, gamma: float = 
     return _derive("p2", process, target, snr / (k + snr) ** gamma)
 
 
+@name_arguments
 def edm(process: GaussianProcess, target: Target, sigma_data: float = 0.5) -> Tensor:
     """Weigh x_0's error by ``SNR + 1 / sigma_data**2``, which is 1 on EDM's output F (Karras et al. 2022, Table 1).
 
@@ -105,6 +113,7 @@ def edm(process: GaussianProcess, target: Target, sigma_data: float = 0.5) -> Te
     return _derive("edm", process, target, _snr(process) + deviation**-2)
 
 
+@name_arguments
 def vlb(process: GaussianProcess, target: Target) -> Tensor:
     """Weigh x_0's error by ``(SNR(t-1) - SNR(t)) / 2``, as in the variational bound (Kingma et al. 2021, Eq. 14).
 
@@ -118,6 +127,7 @@ def vlb(process: GaussianProcess, target: Target) -> Tensor:
     return _derive("vlb", process, target, torch.cat([snr[:1], snr[:-1] - snr[1:]]) / 2)
 
 
+@name_arguments
 def sigmoid(process: GaussianProcess, target: Target, bias: float = 2.0) -> Tensor:
     """Weigh the noise's error by ``sigmoid(bias - log SNR)`` per unit of log SNR (Kingma & Gao 2023, Appendix).
 

@@ -144,14 +144,20 @@ def test_importance_makes_up_for_the_density() -> None:
     ("make", "message"),
     [
         (lambda: DensityTimesteps(densities.uniform(CHAIN).tolist()), "expected a function of the process"),  # type: ignore[arg-type]
-        (lambda: DensityTimesteps(densities.uniform, low_discrepancy=1), "timesteps.low_discrepancy"),  # type: ignore[arg-type]
-        (lambda: DensityTimesteps(densities.uniform, importance="no"), "timesteps.importance"),  # type: ignore[arg-type]
+        (
+            lambda: DensityTimesteps(densities.uniform, low_discrepancy=1),
+            "`low_discrepancy`",
+        ),  # type: ignore[arg-type]
+        (
+            lambda: DensityTimesteps(densities.uniform, importance="no"),
+            "`importance`",
+        ),  # type: ignore[arg-type]
         (lambda: DensityTimesteps(torch.ones(3) / 3).thresholds(CHAIN), r"shape \(3,\)"),
         (lambda: DensityTimesteps(torch.ones(1000)).thresholds(CHAIN), "sum is 1000"),
         (lambda: DensityTimesteps(lambda process: 1.0).thresholds(CHAIN), "the density is a float"),  # type: ignore[arg-type,return-value]
-        (lambda: densities.logit_normal(FLOW, std=0), "timesteps.density.std"),
+        (lambda: densities.logit_normal(FLOW, std=0), "`std`"),
         (lambda: densities.mode(FLOW, 2.0), r"\[-1, 1.75194\]"),
-        (lambda: densities.beta(FLOW, -1, 1), "timesteps.density.a"),
+        (lambda: densities.beta(FLOW, -1, 1), "`a`"),
         (lambda: densities.table(FLOW, [1, -1, 1]), "none is negative"),
         (lambda: densities.table(FLOW, "even"), "list of at least two numbers"),
         (

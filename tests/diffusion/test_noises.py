@@ -107,12 +107,12 @@ def test_settings_of_different_kinds_are_never_equal() -> None:
 @pytest.mark.parametrize(
     ("make_noise", "message"),
     [
-        (lambda: noises.offset(-0.1), "noise.strength"),
-        (lambda: noises.input_perturbation("much"), "noise.strength"),  # type: ignore[arg-type]
-        (lambda: noises.pyramid(discount=1.0), "noise.discount"),
-        (lambda: noises.pyramid(ratio=1.0), "noise.ratio"),
-        (lambda: noises.pyramid(levels=0), "noise.levels"),
-        (lambda: noises.nearest(0), "noise.candidates"),
+        (lambda: noises.offset(-0.1), "`strength`"),
+        (lambda: noises.input_perturbation("much"), "`strength`"),  # type: ignore[arg-type]
+        (lambda: noises.pyramid(discount=1.0), "`discount`"),
+        (lambda: noises.pyramid(ratio=1.0), "`ratio`"),
+        (lambda: noises.pyramid(levels=0), "`levels`"),
+        (lambda: noises.nearest(0), "`candidates`"),
     ],
 )
 def test_wrong_input_is_refused(make_noise: object, message: str) -> None:

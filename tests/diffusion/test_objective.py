@@ -244,8 +244,8 @@ def test_weights_are_looked_up() -> None:
         (lambda: ForwardDiffusion(SD, weight=lambda p, t: -torch.ones(1000)), "the weight is -1 at t=0"),
         (lambda: ForwardDiffusion(SD, weight=lambda p, t: torch.full((1000,), math.nan)), "the weight is nan at t=0"),
         (lambda: ForwardDiffusion(SD, noise="offset"), "one of ddpm_data.noises"),  # type: ignore[arg-type]
-        (lambda: weights.min_snr(SD, "noise", gamma=0), "weight.gamma"),
-        (lambda: weights.p2(SD, "noise", k=-1), "weight.k"),
+        (lambda: weights.min_snr(SD, "noise", gamma=0), "`gamma`"),
+        (lambda: weights.p2(SD, "noise", k=-1), "`k`"),
         (lambda: weights.uniform(SD, "noise", of="eps"), "the targets are"),  # type: ignore[arg-type]
         (lambda: Objective(SD).to_x_0(torch.ones(1, 1).half(), torch.zeros(1).long(), torch.ones(1, 1)), "float16"),
     ],
