@@ -23,7 +23,7 @@ JOBS = [line.partition("python train_stub.py")[2] for line in COMMANDS if "train
 def test_the_two_set_up_commands_stand_verbatim() -> None:
     assert COMMANDS.count("pip install -e '.[demo]' && python train_stub.py") == 1
     assert COMMANDS.count("pip install -e '.[test]' && pytest") == 1
-    assert len(JOBS) == 4
+    assert len(JOBS) == 3
     assert len(PYTHON) == 1
     assert len(YAML) == 1
 
