@@ -298,9 +298,9 @@ def test_values_win_from_the_group_to_the_experiment_to_the_command_line(tmp_pat
 
     cfg = composed()
     assert (cfg.dataset.flip, cfg.loader.batch_size, cfg.trainer.max_epochs) == (0.0, 128, 200)
-    assert values("experiment=mine", "debug=default") == ("cosine", 0.25, 32, 1)
-    typed = ["experiment=mine", "debug=default", "schedule=jsd", "loader.batch_size=8", "trainer.max_epochs=2"]
-    assert values(*typed) == ("jsd", 0.25, 8, 2)
+    # The schedule and the batch size are typed, the epochs are those of debug, the flips of the experiment's dataset.
+    typed = ["experiment=mine", "debug=default", "schedule=jsd", "loader.batch_size=8"]
+    assert values(*typed) == ("jsd", 0.25, 8, 1)
 
 
 def test_help_lists_every_group_and_choice() -> None:

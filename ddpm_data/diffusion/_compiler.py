@@ -12,25 +12,12 @@ from functools import cache, lru_cache
 from typing import Any, NamedTuple, Protocol
 
 import torch
-import torch._inductor.config
 from torch import Tensor
 from torch._guards import TracingContext, tracing
-from torch._inductor.compile_fx import compile_fx
 from torch._subclasses import FakeTensorMode
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from tqdm import tqdm
 
 from ddpm_data._distributed import is_rank_zero
-
-# Make kernels write the quarters of an image directly into the result, instead of joining them in a second kernel.
-OPTIONS: dict[str, int | bool] = {
-    name: 0
-    for name in ("max_pointwise_cat_inputs", "max_complex_pointwise_cat_inputs")
-    if hasattr(torch._inductor.config, name)
-}
-# Otherwise code compiled while torch has one thread would always use one, whatever torch.set_num_threads() says later.
-OPTIONS["cpp.dynamic_threads"] = True
 
 _EXAMPLE_BATCH = 64  # images in the batch for which code is compiled,
 _EXAMPLE_SIZE = 12288  # and values in each of them: as large as usual, or inductor would leave out threads and vectors
@@ -154,7 +141,11 @@ def _compile(kernel: Kernel, tables: Signature, kinds: tuple[_Kind, ...]) -> Com
         disable=not is_rank_zero(),
     )
     # What is traced in inference mode would run in no other.
-    with bar, torch.inference_mode(False), torch.no_grad(), torch._inductor.config.patch(OPTIONS):
+    # Imported here, because processes that compile nothing start a second or two earlier without them.
+    from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    with bar, torch.inference_mode(False), torch.no_grad():
         mode = FakeTensorMode(shape_env=ShapeEnv())
         fixed = [mode.from_tensor(torch.empty(shape, dtype=dtype, device=device)) for shape, dtype, device in tables]
         examples: list[Any] = [*fixed, *(_make_symbolic(mode, kind) for kind in kinds)]
@@ -167,12 +158,34 @@ def _compile(kernel: Kernel, tables: Signature, kinds: tuple[_Kind, ...]) -> Com
         with mode:
             graph = make_fx(trace)(*examples)
         with tracing(TracingContext(mode)):
-            compiled: Any = compile_fx(graph, examples)
+            compiled = compile_graph(graph, examples)
+    return compiled
+
+
+def compile_graph(graph: torch.fx.GraphModule, examples: Sequence[Any]) -> Compiled:
+    """Compile a graph by inductor.
+
+    Args:
+        graph: The traced function.
+        examples: Tensors without content, one for each of its arguments.
+    """
+    import torch._inductor.config as config
+    from torch._inductor.compile_fx import compile_fx
+
+    # Make kernels write the quarters of an image directly into the result, instead of joining them in a second kernel.
+    joins = ("max_pointwise_cat_inputs", "max_complex_pointwise_cat_inputs")
+    options: dict[str, int | bool] = {name: 0 for name in joins if hasattr(config, name)}
+    # Otherwise code compiled while torch has one thread would always use one, whatever torch.set_num_threads() says.
+    options["cpp.dynamic_threads"] = True
+    with config.patch(options):
+        compiled: Any = compile_fx(graph, list(examples))
     return compiled  # type: ignore[no-any-return]  # compile_fx has other results, for other options
 
 
 def _make_symbolic(mode: FakeTensorMode, kind: _Kind) -> Tensor:
     """Make a tensor without content, of a kind; its first and last sizes are symbols."""
+    from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicContext
+
     shape: tuple[int, ...] = (_EXAMPLE_BATCH,)
     sizes = [DimDynamic.DYNAMIC]
     if kind.remainder is not None:

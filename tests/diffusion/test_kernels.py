@@ -42,13 +42,13 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Grows by one with every call of the compiler."""
     _compile.cache_clear()
     calls: list[Any] = []
-    real = _compiler.compile_fx
+    real = _compiler.compile_graph
 
     def counted(graph: Any, examples: Any) -> Any:  # noqa: ANN401  # inductor's
         calls.append(graph)
         return real(graph, examples)
 
-    monkeypatch.setattr(_compiler, "compile_fx", counted)
+    monkeypatch.setattr(_compiler, "compile_graph", counted)
     return calls
 
 
@@ -227,7 +227,7 @@ def test_only_the_compilers_failure_ends_compiling(when: str, monkeypatch: pytes
                 patch.setitem(transform._compiler._compiled, key, fail)
         else:
             _compile.cache_clear()
-            patch.setattr(_compiler, "compile_fx", fail)
+            patch.setattr(_compiler, "compile_graph", fail)
         with pytest.raises(torch.OutOfMemoryError, match="tried to allocate"):
             transform(*images)
     assert all(torch.equal(a, b) for a, b in zip(transform(*images), make()(*images), strict=True))
