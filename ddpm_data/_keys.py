@@ -13,7 +13,7 @@ from inspect import signature
 from typing import ParamSpec, TypeVar
 
 NAMED = (TypeError, ValueError, RuntimeError, OSError, ImportError)  # kinds of errors whose messages name keys
-GROUPS = ("dataset", "loader", "schedule", "timesteps", "target", "weight", "noise", "sigma_data")
+GROUPS = ("dataset", "loader", "schedule", "timesteps", "target", "weight", "noise")
 _KEY = re.compile(rf"`((?:{'|'.join(GROUPS)})(?:\.[^`]*)?)`")
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")

@@ -257,7 +257,7 @@ def test_debug_configs_run_on_one_cpu_process_whatever_else_is_chosen(name: str,
 
 def test_every_argument_of_the_datamodule_is_in_the_configs() -> None:
     signature = set(inspect.signature(DDPMDataModule.__init__).parameters) - {"self"}
-    direct = {"schedule", "timesteps", "target", "weight", "noise", "sigma_data", "seed", "compile"}
+    direct = {"schedule", "timesteps", "target", "weight", "noise", "seed", "compile"}
     assert direct <= set(composed().datamodule)
     assert sorted(signature) == sorted([*DATASET_KEYS, *LOADER_KEYS, *direct])
     assert set(composed("dataset=base").dataset) == {*DATASET_KEYS}

@@ -66,7 +66,7 @@ def test_a_flow_in_a_trainer(tmp_path: Path) -> None:
     images = DATASET.tensors[0][condition].float() / 127.5 - 1
     torch.testing.assert_close(x_0, images, rtol=0, atol=1e-5)
     expected = weights.min_snr(process, "flow") / (50 * densities.logit_normal(process))
-    torch.testing.assert_close(model.weights[0], expected.float()[t])
+    torch.testing.assert_close(model.weights[0], expected.float()[t], rtol=1e-4, atol=0)
 
 
 def test_bfloat16_batches_hold_the_exact_target(tmp_path: Path) -> None:

@@ -163,6 +163,16 @@ def test_what_is_chosen_beside_a_preset_wins() -> None:
     assert isinstance(build("experiment=cifar10", "dataset=digits").process, ForwardProcess)
 
 
+@pytest.mark.parametrize(
+    "name", ["sd3_diffusers", "denoising_diffusion_pytorch", "improved_ddpm", "ldm", "sd3", "k_diffusion"]
+)
+def test_nothing_of_a_preset_stays_in_a_group_that_is_chosen_beside_it(name: str) -> None:
+    others = ["schedule=cosine", "timesteps=mode", "weight=min_snr", "target=velocity"]
+    chosen, plain = composed(f"preset={name}", *others), composed(*others)
+    for group in ("schedule", "timesteps", "weight", "noise", "target"):
+        assert chosen[group] == plain[group], group
+
+
 def in_an_app(tmp_path: Path, *overrides: str, defaults: str = "") -> Any:  # noqa: ANN401  # a DictConfig
     (tmp_path / "config.yaml").write_text(
         "defaults: [ddpm_data/dataset: digits, ddpm_data/preset: sd3, ddpm_data/loader: default, "

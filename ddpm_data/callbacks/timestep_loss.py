@@ -147,10 +147,8 @@ class TimestepLoss(L.Callback):
     def _find_baseline(self) -> None:
         """Compute the linear denoiser's loss from the images that were kept, once they have been collected."""
         if self._hook is not None and sum(map(len, self._x_0)) >= _MIN_IMAGES:
-            objective = self._transform.objective
-            self._baseline = linear_baseline(
-                torch.cat(self._x_0), self._process, self._ranges, objective.target, objective.sigma_data
-            )
+            target = self._transform.objective.target
+            self._baseline = linear_baseline(torch.cat(self._x_0), self._process, self._ranges, target)
         self._stop_keeping()
 
     def _stop_keeping(self) -> None:

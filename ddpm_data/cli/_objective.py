@@ -9,7 +9,7 @@ from typing import Any
 
 # Keys of the DataModule's configuration, or of the groups beside it, that change what a validation loss measures.
 _PROCESS_KEYS = ("schedule", "process", "timesteps")
-_ERROR_KEYS = ("target", "weight", "noise", "sigma_data")
+_ERROR_KEYS = ("target", "weight", "noise")
 _DATA_KEYS = ("train", "val", "image_key", "image_size", "resize", "channels", "background", "value_range", "latents")
 
 Objective = tuple[tuple[str, str], ...]  # config keys and values

@@ -117,7 +117,7 @@ class DDPMDataModule(L.LightningDataModule):
         cache_dir: Folder for decoded images (:mod:`ddpm_data.cache`). Map-style datasets are decoded and resized once
             per node, in ``prepare_data``, and then read from this folder. A dataset in one array needs no cache.
         compile: Compile the batch transform, see :class:`~ddpm_data.diffusion.transform.ForwardDiffusion`.
-        target, weight, noise, sigma_data: What the network predicts, how its error is weighed by step, and variants of
+        target, weight, noise: What the network predicts, how its error is weighed by step, and variants of
             the noise, see there. Batches are :class:`~ddpm_data.types.TargetTriple` if the target is not the noise.
 
     Raises:
@@ -167,7 +167,6 @@ class DDPMDataModule(L.LightningDataModule):
         target: Target = "noise",
         weight: Weight | None = None,
         noise: Noise | None = None,
-        sigma_data: float = 0.5,
     ) -> None:
         super().__init__()
         self.loader_options = LoaderOptions(
@@ -193,7 +192,6 @@ class DDPMDataModule(L.LightningDataModule):
             target=target,
             weight=weight,
             noise=noise,
-            sigma_data=sigma_data,
         )
         self.dropout = ConditionDropout(condition_dropout, null_condition, seed)
         images = ImageProcessor(

@@ -65,7 +65,7 @@ def linear_losses(spectrum: Tensor, snr: Tensor, ratio: Tensor) -> Tensor:
 
 
 def linear_baseline(
-    x_0: Tensor, process: GaussianProcess, ranges: TimestepBins, target: Target = "noise", sigma_data: float = 0.5
+    x_0: Tensor, process: GaussianProcess, ranges: TimestepBins, target: Target = "noise"
 ) -> LinearBaseline:
     """Compute the best linear denoiser's loss in ranges of t.
 
@@ -74,11 +74,10 @@ def linear_baseline(
         process: The forward process that noises them.
         ranges: The ranges of t.
         target: What is predicted.
-        sigma_data: See :func:`~ddpm_data.diffusion.targets.make_table`.
     """
     spectrum, losses = estimate_spectrum(x_0).double().cpu(), {}
     signal, sigma = nearly_exact(process)
-    snr, ratio = (signal / sigma).square(), error_ratio(process, target, sigma_data)
+    snr, ratio = (signal / sigma).square(), error_ratio(process, target)
     for first, last in zip(ranges.first, ranges.last, strict=True):
         steps = torch.linspace(first, last, min(last - first + 1, _STEPS_PER_BIN)).round().long()
         losses[first, last] = float(linear_losses(spectrum, snr[steps], ratio[steps]).mean())

@@ -5,7 +5,7 @@ everything in the stream does: it depends on the seed and the position, never on
 
 Offset and pyramid noise are not white: their pixels are correlated. Then ``x_t`` at the last step is not N(0, I), from
 which samplers start, and DDPM's posterior and the signal-to-noise ratio hold for a single pixel but not for an image's
-mean. What wants the whole batch is not offered (immiscible assignment by batch, optimal-transport
+mean. Methods that want the whole batch are not supported (immiscible assignment by batch, optimal-transport
 pairing): an example's noise would depend on its neighbours, and so on the batch size and the number of GPUs.
 """
 
@@ -108,9 +108,13 @@ def nearest(candidates: int = 4) -> Noise:
     takes ``candidates`` times as long.
 
     Args:
-        candidates: Number of draws, at least 1.
+        candidates: Number of draws, from 1 to 128.
     """
-    return _Nearest(check_int("nearest", "noise.candidates", candidates, 1))
+    if check_int("nearest", "noise.candidates", candidates, 1) > 128:
+        raise ValueError(
+            f"nearest(candidates={candidates}): at most 128 draws are numbered. Change `noise.candidates`."
+        )
+    return _Nearest(int(candidates))
 
 
 @dataclass(frozen=True)
@@ -158,7 +162,7 @@ class _Pyramid:
         batch, channels, height, width = shape
         numel = channels * height * width
         total = torch.cat(list(noise), dim=1)[:, :numel].view(batch, channels, height, width)
-        variance = torch.ones(height, width, device=total.device)
+        variance = torch.ones(height, width, device=total.device, dtype=torch.float32)
         for level in range(1, self.levels + 1):
             rows, columns = (max(1, int(side / self.ratio**level)) for side in (height, width))
             # Each level has blocks of its own: its number stands where the position's upper bits would.
@@ -214,7 +218,10 @@ def _spread(numbers: Tensor, number: int, quarter: int, pixels: int, device: tor
     place = torch.arange(quarter, device=device) + number * quarter
     if channels > 16:
         return numbers[:, (place // pixels).clamp(max=channels - 1)]
-    first, last = number * channels // 4, min(channels - 1, (number + 1) * channels // 4 + 1)
+    first, last = (
+        number * channels // 4,
+        min(channels - 1, (number + 1) * channels // 4 + 3),
+    )  # padding moves tiny images by up to 3
     result = numbers[:, first : first + 1].expand(-1, quarter)
     for channel in range(first + 1, last + 1):
         result = torch.where(place >= channel * pixels, numbers[:, channel : channel + 1], result)
@@ -229,4 +236,6 @@ def _distance(noise: Quarters, x_0: Quarters, numel: int) -> Tensor:
 
 def _interpolation(coarse: int, fine: int) -> Tensor:
     """Return the matrix of linear interpolation between sides: float32, shape ``(fine, coarse)``."""
-    return F.interpolate(torch.eye(coarse)[None], size=fine, mode="linear", align_corners=False)[0].T
+    return F.interpolate(torch.eye(coarse, dtype=torch.float32)[None], size=fine, mode="linear", align_corners=False)[
+        0
+    ].T

@@ -26,7 +26,6 @@ class Objective(nn.Module):
             ``None`` weighs the target's squared error the same at every step.
         probabilities: The probabilities with which steps are drawn, if the weight is to make up for them by
             ``1 / (T p_t)``: float64, shape ``(num_timesteps,)``.
-        sigma_data: Standard deviation of the images, above 0; for ``target="edm"``.
 
     Raises:
         TypeError: ``weight`` is not a function that returns a floating-point tensor.
@@ -47,11 +46,10 @@ class Objective(nn.Module):
         target: Target = "noise",
         weight: Weight | None = None,
         probabilities: Tensor | None = None,
-        sigma_data: float = 0.5,
     ) -> None:
         super().__init__()
-        table = make_table(process, target, sigma_data)
-        self.target, self.sigma_data = target, sigma_data
+        table = make_table(process, target)
+        self.target = target
         weights = _compute_weight(process, target, weight)
         if probabilities is not None:
             # A step that is never drawn needs no weight.
@@ -59,8 +57,8 @@ class Objective(nn.Module):
             weights = torch.where(share > 0, weights / share, 0.0)
         for name, values in (("target_x", table.x_0), ("target_n", table.noise), ("weight", weights)):
             self.register_buffer(name, values.float(), persistent=False)
-        self._register_solution("x_0", solve_x_0(process, target, sigma_data))
-        self._register_solution("noise", solve_noise(process, target, sigma_data))
+        self._register_solution("x_0", solve_x_0(process, target))
+        self._register_solution("noise", solve_noise(process, target))
 
     def make_target(self, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Make the target, as the batch transform does.

@@ -9,11 +9,11 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from ddpm_data._checks import check_float
 from ddpm_data.diffusion.process import GaussianProcess
 
 Target = Literal["noise", "x_0", "velocity", "flow", "flow_to_data", "score", "edm"]
 TARGETS: tuple[str, ...] = get_args(Target)
+SIGMA_DATA = 0.5  # the images' standard deviation in EDM's target (Karras et al. 2022, Table 1); scale latents to it
 
 
 class TargetTable(NamedTuple):
@@ -55,7 +55,7 @@ def check_target(call: str, target: object) -> Target:
     return target  # type: ignore[return-value]  # it is one of them
 
 
-def make_table(process: GaussianProcess, target: Target, sigma_data: float = 0.5) -> TargetTable:
+def make_table(process: GaussianProcess, target: Target) -> TargetTable:
     """Return a target's factors.
 
     ============== ===================================== ==================================================
@@ -73,7 +73,6 @@ def make_table(process: GaussianProcess, target: Target, sigma_data: float = 0.5
     Args:
         process: The forward process.
         target: The target.
-        sigma_data: Standard deviation of the images, above 0; used by ``edm`` only.
 
     Raises:
         ValueError: There is no such target, or the process does not have it: ``velocity`` where the variance is not
@@ -104,45 +103,42 @@ def make_table(process: GaussianProcess, target: Target, sigma_data: float = 0.5
         case "edm":
             _refuse_zero(b, target, "its output scale is 0 there")
             _refuse_zero(a, target, "it divides by the signal")
-            deviation = check_float("ForwardDiffusion", "sigma_data", sigma_data)
             sigma = b / a
-            root = (sigma.square() + deviation**2).sqrt()
-            return TargetTable(sigma / (deviation * root), -deviation / root)
+            root = (sigma.square() + SIGMA_DATA**2).sqrt()
+            return TargetTable(sigma / (SIGMA_DATA * root), -SIGMA_DATA / root)
 
 
-def solve_x_0(process: GaussianProcess, target: Target, sigma_data: float = 0.5) -> Solution:
+def solve_x_0(process: GaussianProcess, target: Target) -> Solution:
     """Return how ``x_0`` follows from ``x_t`` and the target; infinite at a step where it does not.
 
     Args:
         process: The forward process.
         target: The target.
-        sigma_data: See :func:`make_table`.
     """
     a, b = process.exact
-    p, q = make_table(process, target, sigma_data)
+    p, q = make_table(process, target)
     if target == "x_0":  # also at a step without noise, where the general formula divides 0 by 0
         return Solution(torch.zeros_like(a), torch.ones_like(a))
     determinant = a * q - b * p
     return Solution(q / determinant, -b / determinant)
 
 
-def solve_noise(process: GaussianProcess, target: Target, sigma_data: float = 0.5) -> Solution:
+def solve_noise(process: GaussianProcess, target: Target) -> Solution:
     """Return how the noise follows from ``x_t`` and the target; infinite at a step where it does not.
 
     Args:
         process: The forward process.
         target: The target.
-        sigma_data: See :func:`make_table`.
     """
     a, b = process.exact
-    p, q = make_table(process, target, sigma_data)
+    p, q = make_table(process, target)
     if target in ("noise", "score"):  # also at a step without signal
         return Solution(torch.zeros_like(a), 1 / q)
     determinant = a * q - b * p
     return Solution(-p / determinant, a / determinant)
 
 
-def error_ratio(process: GaussianProcess, target: Target, sigma_data: float = 0.5) -> Tensor:
+def error_ratio(process: GaussianProcess, target: Target) -> Tensor:
     """Return by what the squared error of ``x_0`` grows to that of the target: float64, shape ``(num_timesteps,)``.
 
     A prediction of the target that is off by ``d`` gives an ``x_0`` that is off by ``d`` times the second factor of
@@ -155,10 +151,9 @@ def error_ratio(process: GaussianProcess, target: Target, sigma_data: float = 0.
     Args:
         process: The forward process.
         target: The target.
-        sigma_data: See :func:`make_table`.
     """
     a, b = nearly_exact(process)
-    p, q = make_table(process, target, sigma_data)
+    p, q = make_table(process, target)
     return ((a * q - b * p) / b).square()
 
 

@@ -64,8 +64,8 @@ class DensityTimesteps:
         density: A function of the process that returns the probabilities of its steps, see :mod:`ddpm_data.densities`;
             or these themselves: floating point, shape ``(num_timesteps,)``, sum 1.
         low_discrepancy: See :class:`UniformTimesteps`.
-        importance: Whether the loss weight makes up for the density by ``1 / (T p_t)``. The density then lowers the
-            variance of the loss, and the objective is that of uniform ``t``. Otherwise the density is part of the
+        importance: Whether the loss weight makes up for the density by ``1 / (T p_t)``. The density then changes
+            only the variance of the loss. The objective is that of uniform ``t``. Otherwise the density is part of the
             objective. Your loss has to use ``datamodule.loss_weight(t)``.
 
     Raises:

@@ -63,7 +63,6 @@ class ForwardDiffusion(nn.Module):
         weight: The loss weight by step, see :mod:`ddpm_data.weights`. It is for :meth:`loss_weight`; batches do not
             hold it. ``None`` weighs the target's squared error the same at every step.
         noise: A variant of the noise, see :mod:`ddpm_data.noises`; ``None`` is standard normal noise.
-        sigma_data: Standard deviation of the images, above 0; for ``target="edm"``.
 
     Attributes:
         objective: The target and weight as tables, with the way back to ``x_0``, see
@@ -90,7 +89,6 @@ class ForwardDiffusion(nn.Module):
         target: Target = "noise",
         weight: Weight | None = None,
         noise: Noise | None = None,
-        sigma_data: float = 0.5,
     ) -> None:
         super().__init__()
         if not isinstance(process, GaussianProcess):
@@ -132,8 +130,9 @@ class ForwardDiffusion(nn.Module):
         probabilities, thresholds = None, torch.empty(0, dtype=torch.int64)
         if isinstance(self.timesteps, DensityTimesteps):
             thresholds = self.timesteps.thresholds(process)
-            probabilities = self.timesteps.probabilities(process) if self.timesteps.importance else None
-        self.objective = Objective(process, target, weight, probabilities, sigma_data)
+            if self.timesteps.importance:  # by what is drawn: a step of less than 2**-33 is not
+                probabilities = thresholds.diff(prepend=thresholds.new_zeros(1)).double() / 2**32
+        self.objective = Objective(process, target, weight, probabilities)
         self.register_buffer("_thresholds", thresholds, persistent=False)
         self.register_buffer("_key_words", torch.tensor(key_from(seed)), persistent=False)
         self._compiler = Compiler()
@@ -311,9 +310,16 @@ class ForwardDiffusion(nn.Module):
 
     def _choose_timesteps(self, position: Tensor, stage: Stage) -> _kernels.Draw | Tensor:
         """Return how the kernel draws ``t``, or ``t`` itself from a draw that may not compile."""
-        if isinstance(self.timesteps, UniformTimesteps | DensityTimesteps):
-            return _kernels.Draw(isinstance(self.timesteps, DensityTimesteps), self.timesteps.low_discrepancy)
-        t: Tensor = self.timesteps(position, self.process.num_timesteps, key_from(self.seed), stage)
+        timesteps = self.timesteps
+        if isinstance(timesteps, DensityTimesteps) or type(timesteps) is UniformTimesteps:  # a subclass may draw others
+            return _kernels.Draw(isinstance(timesteps, DensityTimesteps), timesteps.low_discrepancy)
+        t: Any = timesteps(position, self.process.num_timesteps, key_from(self.seed), stage)
+        if not isinstance(t, Tensor) or t.shape != position.shape:
+            kind = f"shape {tuple(t.shape)}" if isinstance(t, Tensor) else f"a {type(t).__name__}"
+            raise TypeError(
+                f"timesteps returned {kind} for {len(position)} examples, but one step per example is needed: int64, "
+                f"shape ({len(position)},). Change `timesteps`; a density stands in DensityTimesteps(...)."
+            )
         self.process.check_steps(t)
         return t
 

@@ -165,7 +165,7 @@ def _derive(name: str, process: GaussianProcess, target: Target, weight_of_x_0: 
         missing = "signal" if bool((process.exact.signal == 0).any()) else "noise"
         raise ValueError(
             f"weights.{name}: on the error of target={target!r} the weight is infinite at t={step}, because the "
-            f"process has a step without {missing}. Let the network predict another target (velocity has a finite "
-            "weight with every schedule), or change `weight` or `schedule`."
+            f"process has a step without {missing}. Let the network predict another target (the velocity, or on a "
+            "straight path the flow), or change `weight` or `schedule`."
         )
     return torch.where(weight < 1 / _MOST, 0.0, weight)

@@ -88,7 +88,8 @@ class MountedConfigs(ConfigSource):
     def is_group(self, config_path: str) -> bool:
         """Return whether it is a group of ours."""
         top, _, group = config_path.strip("/").partition("/")
-        return top == "" or (top == NAMESPACE and group in ("", *GROUPS))
+        is_ours = group == "" or (group.partition("/")[0] in GROUPS and Path(self.path, group).is_dir())
+        return top == "" or (top == NAMESPACE and is_ours)
 
     def is_config(self, config_path: str) -> bool:
         """Return whether it is a file of ours."""

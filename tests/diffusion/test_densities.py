@@ -135,7 +135,10 @@ def test_importance_makes_up_for_the_density() -> None:
     """The expected weight of every step is then that of uniform t; steps that are never drawn have none."""
     draw = DensityTimesteps(densities.logit_normal, importance=True)
     weight = ForwardDiffusion(FLOW, timesteps=draw, target="flow").loss_weight(torch.arange(1000)).double()
-    torch.testing.assert_close(weight * densities.logit_normal(FLOW), torch.full((1000,), 1e-3).double())
+    thresholds = draw.thresholds(FLOW)
+    drawn = thresholds.diff(prepend=thresholds.new_zeros(1)).double() / 2**32
+    torch.testing.assert_close(weight * drawn, torch.where(drawn > 0, 1e-3, 0.0).double(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(drawn, densities.logit_normal(FLOW), rtol=0, atol=2**-32)
     plain = ForwardDiffusion(FLOW, timesteps=DensityTimesteps(densities.logit_normal), target="flow")
     assert torch.equal(plain.loss_weight(torch.arange(1000)), torch.ones(1000))
 
