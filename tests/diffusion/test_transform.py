@@ -216,9 +216,9 @@ def test_wrong_batches_are_refused(
 @pytest.mark.parametrize(
     ("arguments", "error", "says"),
     [
-        (dict(flip=1.5), ValueError, "dataset.flip"),
-        (dict(flip=float("nan")), ValueError, "dataset.flip"),
-        (dict(flip="half"), TypeError, "dataset.flip"),
+        (dict(flip=1.5), ValueError, "`flip`"),
+        (dict(flip=float("nan")), ValueError, "`flip`"),
+        (dict(flip="half"), TypeError, "`flip`"),
         (dict(seed=-1), ValueError, "seed"),
         (dict(seed=0.5), TypeError, "seed"),
     ],
