@@ -253,6 +253,7 @@ def test_debug_configs_run_on_one_cpu_process_whatever_else_is_chosen(name: str,
     assert run.fast_dev_run == (name == "fdr")
     assert isinstance(run.profiler, SimpleProfiler) == (name == "profiler")
     assert instantiate(cfg.datamodule).loader_options.num_workers == 0
+    assert (cfg.samples, cfg.compile) == (4, name == "profiler")
 
 
 def test_every_argument_of_the_datamodule_is_in_the_configs() -> None:
