@@ -115,7 +115,9 @@ def test_noise_levels(name: str, quantiles: list[float | None]) -> None:
     for share, wanted in zip((0.05, 0.5, 0.95), quantiles, strict=True):
         if wanted is not None:
             step = int((drawn >= share - 1e-9).nonzero()[0])
-            assert float(sigma[step] / signal[step]) == pytest.approx(wanted, rel=0.05), share
+            assert float(sigma[step] / signal[step]) == pytest.approx(
+                wanted, rel=0.05 if name == "k_diffusion" else 0.03
+            ), share
 
 
 @pytest.mark.parametrize(
