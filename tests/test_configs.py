@@ -279,6 +279,7 @@ def test_values_for_absent_keys_are_those_of_the_base_configs() -> None:
         assert groups[key] == others[key], key
 
 
+@pytest.mark.slow
 def test_values_win_from_the_group_to_the_experiment_to_the_command_line(tmp_path: Path) -> None:
     """And a folder given by --config-dir adds choices to our groups, an experiment of the user's among them."""
     (tmp_path / "experiment").mkdir()
@@ -304,6 +305,7 @@ def test_values_win_from_the_group_to_the_experiment_to_the_command_line(tmp_pat
     assert values(*typed) == ("jsd", 0.25, 8, 1)
 
 
+@pytest.mark.slow
 def test_help_lists_every_group_and_choice() -> None:
     command = [sys.executable, str(ROOT / "train_stub.py"), "--help"]
     printed = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True).stdout

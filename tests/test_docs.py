@@ -28,7 +28,13 @@ ELSEWHERE = {  # pages whose blocks want several processes or an installed packa
     "how-to/plain-torch.md": "datamodule/test_loops.py",
     "how-to/several-gpus.md": "test_several.py",
 }
-SLOW = {"how-to/transform.md", "how-to/diffusers.md", "how-to/text-conditional.md"}  # compile, or train a U-Net
+SLOW = {
+    "how-to/transform.md",
+    "how-to/diffusers.md",
+    "how-to/text-conditional.md",
+    "how-to/conditions.md",
+    "how-to/speed.md",
+}  # compile, or train a U-Net
 
 
 @pytest.fixture(scope="module")

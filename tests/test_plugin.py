@@ -156,6 +156,7 @@ def test_a_modified_schedule_takes_another_base_here_and_there(name: str, app: P
 
 
 # A preset makes choices itself; tests/test_presets.py has an app with one.
+@pytest.mark.slow
 @pytest.mark.parametrize("group", sorted({*GROUPS} - {"preset"}))
 def test_every_choice_composes_there_as_it_does_here(group: str, app: Path) -> None:
     for name in names(group):
@@ -364,6 +365,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_an_app_of_its_own_puts_its_values_over_ours_and_its_experiments_over_these(app: Path, tmp_path: Path) -> None:
     """From weak to strong: our group, the app's root config, an experiment given by --config-dir, what is typed."""
     (app / "whole.yaml").write_text(
@@ -390,6 +392,7 @@ def test_an_app_of_its_own_puts_its_values_over_ours_and_its_experiments_over_th
     assert run(*typed) == ("cosine", 9, 7, False)
 
 
+@pytest.mark.slow
 def test_the_config_that_hydra_leaves_in_a_run_is_read_in_a_new_process(app: Path, tmp_path: Path) -> None:
     """No resolver or import of ours is needed. Callbacks and loggers, left out, ask Hydra for the run's folder."""
     (app / "app.py").write_text(APP)

@@ -55,7 +55,7 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 @pytest.mark.parametrize(
     ("shape", "stage"),
     [
-        ((16, 3, 16, 16), "train"),
+        pytest.param((16, 3, 16, 16), "train", marks=pytest.mark.slow),
         pytest.param((16, 3, 16, 16), "val", marks=pytest.mark.slow),
         pytest.param((9, 1, 23, 25), "train", marks=pytest.mark.slow),
         pytest.param((1, 3, 16, 16), "test", marks=pytest.mark.slow),
