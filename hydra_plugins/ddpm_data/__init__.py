@@ -76,7 +76,7 @@ class MountedConfigs(ConfigSource):
                 if key.startswith("/"):
                     default[f"/{NAMESPACE}{key}"] = default.pop(key)
         header = self._get_header_dict(text)
-        if header.get("package") == "_global_":  # our root is their `ddpm_data`
+        if config_path.startswith(f"{NAMESPACE}/preset/"):  # it sets keys of our root, which is their `ddpm_data`
             own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "defaults"])
             config = OmegaConf.create({"defaults": config.get("defaults", []), NAMESPACE: own})
         return ConfigResult(config=config, path=self.full_path(), provider=self.provider, header=header)
