@@ -1,6 +1,7 @@
 """Shared pieces: real images in every container, and a model that keeps what it is given."""
 
 import gc
+import logging
 import multiprocessing
 import os
 from collections.abc import Iterator
@@ -77,6 +78,15 @@ def uint8_images(count: int, *shape: int) -> Tensor:
     """Random pixels, the same every time."""
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (count, *shape), dtype=torch.uint8, generator=generator)
+
+
+@pytest.fixture(autouse=True)
+def lightning_speaks_again() -> Iterator[None]:
+    """Restore the level of Lightning's logger, which the main job raises."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    yield
+    logger.setLevel(level)
 
 
 @pytest.fixture(autouse=True)
