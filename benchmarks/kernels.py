@@ -93,7 +93,7 @@ def compile_kernel(capability: int, case: dict[str, object]) -> Report:
         code, usage = (_run_cuobjdump(option, file.name) for option in ("-sass", "-res-usage"))
     instructions = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?!NOP)", code, re.MULTILINE)
     numbers = 4 * _triton._BLOCK / (32 * _triton._WARPS)  # per thread
-    registers, stack = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))  # type: ignore[index]
+    registers, stack = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))  # type: ignore[index]  # cuobjdump prints both
     return Report(registers, stack, len(instructions) / numbers, code)
 
 

@@ -139,7 +139,7 @@ def _make_cpu_group() -> distributed.ProcessGroup | None:
 
     With it the processes can agree after every step, and none waits for its device.
     """
-    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_backend() != "nccl":
+    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_backend() == "gloo":
         return None
     group = distributed.new_group(backend="gloo")
     assert isinstance(group, distributed.ProcessGroup)  # torch gives a number to processes that are not in it

@@ -12,6 +12,7 @@ pairing): an example's noise would depend on its neighbours, and so on the batch
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar, Protocol
 
 import torch
@@ -167,8 +168,8 @@ class _Pyramid:
             rows, columns = (max(1, int(side / self.ratio**level)) for side in (height, width))
             # Each level has blocks of its own: its number stands where the position's upper bits would.
             coarse = normals(key, Purpose.NOISE_PYRAMID, stage, position + (level << 56), channels * rows * columns)
-            spread = [_interpolation(coarse_side, side) for coarse_side, side in ((rows, height), (columns, width))]
-            down, across = (matrix.to(total.device) for matrix in spread)
+            down = _interpolation(rows, height, total.device)
+            across = _interpolation(columns, width, total.device)
             factor = self.discount**level
             total = total + factor * (down @ coarse.view(batch, channels, rows, columns) @ across.T)
             variance = variance + factor**2 * down.square().sum(1)[:, None] * across.square().sum(1)[None, :]
@@ -218,10 +219,8 @@ def _spread(numbers: Tensor, number: int, quarter: int, pixels: int, device: tor
     place = torch.arange(quarter, device=device) + number * quarter
     if channels > 16:
         return numbers[:, (place // pixels).clamp(max=channels - 1)]
-    first, last = (
-        number * channels // 4,
-        min(channels - 1, (number + 1) * channels // 4 + 3),
-    )  # padding moves tiny images by up to 3
+    first = number * channels // 4
+    last = min(channels - 1, (number + 1) * channels // 4 + 3)  # padding moves tiny images by up to 3
     result = numbers[:, first : first + 1].expand(-1, quarter)
     for channel in range(first + 1, last + 1):
         result = torch.where(place >= channel * pixels, numbers[:, channel : channel + 1], result)
@@ -234,8 +233,11 @@ def _distance(noise: Quarters, x_0: Quarters, numel: int) -> Tensor:
     return torch.cat(squares, dim=1)[:, :numel].sum(1)  # the last quarter may be padded
 
 
-def _interpolation(coarse: int, fine: int) -> Tensor:
-    """Return the matrix of linear interpolation between sides: float32, shape ``(fine, coarse)``."""
-    return F.interpolate(torch.eye(coarse, dtype=torch.float32)[None], size=fine, mode="linear", align_corners=False)[
-        0
-    ].T
+@lru_cache(maxsize=256)
+def _interpolation(coarse: int, fine: int, device: torch.device) -> Tensor:
+    """Return the matrix of linear interpolation between sides: float32, shape ``(fine, coarse)``.
+
+    Cached, so that no batch uploads it.
+    """
+    rows = F.interpolate(torch.eye(coarse, dtype=torch.float32)[None], size=fine, mode="linear", align_corners=False)
+    return rows[0].T.to(device)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm_data.diffusion.process import GaussianProcess, combine, gather, keep_dtypes
-from ddpm_data.diffusion.targets import Solution, Target, make_table, solve_noise, solve_x_0
+from ddpm_data.diffusion.targets import Solution, Target, make_table, solve
 from ddpm_data.diffusion.weights import Weight
 
 
@@ -57,8 +57,8 @@ class Objective(nn.Module):
             weights = torch.where(share > 0, weights / share, 0.0)
         for name, values in (("target_x", table.x_0), ("target_n", table.noise), ("weight", weights)):
             self.register_buffer(name, values.float(), persistent=False)
-        self._register_solution("x_0", solve_x_0(process, target))
-        self._register_solution("noise", solve_noise(process, target))
+        for name, solution in zip(("x_0", "noise"), solve(process, target), strict=True):
+            self._register_solution(name, solution)
 
     def make_target(self, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Make the target, as the batch transform does.

@@ -29,7 +29,9 @@ class TargetTable(NamedTuple):
 
 
 class Solution(NamedTuple):
-    """How ``x_0`` follows from ``x_t`` and the target: ``x_t[t] * x_t + target[t] * target``, float64.
+    """How ``x_0``, or the noise, follows from ``x_t`` and the target: ``x_t[t] * x_t + target[t] * target``.
+
+    Both are float64, on the CPU, shape ``(num_timesteps,)``, and not finite at a step where it cannot be computed.
 
     Attributes:
         x_t: Factor of the noised image.
@@ -98,18 +100,18 @@ def make_table(process: GaussianProcess, target: Target) -> TargetTable:
         case "flow_to_data":
             return TargetTable(one, -one)
         case "score":
-            _refuse_zero(b, target, "it divides by sigma")
+            _refuse_zero(b, target, "noise", "it divides by sigma")
             return TargetTable(zero, -1 / b)
         case "edm":
-            _refuse_zero(b, target, "its output scale is 0 there")
-            _refuse_zero(a, target, "it divides by the signal")
+            _refuse_zero(b, target, "noise", "its output scale is 0 there")
+            _refuse_zero(a, target, "signal", "it divides by the signal")
             sigma = b / a
             root = (sigma.square() + SIGMA_DATA**2).sqrt()
             return TargetTable(sigma / (SIGMA_DATA * root), -SIGMA_DATA / root)
 
 
-def solve_x_0(process: GaussianProcess, target: Target) -> Solution:
-    """Return how ``x_0`` follows from ``x_t`` and the target; infinite at a step where it does not.
+def solve(process: GaussianProcess, target: Target) -> tuple[Solution, Solution]:
+    """Return how ``x_0`` and how the noise follow from ``x_t`` and the target.
 
     Args:
         process: The forward process.
@@ -117,32 +119,21 @@ def solve_x_0(process: GaussianProcess, target: Target) -> Solution:
     """
     a, b = process.exact
     p, q = make_table(process, target)
-    if target == "x_0":  # also at a step without noise, where the general formula divides 0 by 0
-        return Solution(torch.zeros_like(a), torch.ones_like(a))
     determinant = a * q - b * p
-    return Solution(q / determinant, -b / determinant)
-
-
-def solve_noise(process: GaussianProcess, target: Target) -> Solution:
-    """Return how the noise follows from ``x_t`` and the target; infinite at a step where it does not.
-
-    Args:
-        process: The forward process.
-        target: The target.
-    """
-    a, b = process.exact
-    p, q = make_table(process, target)
-    if target in ("noise", "score"):  # also at a step without signal
-        return Solution(torch.zeros_like(a), 1 / q)
-    determinant = a * q - b * p
-    return Solution(-p / determinant, a / determinant)
+    x_0, noise = Solution(q / determinant, -b / determinant), Solution(-p / determinant, a / determinant)
+    # Where these divide 0 by 0, the target still says it: at steps without noise, and without signal.
+    if target == "x_0":
+        x_0 = Solution(torch.zeros_like(a), torch.ones_like(a))
+    if target in ("noise", "score"):
+        noise = Solution(torch.zeros_like(a), 1 / q)
+    return x_0, noise
 
 
 def error_ratio(process: GaussianProcess, target: Target) -> Tensor:
     """Return by what the squared error of ``x_0`` grows to that of the target: float64, shape ``(num_timesteps,)``.
 
     A prediction of the target that is off by ``d`` gives an ``x_0`` that is off by ``d`` times the second factor of
-    :func:`solve_x_0`. So ``|d_target|**2 = ratio |d_x_0|**2``: SNR for the noise, SNR + 1 for the velocity,
+    the first :class:`Solution`. So ``|d_target|**2 = ratio |d_x_0|**2``: SNR for the noise, SNR + 1 for the velocity,
     1 / sigma**2 for the flow of a straight path, 1 / c_out**2 for EDM.
 
     At a step without signal or without noise the ratio is that of a step with 1e-15 of the other. This is near enough
@@ -163,10 +154,9 @@ def nearly_exact(process: GaussianProcess) -> tuple[Tensor, Tensor]:
     return torch.where(a == 0, 1e-15 * b, a), torch.where(b == 0, 1e-15 * a, b)
 
 
-def _refuse_zero(table: Tensor, target: str, reason: str) -> None:
+def _refuse_zero(table: Tensor, target: str, kind: str, reason: str) -> None:
     if bool((table == 0).any()):
         step = int((table == 0).nonzero()[0])
-        kind = "noise" if "sigma" in reason or "scale" in reason else "signal"
         raise ValueError(
             f"target={target!r}: there is no {kind} at t={step}, and {reason}. Change `target`, or give a `schedule` "
             f"with {kind} at every step."
