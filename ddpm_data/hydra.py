@@ -67,6 +67,9 @@ def build_datamodule(
     for name in ("dataset", "loader"):  # what an argument overrides is not built, and may be missing
         group = config.get(name) or {}
         config[name] = {key: value for key, value in group.items() if key not in config}
+    for key, value in config["dataset"].items():  # a function in place of ImageFiles need not know of labels
+        if isinstance(value, Mapping) and value.get("labels") is False:
+            config["dataset"][key] = {name: value[name] for name in value if name != "labels"}
     with naming_keys(names):
         datamodule: DDPMDataModule = get_class(cls)(**merge_groups(**_instantiate(config)))
     datamodule.key_names = names
