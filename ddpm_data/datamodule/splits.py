@@ -30,7 +30,7 @@ SourceOrFraction = float | Source  # the number first: jsonargparse would save i
 _HELD_OUT: tuple[Stage, ...] = ("val", "test")  # may be fractions of train, cut from its shuffled items in this order
 CONTRACT = (  # the README's lines
     "A dataset has `__len__` and `__getitem__(index)`, and returns the same item for the same index in every process.",
-    "Or it has `__iter__`, which starts from the beginning each time and yields the items of this process and worker.",
+    "An iterable one has `__iter__`: each call starts a new pass and yields only the items of its process and worker.",
     "An item is a PIL image, a tensor or array (CHW, HWC, or HW), or a tuple, list or dict that holds one.",
 )
 
