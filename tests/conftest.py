@@ -17,10 +17,15 @@ from torch.utils.data import TensorDataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from ddpm_data import Triple
+from tests import warm
 
 # Two cores, several processes in some tests: threads of each would only fight.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 ROOT = Path(__file__).parent.parent
+
+
+def pytest_configure() -> None:
+    warm.start()
 
 
 class Recorder(L.LightningModule):

@@ -13,13 +13,12 @@ from benchmarks.watched import Verdict, Worker, collect_verdicts
 from tests.conftest import ROOT
 from tests.groups import PATIENCE
 from tests.unwell import unwell
+from tests.warm import python
 
 
 def printed(*command: str) -> list[list[str]]:
     """The rows of the table that a benchmark prints; in a process of its own, as inductor remembers what it found."""
-    result = subprocess.run(
-        [sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE
-    )
+    result = subprocess.run([python(), "-m", *command], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert result.returncode == 0, result.stderr
     return [line.strip("| ").split(" | ") for line in result.stdout.splitlines() if line.startswith("| (")]
 

@@ -5,7 +5,6 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -19,6 +18,7 @@ from ddpm_data import triples
 from tests import blocks
 from tests.conftest import ROOT, uint8_images
 from tests.groups import PATIENCE
+from tests.warm import python
 
 PAGE = (ROOT / "docs" / "how-to" / "class-conditional.md").read_text(encoding="utf-8")
 CLASSES = {"cat": 12, "dog/young": 4, "dog/old": 6, "horse": 8}
@@ -44,7 +44,7 @@ def run(project: Path, command: str, *more: str, status: int = 0) -> str:
     program, *words = shlex.split(command)
     words = ["-m", "ddpm_data", *words] if program == "ddpm-data" else words
     result = subprocess.run(
-        [sys.executable, *words, *more],
+        [python(), *words, *more],
         cwd=project,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         text=True,

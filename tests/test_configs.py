@@ -34,6 +34,7 @@ from ddpm_data.hydra import DATASET_KEYS, DEFAULTS, LOADER_KEYS, SOURCE_KEYS
 from ddpm_data.sources import ImageFiles
 from tests.conftest import ROOT
 from tests.groups import PATIENCE
+from tests.warm import python
 from train_stub import DDPM, check
 
 CONF = ROOT / "conf"
@@ -291,7 +292,7 @@ def test_values_win_from_the_group_to_the_experiment_to_the_command_line(tmp_pat
     )
 
     def values(*overrides: str) -> tuple[object, ...]:
-        command = [sys.executable, str(ROOT / "train_stub.py"), "--config-dir", str(tmp_path), "--cfg", "job"]
+        command = [python(), str(ROOT / "train_stub.py"), "--config-dir", str(tmp_path), "--cfg", "job"]
         result = subprocess.run([*command, *overrides], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
         assert result.returncode == 0, result.stderr
         cfg = OmegaConf.create(result.stdout)
@@ -307,7 +308,7 @@ def test_values_win_from_the_group_to_the_experiment_to_the_command_line(tmp_pat
 
 @pytest.mark.slow
 def test_help_lists_every_group_and_choice() -> None:
-    command = [sys.executable, str(ROOT / "train_stub.py"), "--help"]
+    command = [python(), str(ROOT / "train_stub.py"), "--help"]
     printed = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True).stdout
     for folder in (path for path in CONF.iterdir() if path.is_dir()):
         assert f"\n{folder.name}: {', '.join(names(folder.name))}\n" in printed

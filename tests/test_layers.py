@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
+from tests.warm import python
 
 PACKAGE = ROOT / "ddpm_data"
 BASE = {"types", "_bytes", "_checks", "_distributed", "_keys", "_nested"}
@@ -145,7 +146,7 @@ for use in (ddpm_data.sources.digits, lambda: __import__("ddpm_data.plots"), cal
     except ImportError as error:
         print(error)
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    result = subprocess.run([python(), "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     digits, pictures, callback, shards = result.stdout.splitlines()
     assert "ddpm-data[demo]" in digits
     assert "ddpm-data[plots]" in pictures

@@ -20,6 +20,7 @@ from ddpm_data.rng.philox import STAGES
 from ddpm_data.sources import ImageFiles, digits
 from tests.conftest import ROOT, Recorder
 from tests.groups import PATIENCE
+from tests.warm import python
 
 pytest.importorskip("jsonargparse", reason="pip install -e '.[cli]'")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of jsonargparse, for lightning 2.6
@@ -289,7 +290,7 @@ def test_the_pages_project_trains_and_its_saved_configuration_runs_again(tmp_pat
     assert len(commands) == 3
     for command in commands:
         result = subprocess.run(
-            [sys.executable, *command.split()], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE
+            [python(), *command.split()], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE
         )
         assert result.returncode == 0, result.stderr[-3000:]
         assert "Unable to serialize" not in result.stderr

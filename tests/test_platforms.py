@@ -26,6 +26,7 @@ from ddpm_data.sources.image_files import _sort_names
 from tests.conftest import ROOT, Recorder, trainer, uint8_images
 from tests.groups import PATIENCE
 from tests.spawn_job import digest
+from tests.warm import python
 
 NESTED = ("a/1.png", "a-b/1.png", "a1/1.png", "B/2.png", "a/10.png", "a_b/3.png", "10/1.png", "9/1.png")
 
@@ -176,7 +177,7 @@ def test_one_stream_where_processes_can_only_be_spawned(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     for number, pixels in enumerate(uint8_images(12, 10, 9, 3)):
         Image.fromarray(pixels.numpy()).save(tmp_path / "images" / f"{number}.png")
-    command = [sys.executable, "-m", "tests.spawn_job", str(tmp_path / "images"), str(tmp_path / "out")]
+    command = [python(), "-m", "tests.spawn_job", str(tmp_path / "images"), str(tmp_path / "out")]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert result.returncode == 0, result.stderr[-3000:]
     lines = [line for line in result.stdout.splitlines() if line.startswith(("cores", "triples", "status"))]

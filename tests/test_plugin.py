@@ -26,6 +26,7 @@ from hydra_plugins.ddpm_data import GROUPS, configs
 from tests.conftest import ROOT
 from tests.groups import PATIENCE
 from tests.test_configs import NEEDS, composed, names
+from tests.warm import python
 
 SMALL = """
 defaults:
@@ -379,7 +380,7 @@ def test_an_app_of_its_own_puts_its_values_over_ours_and_its_experiments_over_th
     (app / "app.py").write_text(APP)
 
     def run(*overrides: str) -> tuple[object, ...]:
-        command = [sys.executable, "app.py", "--config-dir", "more", f"hydra.run.dir={tmp_path / 'run'}", *overrides]
+        command = [python(), "app.py", "--config-dir", "more", f"hydra.run.dir={tmp_path / 'run'}", *overrides]
         result = subprocess.run(command, cwd=app, capture_output=True, text=True, timeout=PATIENCE)
         assert result.returncode == 0, result.stderr
         cfg = OmegaConf.create(result.stdout)
@@ -410,7 +411,7 @@ print(type(datamodule).__name__, datamodule.transform.process.num_timesteps, dat
 """
     for arguments in (run, ["-c", code]):
         result = subprocess.run(
-            [sys.executable, *arguments],
+            [python(), *arguments],
             cwd=app,
             capture_output=True,
             text=True,
@@ -435,7 +436,7 @@ def test_the_plugin_imports_nothing_slow() -> None:
     """Every Hydra app of the environment pays for it."""
     slow = "('torch', 'lightning', 'numpy', 'ddpm_data')"
     code = f"import sys, hydra_plugins.ddpm_data; print([name for name in {slow} if name in sys.modules])"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    result = subprocess.run([python(), "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert result.stdout.strip() == "[]"
 
 

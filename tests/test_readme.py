@@ -2,7 +2,6 @@
 
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from hydra.utils import instantiate
 from tests import blocks
 from tests.conftest import ROOT
 from tests.groups import PATIENCE
+from tests.warm import python
 
 README = (ROOT / "README.md").read_text()
 PYTHON = [block.text for block in blocks.blocks(README) if block.language == "python"]
@@ -37,9 +37,7 @@ def test_it_fits_on_three_screens() -> None:
 def test_python_blocks_run_from_anywhere(block: str, tmp_path: Path) -> None:
     script = tmp_path / "block.py"
     script.write_text(block)
-    result = subprocess.run(
-        [sys.executable, str(script)], cwd=tmp_path, timeout=PATIENCE, capture_output=True, text=True
-    )
+    result = subprocess.run([python(), str(script)], cwd=tmp_path, timeout=PATIENCE, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
 
 

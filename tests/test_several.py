@@ -2,7 +2,6 @@
 
 import re
 import shlex
-import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,9 +18,10 @@ from tests.datamodule.test_ddp import free_port
 from tests.datamodule.test_loops import by_example
 from tests.groups import PATIENCE, started
 from tests.test_configs import composed
+from tests.warm import python
 
 SMALL = ["model.width=16", "model.ema_decay=0.5", "samples=4", "schedule.num_timesteps=20", "compile=false"]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--master-addr=127.0.0.1"]
+TORCHRUN = [python(), "-m", "torch.distributed.run", "--nnodes=2", "--master-addr=127.0.0.1"]
 
 
 class Node(NamedTuple):
@@ -153,7 +153,7 @@ def test_an_error_on_one_node_ends_both(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_fsdp_in_two_tasks_of_slurm_learns_what_one_process_learns(tmp_path: Path) -> None:
     """All but the device and srun itself, whose environment is played; weights and their average agree."""
-    job = [sys.executable, str(ROOT / "train_stub.py"), *SMALL, "trainer.accelerator=cpu", "trainer.max_epochs=1"]
+    job = [python(), str(ROOT / "train_stub.py"), *SMALL, "trainer.accelerator=cpu", "trainer.max_epochs=1"]
     job += ["trainer.limit_train_batches=6", "trainer.check_val_every_n_epoch=1", "trainer.gradient_clip_val=null"]
     shards = ["trainer=fsdp", "trainer.strategy._target_=tests.fsdp_cpu.OnCPU"]
     shards += ["loader.batch_size=16"]

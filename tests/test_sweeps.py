@@ -15,6 +15,7 @@ from tests.conftest import ROOT, uint8_images
 from tests.groups import PATIENCE
 from tests.interrupting import printed_command, shell
 from tests.test_configs import composed
+from tests.warm import python
 
 SMALL = ["trainer=smoke", "trainer.limit_train_batches=2", "samples=1", "compile=false", "schedule.num_timesteps=10"]
 WRONG_WIDTH = "DDPM(width=12): GroupNorm wants a multiple of 8. Change `model.width`."
@@ -22,7 +23,7 @@ WRONG_WIDTH = "DDPM(width=12): GroupNorm wants a multiple of 8. Change `model.wi
 
 def sweep(folder: Path, *overrides: str) -> tuple[int, str]:
     """Run one in a process group of its own; its status and what it printed."""
-    command = [sys.executable, str(ROOT / "train_stub.py"), "-m", *SMALL, f"hydra.sweep.dir={folder}", *overrides]
+    command = [python(), str(ROOT / "train_stub.py"), "-m", *SMALL, f"hydra.sweep.dir={folder}", *overrides]
     process = subprocess.Popen(
         command, cwd=folder.parent, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
     )

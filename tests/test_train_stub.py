@@ -22,6 +22,7 @@ from ddpm_data.diffusion.timestep_bins import read_losses
 from tests.conftest import ROOT, trainer, uint8_images
 from tests.groups import PATIENCE
 from tests.interrupting import printed_command, shell
+from tests.warm import python
 from train_stub import DDPM, UNet
 
 PICTURES = ("noising.png", "schedule.png", "samples.png", "timestep_loss.png")
@@ -29,7 +30,7 @@ PICTURES = ("noising.png", "schedule.png", "samples.png", "timestep_loss.png")
 
 def job(*overrides: str, cwd: Path | None = None) -> str:
     """Run the main job in a process of its own; what it printed."""
-    command = [sys.executable, str(ROOT / "train_stub.py"), *overrides]
+    command = [python(), str(ROOT / "train_stub.py"), *overrides]
     result = subprocess.run(
         command, cwd=cwd or ROOT, timeout=PATIENCE, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -109,7 +110,7 @@ def test_a_run_interrupted_in_every_way_ends_where_the_whole_run_ends(tmp_path: 
     )
     folder = tmp_path / "it's a=b"
     quoted = "hydra.run.dir='it\\'s a=b'"
-    first = shlex.join([sys.executable, str(ROOT / "train_stub.py"), *common, "loader.num_workers=1", send, quoted])
+    first = shlex.join([python(), str(ROOT / "train_stub.py"), *common, "loader.num_workers=1", send, quoted])
 
     status, printed = shell(first, tmp_path)
     assert status == -signal.SIGKILL, printed[-3000:]
@@ -148,7 +149,7 @@ def test_two_processes_make_one_run_also_when_one_is_told_to_end(tmp_path: Path)
     overrides = ["trainer=ddp_cpu", "trainer.max_epochs=1", "trainer.check_val_every_n_epoch=1", "samples=1"]
     overrides += ["trainer.log_every_n_steps=1", "schedule.num_timesteps=20", "compile=false", "hydra.run.dir=run"]
     send = f"+callbacks.send={{_target_:tests.interrupting.Send,notes:{tmp_path},events:{{step 3: SIGTERM}}}}"
-    status, printed = shell(shlex.join([sys.executable, str(ROOT / "train_stub.py"), *overrides, send]), tmp_path)
+    status, printed = shell(shlex.join([python(), str(ROOT / "train_stub.py"), *overrides, send]), tmp_path)
     assert (status, printed.count("To resume")) == (143, 1), printed[-3000:]
     status, printed = shell(printed_command(printed), tmp_path)
     assert (status, printed.count("The run took")) == (0, 1), printed[-3000:]

@@ -24,6 +24,7 @@ from ddpm_data.sources import ImageFiles
 from tests.cache.cache_job import COUNT, Slow
 from tests.conftest import ROOT, Recorder, trainer, uint8_images
 from tests.groups import PATIENCE
+from tests.warm import python
 
 not_on_windows = pytest.mark.skipif(sys.platform == "win32", reason="done by signals and limits of POSIX")
 BETAS = schedules.linear(50)
@@ -94,7 +95,7 @@ def test_a_second_run_decodes_nothing(tmp_path: Path) -> None:
 
 def job(tmp_path: Path, asked: str, seconds: float = 0.0, limit: int = 0) -> "subprocess.Popen[str]":
     arguments = [tmp_path / "cache", tmp_path / asked, seconds, limit]
-    command = [sys.executable, "-m", "tests.cache.cache_job", *map(str, arguments)]
+    command = [python(), "-m", "tests.cache.cache_job", *map(str, arguments)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

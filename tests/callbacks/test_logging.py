@@ -1,6 +1,5 @@
 """What callbacks hand to loggers: the numbers and the very pictures; written once, also by two processes."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from tests.callbacks.callbacks_job import Losses, main
 from tests.callbacks.helpers import data, rows_of
 from tests.conftest import ROOT, trainer
 from tests.groups import finished
+from tests.warm import python
 
 
 def events(folder: Path) -> Any:  # noqa: ANN401  # tensorboard's
@@ -53,7 +53,7 @@ def test_tensorboard_has_the_numbers_and_the_very_pictures(tmp_path: Path) -> No
 def test_two_processes_write_what_one_writes_and_once(tmp_path: Path) -> None:
     main(tmp_path / "1", 1)
     (tmp_path / "2").mkdir()
-    code, printed = finished([sys.executable, "-m", "tests.callbacks.callbacks_job", str(tmp_path / "2"), "2"], ROOT)
+    code, printed = finished([python(), "-m", "tests.callbacks.callbacks_job", str(tmp_path / "2"), "2"], ROOT)
     assert code == 0, printed[-3000:]
     assert "sync_dist" not in printed
     ranks = [torch.load(tmp_path / "2" / f"rank{rank}.pt", weights_only=True) for rank in range(2)]

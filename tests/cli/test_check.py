@@ -38,6 +38,7 @@ from ddpm_data.loading.options import LoaderOptions
 from ddpm_data.sources import ImageFiles
 from tests.conftest import ROOT, uint8_images
 from tests.groups import PATIENCE
+from tests.warm import python
 from tests.zoo import BAD_FILES, BAD_ITEMS, COLOURS, FILES, GREYS, ITEMS, TURNED, content, picture
 
 PIXELS = uint8_images(40, 3, 24, 32)
@@ -128,7 +129,7 @@ def test_a_known_folder_by_the_command(known: Path, tmp_path: Path) -> None:
     words = ["dataset=image_folder", f"dataset.root={known}", "dataset.image_size=16", "dataset.val=null"]
     loader = ["loader.batch_size=4", "loader.num_workers=3", "loader.prefetch_factor=5"]
     # --out and --workers are the old spellings, which keep working.
-    command = [sys.executable, "-m", "ddpm_data.check", "--out", str(out), "--workers", "2", *words, *loader]
+    command = [python(), "-m", "ddpm_data.check", "--out", str(out), "--workers", "2", *words, *loader]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert result.returncode == 1, result.stderr
     assert "Checking train: 100%" in result.stderr

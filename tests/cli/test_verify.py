@@ -1,7 +1,6 @@
 """The verify command tells a configuration whose streams agree from one whose do not."""
 
 import itertools
-import sys
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +10,7 @@ from torch.utils.data import IterableDataset
 from ddpm_data.cli.verify import _compare_examples, main
 from tests.conftest import ROOT, uint8_images
 from tests.groups import finished
+from tests.warm import python
 
 
 class Sharded(IterableDataset[Tensor]):
@@ -22,7 +22,7 @@ class Sharded(IterableDataset[Tensor]):
 
 
 def verify(*words: str) -> tuple[int, str]:
-    return finished([sys.executable, "-m", "ddpm_data.verify", *words], ROOT)
+    return finished([python(), "-m", "ddpm_data.verify", *words], ROOT)
 
 
 CONDITIONS = ("dataset.condition=1", "dataset.condition_dropout=0.1", "dataset.null_condition=10")

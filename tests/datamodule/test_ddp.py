@@ -4,7 +4,6 @@ import json
 import signal
 import socket
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from tests.conftest import ROOT
 from tests.datamodule.ddp_scenarios import SCENARIOS
 from tests.datamodule.ddp_scenarios import run as scenario
 from tests.groups import PATIENCE, finished
+from tests.warm import python
 
 pytestmark = pytest.mark.slow  # processes
 Rank = dict[str, Any]
@@ -25,7 +25,7 @@ def run(folder: Path, devices: int = 1, kill_after: int = -1, **options: object)
     folder.mkdir(exist_ok=True)
     options |= {"devices": devices, "kill_after": kill_after}
     arguments = [str(word) for key, value in options.items() for word in (f"--{key}", value)]
-    command = [sys.executable, "-m", "tests.datamodule.ddp_job", str(folder), *arguments]
+    command = [python(), "-m", "tests.datamodule.ddp_job", str(folder), *arguments]
     result = subprocess.run(command, cwd=ROOT, timeout=PATIENCE, capture_output=True, text=True)
     if kill_after >= 0:
         assert result.returncode == -signal.SIGKILL
@@ -123,7 +123,7 @@ def test_a_killed_run_is_taken_up_on_any_number_of_processes(
 
 
 def test_two_nodes_launched_by_torchrun_see_the_same(one: Rank, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1"]
+    command = [python(), "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1"]
     command += ["--rdzv_backend=static", "--master_addr=127.0.0.1", f"--master_port={free_port()}"]
     job = ["-m", "tests.datamodule.ddp_job", str(tmp_path), "--nodes", "2", "--batch_size", "6"]
     nodes = [subprocess.Popen([*command, f"--node_rank={rank}", *job], cwd=ROOT) for rank in range(2)]
@@ -137,7 +137,7 @@ def test_two_nodes_launched_by_torchrun_see_the_same(one: Rank, tmp_path: Path) 
 @pytest.mark.parametrize(("data", "tensor"), [(1, 2), (2, 1)])
 def test_processes_that_hold_one_model_together_see_the_same_batches(data: int, tensor: int, tmp_path: Path) -> None:
     """The data are shared by as many as the strategy says, which may be fewer than there are processes."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
+    command = [python(), "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
     job = ["-m", "tests.datamodule.model_parallel_job", str(tmp_path), str(data), str(tensor)]
     code, printed = finished([*command, *job], ROOT)
     assert code == 0, printed[-3000:]
@@ -154,7 +154,7 @@ def test_processes_that_hold_one_model_together_see_the_same_batches(data: int, 
 def together(tmp_path_factory: pytest.TempPathFactory) -> list[Rank]:
     """What two processes saw in every scenario."""
     folder = tmp_path_factory.mktemp("scenarios")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+    command = [python(), "-m", "torch.distributed.run", "--nproc_per_node=2"]
     command += [f"--master_port={free_port()}", "-m", "tests.datamodule.ddp_scenarios", str(folder)]
     code, printed = finished(command, ROOT)
     assert code == 0, printed[-3000:]
@@ -196,7 +196,7 @@ def free_port() -> int:
 @pytest.mark.slow
 def test_a_factory_that_waits_for_the_other_processes_does_not_hang(tmp_path: Path) -> None:
     """It was called on one process alone in prepare_data, and waited there for ever."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
+    command = [python(), "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
     code, printed = finished([*command, "-m", "tests.datamodule.collective_job", str(tmp_path)], ROOT)
     assert code == 0, printed[-3000:]
     (first, first_calls), (second, second_calls) = (

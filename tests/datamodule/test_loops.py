@@ -1,7 +1,6 @@
 """Loops without a Trainer see what a Trainer's model sees: plain-torch.md's and accelerate.md's blocks are run."""
 
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from ddpm_data.loading.loader import make_loader
 from ddpm_data.sources import digits
 from tests.conftest import ROOT, Recorder, trainer, uint8_images
 from tests.groups import finished
+from tests.warm import python
 
 PAGE = (ROOT / "docs/how-to/plain-torch.md").read_text()
 FABRIC, ALONE, TORCHRUN = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
@@ -53,7 +53,7 @@ def test_a_documented_loop_sees_what_a_trainers_model_sees(
     (tmp_path / "train.py").write_text("seen = []\n" + kept + LEAVE)
     is_launched = block in (TORCHRUN, ACCELERATE)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"] if is_launched else []
-    code, said = finished([sys.executable, *launcher, "train.py"], tmp_path)
+    code, said = finished([python(), *launcher, "train.py"], tmp_path)
     assert code == 0, said[-3000:]
     ranks = [torch.load(path, weights_only=True) for path in sorted(tmp_path.glob("*.pt"))]
     assert len(ranks) == PROCESSES[block]

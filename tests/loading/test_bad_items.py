@@ -25,6 +25,7 @@ from ddpm_data.sources import ImageFiles
 from ddpm_data.sources._paths import path_of
 from tests.conftest import ROOT, Recorder, trainer
 from tests.groups import PATIENCE, finished
+from tests.warm import python
 
 BROKEN = (3, 4, 17, 39)
 
@@ -283,7 +284,7 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 def test_what_fails_on_one_rank_ends_all(way: str, tmp_path: Path) -> None:
     """Lightning's own launcher; the message is that rank's, and nobody waits for ever."""
-    code, said = finished([sys.executable, "-m", "tests.loading.faults_job", way, str(tmp_path), "2", "1"], ROOT)
+    code, said = finished([python(), "-m", "tests.loading.faults_job", way, str(tmp_path), "2", "1"], ROOT)
     assert code != 0
     assert re.search(WAYS[way], said)
     # Without an end by the failing rank, a collective would wait for half an hour.

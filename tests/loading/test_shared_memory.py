@@ -11,6 +11,7 @@ from ddpm_data import DDPMDataModule, schedules
 from ddpm_data.loading import map_style
 from tests.conftest import ROOT, uint8_images
 from tests.groups import finished
+from tests.warm import python
 
 PIXELS = uint8_images(40, 3, 8, 8)
 EMBEDDING = 2**18 * 4  # bytes
@@ -46,6 +47,7 @@ CELL = """
 import torch
 from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 from ddpm_data import DDPMDataModule, schedules
+from tests.warm import python
 
 class Cell(Dataset):
     def __len__(self):
@@ -108,14 +110,14 @@ def test_a_full_shared_memory_is_not_blamed_on_the_conditions(tmp_path: Path) ->
 @pytest.mark.parametrize("method", ["spawn"])  # forkserver imports the class in the same way
 def test_a_class_of_a_notebooks_cell_is_named(method: str, tmp_path: Path) -> None:
     """The worker ended at once, and memory was blamed."""
-    code, printed = finished([sys.executable, "-c", CELL.replace("METHOD", repr(method))], ROOT, 300)
+    code, printed = finished([python(), "-c", CELL.replace("METHOD", repr(method))], ROOT, 300)
     assert code == 0, printed[-3000:]
     item, part, stream, tensors = said(printed)
     for name, message in (("Cell", item), ("Cell", part), ("Stream", stream)):
         assert f"cannot import {name}, defined in a notebook's cell" in message
         assert "`num_workers`" in message
     assert tensors == "8"
-    (tmp_path / "job.sh").write_text(f"{sys.executable} < {tmp_path / 'job.py'}")
+    (tmp_path / "job.sh").write_text(f"{python()} < {tmp_path / 'job.py'}")
     (tmp_path / "job.py").write_text(CELL.replace("METHOD", repr(method)))
     _, printed = finished(["sh", str(tmp_path / "job.sh")], ROOT, 300)
     assert all("cannot import the main module's file <stdin>" in line for line in said(printed))

@@ -1,7 +1,6 @@
 """With workers, nothing of a dataset's runs in the parent: what it opens with its first item is never inherited."""
 
 import os
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from ddpm_data.loading.options import LoaderOptions
 from ddpm_data.loading.worker import call_in_worker
 from tests.conftest import ROOT, Recorder, trainer
 from tests.groups import PATIENCE, finished
+from tests.warm import python
 
 COUNT, SIDE = 300, 8
 
@@ -166,7 +166,7 @@ if __name__ == "__main__":
     print(sum(len(batch.images) for batch in dm.train_dataloader()))
 """
     )
-    code, output = finished([sys.executable, str(script)], ROOT, timeout=PATIENCE)
+    code, output = finished([python(), str(script)], ROOT, timeout=PATIENCE)
     assert (code, output.split()[-1]) == (0, str(COUNT)), output
 
 

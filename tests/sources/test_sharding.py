@@ -1,6 +1,5 @@
 """Streams of real libraries, written here: every sample once per epoch over processes and workers."""
 
-import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,6 +34,7 @@ from tests.sources.helpers import (
     together,
 )
 from tests.test_configs import composed
+from tests.warm import python
 
 # webdataset 1.0 leaves it to Python to close its shards.
 pytestmark = [
@@ -192,7 +192,7 @@ def test_two_processes_see_every_image_once_and_share_no_noise(tmp_path: Path) -
         mosaic_shards(tmp_path / "mosaic", images)
     for shard in range(4):
         tar(tmp_path / f"{shard}.tar", {f"{n}.png": png(images[n]) for n in range(shard, 24, 4)})
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+    command = [python(), "-m", "torch.distributed.run", "--nproc_per_node=2"]
     command += ["--standalone", "-m", "tests.sources.stream_job", str(tmp_path)]
     code, printed = finished(command, ROOT)
     assert code == 0, printed[-3000:]

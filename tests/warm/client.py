@@ -1,0 +1,70 @@
+"""Has the server run a command, and is, to who started it, that command: signals go on to it, its status comes back.
+
+Runs without site-packages, as ``client.py PYTHON SOCKET arguments``. Whatever the server is not for goes to PYTHON.
+"""
+
+import array
+import json
+import os
+import signal
+import socket
+import sys
+
+# What decides at import, in Python, in OpenMP, MKL and torch, or by the dynamic linker.
+DECIDED_AT_IMPORT = ("PYTHON", "OMP_", "MKL_", "KMP_", "LD_", "TORCH_LOGS", "CUDA_")
+PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT)
+
+
+def decided(environment: "dict[str, str]") -> "dict[str, str]":
+    return {k: v for k, v in environment.items() if k.startswith(DECIDED_AT_IMPORT) and k != "PYTHONPATH"}
+
+
+def is_for_the_server(arguments: "list[str]") -> bool:
+    """Whether this is a script, ``-m`` or ``-c``, with nothing open but the standard streams."""
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-m", "-c")):
+        return False
+    if any(name.startswith("COVERAGE_") for name in os.environ):  # each process is measured from its start
+        return False
+    opened = map(int, os.listdir("/proc/self/fd"))
+    return not any(number > 2 and os.path.exists(f"/proc/self/fd/{number}") for number in opened)
+
+
+def main(python: str, path: str, arguments: "list[str]") -> int:
+    if not is_for_the_server(arguments):
+        os.execv(python, [python, *arguments])
+    server = socket.socket(socket.AF_UNIX)
+    try:
+        server.connect(path)
+    except OSError:
+        server.close()
+        os.execv(python, [python, *arguments])
+    umask = os.umask(0)
+    os.umask(umask)
+    ignored = [number for number in PASSED_ON if signal.getsignal(number) == signal.SIG_IGN]
+    request = {
+        "arguments": arguments,
+        "environment": dict(os.environ),
+        "folder": os.getcwd(),
+        "umask": umask,
+        "ignored": ignored,
+    }
+    streams = array.array("i", (0, 1, 2))
+    server.sendmsg([json.dumps(request).encode() + b"\0"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, streams)])
+    replies = server.makefile()
+    first = replies.readline().split()
+    if first[:1] == ["refused"]:  # the environment decides at import
+        server.close()
+        os.execv(python, [python, *arguments])
+    process = int(first[1])
+    for number in PASSED_ON:
+        signal.signal(number, lambda received, frame: os.kill(process, received))
+    status = int(replies.readline().split()[1])
+    if os.WIFSIGNALED(status):
+        if os.WTERMSIG(status) in PASSED_ON:
+            signal.signal(os.WTERMSIG(status), signal.SIG_DFL)
+        os.kill(os.getpid(), os.WTERMSIG(status))
+    return os.WEXITSTATUS(status)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], sys.argv[2], sys.argv[3:]))
