@@ -10,8 +10,8 @@ import signal
 import socket
 import sys
 
-# What decides at import, in Python, in OpenMP, MKL and torch, or by the dynamic linker.
-DECIDED_AT_IMPORT = ("PYTHON", "OMP_", "MKL_", "KMP_", "LD_", "TORCH_LOGS", "CUDA_")
+# What decides at import, in Python, OpenMP, MKL and torch, or by the dynamic linker. (scikit-learn sets some of KMP_.)
+DECIDED_AT_IMPORT = ("PYTHON", "OMP_", "MKL_", "LD_", "TORCH_LOGS", "CUDA_")
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT)
 
 
