@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 _FOLDER = "WARM_PYTHON"  # the variable by which processes of pytest-xdist share one server
 _HERE = Path(__file__).parent
@@ -37,8 +38,10 @@ def start() -> None:
         listener.listen(64)
         command = [sys.executable, "-m", "tests.warm.server", str(executable), str(listener.fileno())]
         kept = [listener.fileno()]
-        server = subprocess.Popen(command, cwd=_HERE.parent.parent, pass_fds=kept, stdin=subprocess.PIPE)
-    assert server.stdin is not None  # the server ends when its input ends
+        # Pipes, or Python's streams would try to seek in what takes their place. The server ends when its input ends.
+        pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        server = subprocess.Popen(command, cwd=_HERE.parent.parent, pass_fds=kept, **pipes)
+    assert server.stdin is not None
     atexit.register(shutil.rmtree, folder)
     atexit.register(server.wait)
     atexit.register(server.stdin.close)  # the last comes first
