@@ -411,7 +411,7 @@ print(type(datamodule).__name__, datamodule.transform.process.num_timesteps, dat
 """
     for arguments in (run, ["-c", code]):
         result = subprocess.run(
-            [python(), *arguments],
+            [sys.executable, *arguments],
             cwd=app,
             capture_output=True,
             text=True,

@@ -21,7 +21,8 @@ def decided(environment: "dict[str, str]") -> "dict[str, str]":
 
 def is_for_the_server(arguments: "list[str]") -> bool:
     """Whether this is a script, ``-m`` or ``-c``, with nothing open but the standard streams."""
-    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-m", "-c")):
+    first = [word for word in arguments[:2] if word != "-u"][:1]  # torchrun says -u
+    if not first or (first[0].startswith("-") and first[0] not in ("-m", "-c")):
         return False
     if any(name.startswith("COVERAGE_") for name in os.environ):  # each process is measured from its start
         return False

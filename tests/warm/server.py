@@ -2,6 +2,7 @@
 
 import array
 import gc
+import importlib
 import json
 import os
 import selectors
@@ -13,6 +14,11 @@ from types import ModuleType
 from typing import Any
 
 from tests.warm.client import PASSED_ON, decided
+
+IMPORTS = (
+    *("hydra", "lightning", "sklearn.datasets", "torch.distributed.run"),
+    *("ddpm_data.callbacks", "ddpm_data.datamodule", "ddpm_data.hydra", "ddpm_data.sources", "tests.conftest"),
+)
 
 
 def serve(listener: socket.socket) -> dict[str, Any]:
@@ -82,11 +88,8 @@ def receive(client: socket.socket) -> tuple[dict[str, Any], list[int]]:
 
 def import_all() -> None:
     """Import what every job imports."""
-    import hydra  # noqa: F401
-    import lightning  # noqa: F401
-
-    import tests.conftest  # noqa: F401
-
+    for name in IMPORTS:
+        importlib.import_module(name)
     gc.collect()
     gc.freeze()
 
@@ -104,10 +107,14 @@ def become(request: dict[str, Any], executable: str, own_path: list[str]) -> lis
         handler = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
         signal.signal(number, signal.SIG_IGN if number in request["ignored"] else handler)
     rank_zero_only.rank = _get_rank() or 0  # Lightning decides this at its import
-    sys.executable = executable
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(line_buffering=stream.isatty() or stream is sys.stderr)  # type: ignore[union-attr]
+    sys.executable, sys.orig_argv = executable, [executable, *request["arguments"]]
     arguments: list[str] = request["arguments"]
+    is_unbuffered = arguments[0] == "-u"
+    if is_unbuffered:
+        arguments = arguments[1:]
+    for stream in (sys.stdout, sys.stderr):
+        is_line_buffered = stream.isatty() or stream is sys.stderr
+        stream.reconfigure(line_buffering=is_line_buffered, write_through=is_unbuffered)  # type: ignore[union-attr]
     first = {"-m": os.getcwd(), "-c": ""}.get(arguments[0], os.path.dirname(os.path.realpath(arguments[0])))
     searched = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     sys.path[:] = [first, *map(os.path.abspath, searched), *own_path]
