@@ -96,8 +96,12 @@ def import_all() -> None:
 
 def become(request: dict[str, Any], executable: str, own_path: list[str]) -> list[str]:
     """Give this process what the client's has; return the command's arguments."""
+    import numpy
+    import torch
     from lightning.fabric.utilities.rank_zero import _get_rank, rank_zero_only
 
+    numpy.random.seed()
+    torch.seed()  # both are seeded from the system's randomness at a start
     os.setsid()
     os.chdir(request["folder"])
     os.umask(request["umask"])

@@ -49,6 +49,12 @@ def test_a_process_has_what_it_was_given(way: str, tmp_path: Path) -> None:
     assert answers[0][0] == 0
 
 
+def test_no_two_draw_the_same() -> None:
+    code = "import random, numpy, torch; print(random.random(), numpy.random.rand(), torch.rand(1).item())"
+    drawn = [run("-c", code).stdout.split() for _ in range(2)]
+    assert len({number for numbers in drawn for number in numbers}) == 6
+
+
 def test_its_end_is_pythons() -> None:
     for code in ("1", "raise SystemExit(3)", "raise SystemExit('no')", "1 / 0", "raise KeyboardInterrupt"):
         warm_one, cold = run("-c", code), subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
