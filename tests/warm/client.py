@@ -19,20 +19,34 @@ def decided(environment: "dict[str, str]") -> "dict[str, str]":
     return {k: v for k, v in environment.items() if k.startswith(DECIDED_AT_IMPORT) and k != "PYTHONPATH"}
 
 
+def skip_flags(arguments: "list[str]") -> "list[str]":
+    """Leave out the flags before a script, ``-m`` or ``-c``: -u (torchrun), and this Python's own (multiprocessing)."""
+    own = ["-B"] if os.environ.get("PYTHONDONTWRITEBYTECODE") else []
+    while arguments and arguments[0] in ("-u", *own):
+        arguments = arguments[1:]
+    return arguments
+
+
 def is_for_the_server(arguments: "list[str]") -> bool:
-    """Whether this is a script, ``-m`` or ``-c``, with nothing open but the standard streams."""
-    first = [word for word in arguments[:2] if word != "-u"][:1]  # torchrun says -u
-    if not first or (first[0].startswith("-") and first[0] not in ("-m", "-c")):
+    """Whether this is a script, ``-m`` or ``-c`` whose start takes time."""
+    words = skip_flags(arguments)
+    if not words or (words[0].startswith("-") and words[0] not in ("-m", "-c")):
         return False
     if any(name.startswith("COVERAGE_") for name in os.environ):  # each process is measured from its start
         return False
-    opened = map(int, os.listdir("/proc/self/fd"))
-    return not any(number > 2 and os.path.exists(f"/proc/self/fd/{number}") for number in opened)
+    return not any("multiprocessing.resource_tracker" in word for word in words[:2])
+
+
+def list_open() -> "list[int]":
+    """List the descriptors that the command is given: the standard streams, and a pipe or so of multiprocessing's."""
+    numbers = sorted(map(int, os.listdir("/proc/self/fd")))  # among them the one that lists them, closed by now
+    return [number for number in numbers if os.path.exists(f"/proc/self/fd/{number}")]
 
 
 def main(python: str, path: str, arguments: "list[str]") -> int:
     if not is_for_the_server(arguments):
         os.execv(python, [python, *arguments])
+    descriptors = list_open()
     server = socket.socket(socket.AF_UNIX)
     try:
         server.connect(path)
@@ -48,9 +62,10 @@ def main(python: str, path: str, arguments: "list[str]") -> int:
         "folder": os.getcwd(),
         "umask": umask,
         "ignored": ignored,
+        "descriptors": descriptors,
     }
-    streams = array.array("i", (0, 1, 2))
-    server.sendmsg([json.dumps(request).encode() + b"\0"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, streams)])
+    sent = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
+    server.sendmsg([json.dumps(request).encode() + b"\0"], sent)
     replies = server.makefile()
     first = replies.readline().split()
     if first[:1] == ["refused"]:  # the environment decides at import

@@ -1,9 +1,11 @@
 """Imports what jobs import when the first command comes, then forks once per command; see the package."""
 
 import array
+import fcntl
 import gc
 import importlib
 import json
+import multiprocessing
 import os
 import selectors
 import signal
@@ -13,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from tests.warm.client import PASSED_ON, decided
+from tests.warm.client import PASSED_ON, decided, skip_flags
 
 IMPORTS = (
     *("hydra", "lightning", "sklearn.datasets", "torch.distributed.run"),
@@ -35,7 +37,7 @@ def serve(listener: socket.socket) -> dict[str, Any]:
                 sys.exit()
             elif key.fileobj is listener:
                 client, _ = listener.accept()
-                request, streams = receive(client)
+                request, given = receive(client)
                 if decided(request["environment"]) != decided(dict(os.environ)):
                     client.sendall(b"refused\n")
                     client.close()
@@ -48,16 +50,20 @@ def serve(listener: socket.socket) -> dict[str, Any]:
                             os.close(descriptor)
                         for open_one in (waiting, listener, client):
                             open_one.close()
-                        for number, stream in enumerate(streams):
-                            os.dup2(stream, number)
-                            os.close(stream)
+                        # By way of high numbers: a descriptor's place may be another's for now.
+                        moved = [fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 1000) for number in given]
+                        for number in given:
+                            os.close(number)
+                        for number, place in zip(moved, request["descriptors"], strict=True):
+                            os.dup2(number, place)
+                            os.close(number)
                         return request
                     commands[process] = client, os.pidfd_open(process)
                     client.sendall(f"started {process}\n".encode())
                     waiting.register(client, selectors.EVENT_READ, ("client", process))
                     waiting.register(commands[process][1], selectors.EVENT_READ, ("process", process))
-                for stream in streams:
-                    os.close(stream)
+                for number in given:
+                    os.close(number)
             else:
                 what, process = key.data
                 if process in commands and what == "client":  # whoever started the command has killed it
@@ -76,10 +82,10 @@ def serve(listener: socket.socket) -> dict[str, Any]:
 
 
 def receive(client: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    """Receive a request and its standard streams."""
+    """Receive a request and the descriptors that go with it."""
     content, rights = b"", array.array("i")
     while not content.endswith(b"\0"):
-        part, ancillary, _, _ = client.recvmsg(1 << 20, socket.CMSG_SPACE(3 * rights.itemsize))
+        part, ancillary, _, _ = client.recvmsg(1 << 20, socket.CMSG_SPACE(250 * rights.itemsize))
         content += part
         for _, _, numbers in ancillary:
             rights.frombytes(numbers)
@@ -112,10 +118,9 @@ def become(request: dict[str, Any], executable: str, own_path: list[str]) -> lis
         signal.signal(number, signal.SIG_IGN if number in request["ignored"] else handler)
     rank_zero_only.rank = _get_rank() or 0  # Lightning decides this at its import
     sys.executable, sys.orig_argv = executable, [executable, *request["arguments"]]
-    arguments: list[str] = request["arguments"]
-    is_unbuffered = arguments[0] == "-u"
-    if is_unbuffered:
-        arguments = arguments[1:]
+    multiprocessing.set_executable(executable)
+    arguments = skip_flags(request["arguments"])
+    is_unbuffered = "-u" in request["arguments"][: -len(arguments)]
     for stream in (sys.stdout, sys.stderr):
         is_line_buffered = stream.isatty() or stream is sys.stderr
         stream.reconfigure(line_buffering=is_line_buffered, write_through=is_unbuffered)  # type: ignore[union-attr]

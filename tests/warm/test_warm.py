@@ -82,22 +82,24 @@ def test_what_is_decided_at_import_is_not_imitated() -> None:
     assert run("-c", code, env=os.environ | {"PYTHONOPTIMIZE": "1"}).stdout.split() == [sys.executable, "1"]
 
 
-def test_its_processes_start_warm_too_and_spawn_works(tmp_path: Path) -> None:
+def test_its_processes_start_warm_too(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         """
 import multiprocessing, subprocess, sys
 
 class Mine: pass
 
-def put(queue): queue.put(Mine())
+def put(queue):
+    queue.put((sys.executable, Mine()))
 
 if __name__ == "__main__":
-    for method in ("fork", "spawn"):
+    for method in ("fork", "spawn", "forkserver"):
         context = multiprocessing.get_context(method)
         queue = context.Queue()
         process = context.Process(target=put, args=(queue,))
         process.start()
-        assert type(queue.get()) is Mine
+        executable, mine = queue.get()
+        assert type(mine) is Mine and executable == sys.executable
         process.join()
     subprocess.run([sys.executable, "-c", "import sys; print(sys.executable)"])
 """
