@@ -345,7 +345,8 @@ class DDPMDataModule(L.LightningDataModule):
             )
         images, (position, stage, condition) = batch
         self._move_tables(images.device)
-        triple: Triple | TargetTriple = self.transform(images, position, stage, get_batch_dtype(self.trainer))
+        dtype, strided = get_batch_dtype(self.trainer), self.splits.is_strided(stage)
+        triple: Triple | TargetTriple = self.transform(images, position, stage, dtype, strided)
         if not self.conditions:
             return triple
         if self.conditions.images:

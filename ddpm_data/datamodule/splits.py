@@ -143,6 +143,10 @@ class Splits:
             raise RuntimeError(f"the {stage} set is not open: call setup() before asking for its loader.")
         return self._images[stage]
 
+    def is_strided(self, stage: Stage) -> bool:
+        """Return whether a stage's batches have every k-th position of the stream; false for one that is not open."""
+        return stage in self._images and self._images[stage].is_strided
+
     def _cache(self, stage: Stage) -> Cache | None:
         """Return a dataset's cache, and build it if it is missing; ``None`` without a folder or a need for one."""
         if self.cache_dir is None or stage in self._caches:

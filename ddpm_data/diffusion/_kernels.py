@@ -30,10 +30,12 @@ class Draw(NamedTuple):
     Attributes:
         has_density: Whether by the thresholds of a density; otherwise uniformly.
         low_discrepancy: Whether training draws with low discrepancy, as the other stages do.
+        strided: Whether a batch has every k-th position, see :func:`~ddpm_data.diffusion.timesteps.draw_word`.
     """
 
     has_density: bool
     low_discrepancy: bool
+    strided: bool
 
 
 class TripleInputs(NamedTuple):
@@ -211,8 +213,9 @@ def draw_timesteps(tables: Tables, batch: TripleInputs) -> Tensor:
     """Draw ``t``, unless it is given."""
     if isinstance(batch.timesteps, Tensor):
         return batch.timesteps
-    word = draw_word(batch.position, tables.key_words(), batch.stage, batch.timesteps.low_discrepancy)
-    if batch.timesteps.has_density:
+    has_density, low_discrepancy, strided = batch.timesteps
+    word = draw_word(batch.position, tables.key_words(), batch.stage, low_discrepancy, strided)
+    if has_density:
         return find_steps(tables.thresholds, word)
     # The high half of an integer product is exact. floor(u * T) in float32 can round up to T.
     return (word * len(tables.signal)) >> 32

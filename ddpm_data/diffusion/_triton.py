@@ -71,7 +71,9 @@ def _choose_constants(batch: TripleInputs) -> dict[str, Any]:
     timesteps, stage = batch.timesteps, batch.stage
     draw = "given"
     if not isinstance(timesteps, Tensor):
-        draw = "low discrepancy" if timesteps.low_discrepancy or stage != "train" else "independent"
+        draw = "independent"
+        if timesteps.low_discrepancy or stage != "train":
+            draw = "strided" if timesteps.strided else "low discrepancy"
     return {
         "STAGE": 256 * STAGES[stage],
         "DRAW": draw,
@@ -122,9 +124,16 @@ def _kernel(
     else:
         if DRAW == "independent":
             word, _, _, _ = _philox(zero, zero + (STAGE + 0), low, high, k0, k1, 10)  # Purpose.TIMESTEP
-        else:
+        elif DRAW == "strided":
             word, _, _, _ = _philox(zero, zero + (STAGE + 3), zero, zero, k0, k1, 10)  # Purpose.TIMESTEP_OFFSET
             word += low * 0x9D22D7FD  # timesteps.WEYL_STEP
+        else:  # as timesteps.draw_word
+            first, second, factor, _ = _philox(zero, zero + (STAGE + 15), high, zero, k0, k1, 10)
+            word = low + first
+            word ^= word * 0x3D20ADEA
+            word = (word + second) * (factor | 1)
+            word ^= word * 0x05526C56
+            word = _reverse_bits(word ^ (word * 0x53A22864))
         if HAS_DENSITY:
             step = _count_below(thresholds, word.to(tl.int64), num_timesteps)
         else:
@@ -145,6 +154,15 @@ def _kernel(
     _write(x_t, target, start_1, index, mask_1, value_1, z_1, a, b, p, q, IS_BYTES, PREDICTS_NOISE)
     _write(x_t, target, start_2, index, mask_2, value_2, z_2, a, b, p, q, IS_BYTES, PREDICTS_NOISE)
     _write(x_t, target, start_3, index, mask_3, value_3, z_3, a, b, p, q, IS_BYTES, PREDICTS_NOISE)
+
+
+@triton.jit
+def _reverse_bits(word):
+    word = ((word & 0xFFFF) << 16) | (word >> 16)
+    word = ((word & 0xFF00FF) << 8) | ((word >> 8) & 0xFF00FF)
+    word = ((word & 0xF0F0F0F) << 4) | ((word >> 4) & 0xF0F0F0F)
+    word = ((word & 0x33333333) << 2) | ((word >> 2) & 0x33333333)
+    return ((word & 0x55555555) << 1) | ((word >> 1) & 0x55555555)
 
 
 @triton.jit

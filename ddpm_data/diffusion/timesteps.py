@@ -24,10 +24,9 @@ class UniformTimesteps:
     Validation, test and predict always use the low-discrepancy draw, so that an evaluation covers the steps evenly.
 
     Args:
-        low_discrepancy: False draws each ``t`` independently. True follows a Weyl sequence along the positions, whose
-            start the key sets. Each ``t`` is still uniform. But any run of consecutive positions, or every k-th of
-            them, covers the steps evenly, which lowers the variance of the loss. (Kingma et al. 2021, "Variational
-            diffusion models", App. I.1, do this within a batch.)
+        low_discrepancy: False draws each ``t`` independently. True spreads the ``t`` of any consecutive positions
+            evenly over the steps, which lowers the variance of the loss; each ``t`` is still uniform. See
+            :func:`draw_word`. (Kingma et al. 2021, "Variational diffusion models", App. I.1, do this within a batch.)
 
     Raises:
         TypeError: ``low_discrepancy`` is not a bool.
@@ -98,19 +97,51 @@ class DensityTimesteps:
         return compute_thresholds(self.probabilities(process))
 
 
-def draw_word(position: Tensor, key: Key, stage: Stage, low_discrepancy: bool) -> Tensor:
+def draw_word(position: Tensor, key: Key, stage: Stage, low_discrepancy: bool, strided: bool = False) -> Tensor:
     """Draw the uniform word of 32 bits that decides ``t``: int64 in ``[0, 2**32)``, shape ``(batch,)``.
+
+    With low discrepancy, any ``2**k`` consecutive positions have one word in each of ``2**k`` equal parts of the range:
+    an Owen-scrambled van der Corput sequence (Owen 1995, "Randomly permuted (t,m,s)-nets and (t,s)-sequences"). So has
+    the part of a batch that one process gets, since it is consecutive.
 
     Args:
         position: Positions in the stage's stream, int64, shape ``(batch,)``.
         key: The seed's key, from :func:`~ddpm_data.rng.philox.key_from`.
         stage: The stage whose stream the positions belong to; all but training draw with low discrepancy.
         low_discrepancy: Whether training does, too.
+        strided: Whether a batch has every k-th position, as those of an iterable dataset have. Every second position of
+            the sequence above lies in one half of the range, so low discrepancy then follows a Weyl sequence, which is
+            even for every k, but less so.
     """
-    if low_discrepancy or stage != "train":
+    if not low_discrepancy and stage == "train":
+        return words(key, Purpose.TIMESTEP, stage, position)[0][:, 0]
+    if strided:
         start = words(key, Purpose.TIMESTEP_OFFSET, stage, torch.zeros_like(position[:1]))[0][:, 0]
         return (start + (position & MASK) * WEYL_STEP) & MASK
-    return words(key, Purpose.TIMESTEP, stage, position)[0][:, 0]
+    # Each 2**32 positions are scrambled by words of their own.
+    first, second, factor, _ = words(key, Purpose.TIMESTEP_SCRAMBLE, stage, position >> 32)
+    return reverse_bits(_scramble(position & MASK, first[:, 0], second[:, 0], factor[:, 0]))
+
+
+def reverse_bits(word: Tensor) -> Tensor:
+    """Reverse the order of the 32 bits of words; int64 in ``[0, 2**32)``, as the words."""
+    for bits, mask in ((16, 0xFFFF), (8, 0xFF00FF), (4, 0xF0F0F0F), (2, 0x33333333), (1, 0x55555555)):
+        word = ((word & mask) << bits) | ((word >> bits) & mask)
+    return word
+
+
+def _scramble(word: Tensor, first: Tensor, second: Tensor, factor: Tensor) -> Tensor:
+    """Change each bit of words by what a hash of the lower bits says: Owen's scrambling of the reversed words.
+
+    Sums, odd factors, and exclusive-or with an even multiple let no bit act on a lower one (Laine & Karras 2011,
+    "Stratified sampling for stochastic transparency"). The multipliers: Vegdahl 2021, "Building a better LK hash".
+    """
+    word = (word + first) & MASK
+    word ^= (word * 0x3D20ADEA) & MASK
+    word = (word + second) & MASK
+    word = (word * (factor | 1)) & MASK
+    word ^= (word * 0x05526C56) & MASK
+    return word ^ ((word * 0x53A22864) & MASK)
 
 
 def find_steps(thresholds: Tensor, word: Tensor) -> Tensor:

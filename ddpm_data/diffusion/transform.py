@@ -138,7 +138,12 @@ class ForwardDiffusion(nn.Module):
         self._compiler = Compiler()
 
     def forward(
-        self, images: Tensor, position: Tensor, stage: Stage = "train", dtype: torch.dtype | None = None
+        self,
+        images: Tensor,
+        position: Tensor,
+        stage: Stage = "train",
+        dtype: torch.dtype | None = None,
+        strided: bool = False,
     ) -> Triple | TargetTriple:
         """Turn clean images into a training triple.
 
@@ -149,6 +154,8 @@ class ForwardDiffusion(nn.Module):
             stage: The stage whose stream the positions belong to.
             dtype: The dtype of ``x_t`` and the target. Default: float32, or the images' own dtype if that is bfloat16
                 or float16 and there are no ``latents``.
+            strided: Whether a batch has every k-th position of the stream, as those of an iterable dataset have. It
+                decides how ``t`` is drawn with low discrepancy, see :func:`~ddpm_data.diffusion.timesteps.draw_word`.
 
         Returns:
             ``Triple(x_t, t, noise)``, or ``TargetTriple(x_t, t, target)`` with another ``target``; contiguous in the
@@ -174,7 +181,7 @@ class ForwardDiffusion(nn.Module):
             batch = _kernels.TripleInputs(
                 images,
                 position,
-                self._choose_timesteps(position, stage),
+                self._choose_timesteps(position, stage, strided),
                 flip,
                 stage,
                 dtype,
@@ -308,11 +315,12 @@ class ForwardDiffusion(nn.Module):
         x_t, t, target = (make_triple or _kernels.make_triple_in_blocks)(tables, batch)
         return x_t, t, target
 
-    def _choose_timesteps(self, position: Tensor, stage: Stage) -> _kernels.Draw | Tensor:
+    def _choose_timesteps(self, position: Tensor, stage: Stage, strided: bool) -> _kernels.Draw | Tensor:
         """Return how the kernel draws ``t``, or ``t`` itself from a draw that may not compile."""
         timesteps = self.timesteps
         if isinstance(timesteps, DensityTimesteps) or type(timesteps) is UniformTimesteps:  # a subclass may draw others
-            return _kernels.Draw(isinstance(timesteps, DensityTimesteps), timesteps.low_discrepancy)
+            strided = strided and (timesteps.low_discrepancy or stage != "train")  # else it makes no difference
+            return _kernels.Draw(isinstance(timesteps, DensityTimesteps), timesteps.low_discrepancy, strided)
         t: Any = timesteps(position, self.process.num_timesteps, key_from(self.seed), stage)
         if not isinstance(t, Tensor) or t.shape != position.shape:
             kind = f"shape {tuple(t.shape)}" if isinstance(t, Tensor) else f"a {type(t).__name__}"

@@ -88,6 +88,7 @@ class SelfOrderedImages:
     """
 
     length = None
+    is_strided = True
 
     def inspect(self, options: LoaderOptions | None = None, warns: bool = True) -> None:
         """Do nothing: reading items here could use up the source."""

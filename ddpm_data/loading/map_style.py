@@ -114,6 +114,7 @@ class MapStyleImages(Dataset[Tensor]):
     """
 
     brings_workers = False
+    is_strided = False
 
     def __init__(
         self,

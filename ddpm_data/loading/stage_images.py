@@ -48,10 +48,12 @@ class StageImages(Protocol):
         name: The dataset's name in errors.
         length: Examples per epoch over all ranks; ``None`` if only the source knows.
         brings_workers: Whether the source has its own workers, so that we start none.
+        is_strided: Whether a batch has every k-th position of the stream, because workers and processes take turns.
     """
 
     name: str
     brings_workers: bool
+    is_strided: bool
 
     @property
     def length(self) -> int | None:

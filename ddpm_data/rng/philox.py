@@ -52,6 +52,7 @@ class Purpose(IntEnum):
     NOISE_PERTURBATION = 12
     NOISE_PYRAMID = 13
     NOISE_CANDIDATE = 14
+    TIMESTEP_SCRAMBLE = 15
 
 
 class Key(NamedTuple):

@@ -5,7 +5,8 @@ import pytest
 import torch
 from scipy import stats
 
-from ddpm_data import UniformTimesteps
+from ddpm_data import UniformTimesteps, schedules
+from ddpm_data.diffusion.timesteps import draw_word, reverse_bits
 from ddpm_data.rng.philox import key_from
 
 KEY = key_from(0)
@@ -37,11 +38,68 @@ def test_t_is_exact_at_the_ends_of_the_words() -> None:
 @pytest.mark.parametrize("window", [4, 8, 16, 64, 256])
 def test_low_discrepancy_covers_the_steps_in_any_window_of_any_rank(stride: int, window: int) -> None:
     """The widest gap between neighbouring t is within 5 mean gaps; independent draws leave log(window) of them."""
-    timesteps, steps = UniformTimesteps(low_discrepancy=True), 10**6
     for start in (0, 1, 12_345, 2**32 - 100, 7 * 10**11):
-        t = timesteps(start + stride * torch.arange(window), steps, KEY, "train").sort().values
-        gaps = torch.cat([t.diff(), t[:1] + steps - t[-1:]])
-        assert int(gaps.max()) * window / steps < 5
+        words = draw_word(start + stride * torch.arange(window), KEY, "train", True, strided=True).sort().values
+        gaps = torch.cat([words.diff(), words[:1] + 2**32 - words[-1:]])
+        assert int(gaps.max()) * window / 2**32 < 5
+
+
+@pytest.mark.parametrize("start", [0, 1, 12_345, 2**32, 7 * 10**11 + 3, 2**62 + 11])
+@pytest.mark.parametrize("stride", [1, 3, 255])
+def test_consecutive_positions_have_one_word_in_each_part_of_the_range(start: int, stride: int) -> None:
+    """Exactly, for every power of two, wherever they begin; every odd stride keeps that."""
+    for bits in range(15):
+        words = draw_word(start + stride * torch.arange(2**bits), KEY, "val", False)
+        assert words.dtype == torch.int64
+        assert sorted((words >> (32 - bits)).tolist()) == list(range(2**bits))
+
+
+def test_the_scrambling_is_owens() -> None:
+    """Words of positions n and n + 2**k agree in k bits and differ in the next; all others are coins of their own."""
+    seeds = 400
+    position = torch.arange(16) * 3 + 10**6
+    for k in (0, 1, 5, 13, 26):
+        words = [torch.stack([draw_word(n, key_from(seed), "train", True) for seed in range(seeds)])
+                 for n in (position, position + 2**k)]  # fmt: skip
+        bits = ((words[0] ^ words[1])[..., None] >> torch.arange(31, -1, -1)) & 1  # from the highest
+        assert not bits[..., :k].any()
+        assert bits[..., k].all()
+        coins = bits[..., k + 1 :].double()
+        # Coins of different seeds are independent, those of one seed perhaps not: five sigma of that many seeds.
+        assert float((coins.mean(0) - 0.5).abs().max()) < 5 * 0.5 / seeds**0.5  # 2,192 means: 1e-3 false alarms
+        alike = np.corrcoef(coins[:, 0].T.numpy()) - np.eye(coins.shape[-1])
+        assert np.abs(alike).max() < 5 / seeds**0.5
+
+
+def test_a_batchs_loss_deviates_as_if_each_part_of_the_range_had_one_word() -> None:
+    """The best loss of Gaussian data is its alpha bar; the deviation follows from the variance within each part."""
+    loss = schedules.linear(1000).neg().add(1).cumprod(0)
+    curve = loss[(torch.arange(2**11, 2**32, 2**12) * 1000) >> 32]
+    for size, times in ((8, 2), (64, 8), (256, 15)):  # by how much the Weyl sequence deviates more
+        expected = float((curve.view(size, -1).var(1, unbiased=False).mean() / size).sqrt())
+        deviation = {}
+        for strided in (False, True):
+            words = [draw_word(torch.arange(2**14), key_from(seed), "train", True, strided) for seed in range(100)]
+            means = loss[(torch.stack(words) * 1000) >> 32].view(100, -1, size).mean(-1)
+            deviation[strided] = float((means - loss.mean()).square().mean().sqrt())
+        assert deviation[False] == pytest.approx(expected, rel=0.1)
+        assert deviation[True] > times * deviation[False]
+
+
+def test_every_2_32_positions_every_seed_and_stage_are_scrambled_on_their_own() -> None:
+    position = torch.arange(8)
+    drawn = {
+        tuple(draw_word(position + 2**32 * block, key_from(seed), stage, True).tolist())
+        for block in (0, 1, 5)
+        for seed in (0, 1, 2**40)
+        for stage in ("train", "val", "test")
+    }
+    assert len(drawn) == 27
+
+
+def test_bits_are_reversed() -> None:
+    words = torch.tensor([0, 1, 2**31, 0xFFFF0000, 0x12345678])
+    assert reverse_bits(words).tolist() == [int(f"{word:032b}"[::-1], 2) for word in words.tolist()]
 
 
 def test_low_discrepancy_gives_every_step_its_share_of_any_run() -> None:

@@ -20,6 +20,7 @@ _triton._on_device = lambda images: contextlib.nullcontext()
 process = ForwardProcess(schedules.linear(1000))
 draws = {
     "independent": UniformTimesteps(),
+    "low discrepancy, strided": UniformTimesteps(low_discrepancy=True),
     "low discrepancy": UniformTimesteps(low_discrepancy=True),
     "density": DensityTimesteps(densities.logit_normal),
     "density, low discrepancy": DensityTimesteps(densities.laplace, low_discrepancy=True),
@@ -44,11 +45,12 @@ for shape, flip, stage, dtype, images_dtype in cases:
             images = (images.double() / 127.5 - 1).to(images_dtype)
         position = torch.arange(shape[0]) * 7919 + 2**40 - 2
         transform = ForwardDiffusion(process, 2**63 + 5, timesteps, flip, compile=False, target=target)
-        expected = transform(images, position, stage, dtype)
+        strided = number % 2 == 1
+        expected = transform(images, position, stage, dtype, strided)
         transform._compiles, transform._make_compiled = True, transform._make_on_cuda  # as on a device
         transform._should_compile = lambda images, dtype: True
         transform._compiler.compile_once = lambda *_: _triton.make_triple  # the interpreter compiles nothing
-        x_t, t, result = transform(images, position, stage, dtype)
+        x_t, t, result = transform(images, position, stage, dtype, strided)
         assert torch.equal(t, expected.t), (shape, name)
         error = 1e-5 if dtype in (torch.float32, torch.float64) else torch.finfo(dtype).eps * 8
         assert x_t.dtype == result.dtype == dtype and x_t.shape == result.shape == images.shape

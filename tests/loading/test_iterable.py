@@ -11,8 +11,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset, get_worker_info
 
 from ddpm_data import DDPMDataModule, ForwardDiffusion, ForwardProcess, UniformTimesteps, schedules
+from ddpm_data.diffusion.timesteps import draw_word
 from ddpm_data.images.processor import ImageProcessor
 from ddpm_data.loading.iterable import POSITIONS_PER_EPOCH, IterableBatches, IterableImages
+from ddpm_data.rng.philox import key_from
 from tests.conftest import Recorder, trainer, uint8_images
 
 BETAS = schedules.linear(100)
@@ -81,6 +83,8 @@ def test_epochs_draw_new_noise_and_new_low_discrepancy_t(tmp_path: Path) -> None
     timesteps = UniformTimesteps(low_discrepancy=True)
     trainer(tmp_path, max_epochs=2).fit(model, datamodule=module(timesteps=timesteps))
     first, second = model.seen["train"][:4], model.seen["train"][4:]
+    start = POSITIONS_PER_EPOCH + torch.arange(6)
+    assert torch.equal(second[0].t, (draw_word(start, key_from(0), "train", True, strided=True) * 100) >> 32)
     assert not torch.equal(torch.cat([b.t for b in first]), torch.cat([b.t for b in second]))
     assert not torch.equal(first[0].noise, second[0].noise)
 
