@@ -21,6 +21,7 @@ from ddpm_data.hydra import explain, short_errors
 from tests.conftest import ROOT
 from tests.groups import PATIENCE
 from tests.test_configs import composed
+from tests.warm import python
 from train_stub import check
 
 IN_COMPOSITION = {  # what is typed, and the whole message
@@ -253,12 +254,12 @@ def test_the_main_job_prints_one_line_and_in_a_folder_without_write_permission_t
     powerless = ["setpriv", "--bounding-set=-dac_override"] if sys.platform == "linux" and os.geteuid() == 0 else []
     if powerless and shutil.which("setpriv") is None:
         pytest.skip("needs setpriv, or another user than root")
-    for typed, says in {
-        "datset=digits": IN_COMPOSITION["datset=digits"],
-        f"hydra.run.dir={folder}/run": f"{folder}/run: Permission denied. {OF_RUN}",
-    }.items():
+    for command, typed, says in (
+        ([python()], "datset=digits", IN_COMPOSITION["datset=digits"]),
+        ([*powerless, sys.executable], f"hydra.run.dir={folder}/run", f"{folder}/run: Permission denied. {OF_RUN}"),
+    ):
         result = subprocess.run(
-            [*powerless, sys.executable, ROOT / "train_stub.py", typed],
+            [*command, ROOT / "train_stub.py", typed],
             cwd=tmp_path,
             env=environment,
             capture_output=True,

@@ -436,7 +436,7 @@ def test_the_plugin_imports_nothing_slow() -> None:
     """Every Hydra app of the environment pays for it."""
     slow = "('torch', 'lightning', 'numpy', 'ddpm_data')"
     code = f"import sys, hydra_plugins.ddpm_data; print([name for name in {slow} if name in sys.modules])"
-    result = subprocess.run([python(), "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert result.stdout.strip() == "[]"
 
 

@@ -53,8 +53,8 @@ def main(way: str, folder: Path, devices: int, nodes: int) -> None:
     warnings.simplefilter("ignore")
     workers = 1 if way in ("killed", "stuck") else 0
     source = partial(Failing, way, folder)
-    # A worker that was killed is to be noticed, not waited for. Those that are well start and answer within 20 s.
-    timeout = 20 if way == "stuck" else 600
+    # A worker that was killed is to be noticed, not waited for. Those that are well start and answer within 10 s.
+    timeout = 10 if way == "stuck" else 600
     module = DDPMDataModule(source, schedule=schedules.linear(10), batch_size=8, num_workers=workers, timeout=timeout)
     trainer(folder, devices=devices, num_nodes=nodes, strategy="ddp").fit(Recorder(), datamodule=module)
 

@@ -47,7 +47,6 @@ CELL = """
 import torch
 from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 from ddpm_data import DDPMDataModule, schedules
-from tests.warm import python
 
 class Cell(Dataset):
     def __len__(self):
