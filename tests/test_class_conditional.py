@@ -86,6 +86,7 @@ def test_in_the_project_a_mistake_is_a_line_with_the_key_and_the_record_has_it(p
     assert json.loads((run_dir / "job.json").read_text())["error"] == said
 
 
+@pytest.mark.slow
 def test_the_page_in_python(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(project)
     session: dict[str, Any] = {"__name__": "page"}

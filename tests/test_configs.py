@@ -79,6 +79,7 @@ def test_every_value_is_commented(path: Path) -> None:
             assert comment or repeats, f"{path.name}: {line}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", names("schedule"))
 def test_schedules_are_the_functions_of_their_name_with_its_defaults(name: str) -> None:
     betas = instantiate(composed(f"schedule={name}").schedule)

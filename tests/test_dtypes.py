@@ -74,6 +74,7 @@ def test_conditions_keep_every_bit(way: str, tmp_path: Path) -> None:
         assert seen == COUNT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("way", ["items", "cached", "stream", "array"])
 def test_latents_of_every_float(way: str, dtype: torch.dtype, tmp_path: Path) -> None:
@@ -88,6 +89,7 @@ def test_latents_of_every_float(way: str, dtype: torch.dtype, tmp_path: Path) ->
     assert {batch.images.dtype for batch in images} <= {torch.bfloat16, torch.float16, torch.float32}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", FLOATS[:-1] + OTHERS[1:-3], ids=str)
 def test_images_of_every_real_dtype_are_cached_as_they_are_served(dtype: torch.dtype, tmp_path: Path) -> None:
     images = list(NUMBERS[:, :1].to(dtype))

@@ -92,6 +92,7 @@ def run_job(typed: str, folder: Path) -> None:
     datamodule.setup("fit")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("typed", [*IN_COMPOSITION, *IN_THE_JOB])
 def test_a_mistake_is_a_line_that_says_what_was_meant(typed: str, tmp_path: Path) -> None:
     with pytest.raises(Exception) as error:  # noqa: PT011  # Hydra's, OmegaConf's, Lightning's and ours
@@ -138,6 +139,7 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("typed", "says"),
     [
@@ -186,6 +188,7 @@ def test_before_an_app_starts_nothing_else_is_printed(
         assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_errors_of_the_apps_own_code_keep_their_traceback_without_hydras_frames(app: Callable[..., None]) -> None:
     def task(cfg: DictConfig) -> None:
         Path("nowhere.csv").read_text()

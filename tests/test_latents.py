@@ -169,6 +169,7 @@ def test_a_file_of_tensors(tmp_path: Path) -> None:
             TensorFile(tmp_path / f"{name}.safetensors")
 
 
+@pytest.mark.slow
 def test_latents_are_cached_as_they_are(tmp_path: Path) -> None:
     items = Items(zip(MEAN.half(), STD.half(), strict=True))
     seen = [

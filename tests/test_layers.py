@@ -120,6 +120,7 @@ def core_modules() -> set[str]:
     return {module for module, owners in packages_distributions().items() if declared & {*map(str.lower, owners)}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_only_core_packages_are_imported_outright(path: Path) -> None:
     """Extras are imported where they are used, inside a try that names the extra.

@@ -137,6 +137,7 @@ def built(cls: type[DDPMDataModule] = DDPMDataModule, subclass: bool = False, **
     return datamodule
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("train", "kind", "length"),
     [
@@ -227,6 +228,7 @@ VALUES: list[tuple[str, object, Callable[[DDPMDataModule], object], object]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "value", "get", "expected"), VALUES, ids=[f"{key}={value}" for key, value, *_ in VALUES]
 )

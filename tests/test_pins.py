@@ -18,6 +18,7 @@ CASES = [pytest.param(name, False, id=f"{name}-uncompiled") for name in pins.CON
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "compiled"), CASES)
 def test_triples_are_as_pinned(name: str, compiled: bool, tmp_path: Path) -> None:
     """Steps, flips, crops and order to the bit; noise as near as two machines and two kinds of code come."""

@@ -109,6 +109,7 @@ def test_two_lines_of_defaults_make_a_datamodule(app: Path) -> None:
     assert next(iter(dm.train_dataloader())).images.shape == (16, 1, 8, 8)
 
 
+@pytest.mark.slow
 def test_the_report_reads_such_configs_too(app: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert report(["--config-dir", str(app), "--config-name", "small", "--output-dir", str(tmp_path / "out")]) == 0
     assert (tmp_path / "out" / "report.png").is_file()
@@ -192,6 +193,7 @@ MISSPELT = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("root", "seed", "compiles"),
     [
@@ -233,6 +235,7 @@ def test_a_wrong_key_or_type_is_refused_with_its_name(override: str, key: str, a
         instantiate(theirs(app, "whole", override).ddpm_data.datamodule)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("group", "key", "near"), MISSPELT)
 @pytest.mark.parametrize("where", ["here", "typed", "in a file"])
 def test_a_misspelt_key_is_refused_beside_the_one_that_was_meant(
@@ -275,6 +278,7 @@ REFUSED = {  # what is wrong, and the key that the message has to name, at const
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("override", REFUSED)
 def test_messages_name_a_key_as_it_is_in_the_app(override: str, app: Path) -> None:
     choices = ["ddpm_data/schedule=cosine"]

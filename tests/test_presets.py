@@ -51,6 +51,7 @@ def test_the_list_is_complete() -> None:
     assert names("preset") == PRESETS.split()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", names("preset"))
 def test_every_preset_makes_batches(name: str) -> None:
     transform = build(f"preset={name}")
@@ -86,6 +87,7 @@ def test_chains(name: str, first: float, middle: float, last: float) -> None:
     assert signal[[0, steps // 2 - 1, steps - 1]].tolist() == pytest.approx([first, middle, last], rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "quantiles"),
     [  # sigma / signal at 5%, 50%, 95% of the draws
@@ -139,6 +141,7 @@ def test_the_papers_sd3_without_the_shift() -> None:
     assert effective_weight(transform, [-4, -2, 2, 4]) == pytest.approx([0.044, 0.284, 2.10, 2.38], rel=0.03)
 
 
+@pytest.mark.slow
 def test_the_peers_own_objects() -> None:
     diffusers = pytest.importorskip("diffusers")
     ends = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
@@ -165,6 +168,7 @@ def test_what_is_chosen_beside_a_preset_wins() -> None:
     assert isinstance(build("experiment=cifar10", "dataset=digits").process, ForwardProcess)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["sd3_diffusers", "denoising_diffusion_pytorch", "improved_ddpm", "ldm", "sd3", "k_diffusion"]
 )

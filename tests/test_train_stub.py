@@ -254,6 +254,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.* images looked at are smaller:UserWarning")
 @pytest.mark.parametrize(("overrides", "says"), WRONG)
 def test_wrong_keys_and_values_end_with_an_error_that_names_the_key(

@@ -150,12 +150,14 @@ def test_one_caption_rewritten_is_another_fingerprint(kind: str, way: str) -> No
     assert digest(False) == digest(False) != digest(True)
 
 
+@pytest.mark.slow
 def test_what_is_served_is_what_the_dataset_has(tmp_path: Path) -> None:
     for change, files in ((False, 1), (False, 1), (True, 2), (False, 2), (True, 2)):
         assert conditions(Captioned(captions(change)), tmp_path) == captions(change)
         assert count(tmp_path) == files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["paths", "names", "rows", "dicts", "array", "ImageFiles"])
 def test_captions_in_files_beside_the_images(kind: str, tmp_path: Path) -> None:
     folder, cache = tmp_path / "images", tmp_path / "images" / "cache"
@@ -185,6 +187,7 @@ def test_captions_in_a_file_that_the_dataset_names(tmp_path: Path) -> None:
     assert count(tmp_path / "cache") == 2
 
 
+@pytest.mark.slow
 def test_tables_of_pandas(tmp_path: Path) -> None:
     pandas = pytest.importorskip("pandas")
     for change in (False, True, False):
@@ -194,6 +197,7 @@ def test_tables_of_pandas(tmp_path: Path) -> None:
     assert count(tmp_path) == 2
 
 
+@pytest.mark.slow
 def test_columns_of_hugging_face(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     for change in (False, True, False):
@@ -204,6 +208,7 @@ def test_columns_of_hugging_face(tmp_path: Path) -> None:
     assert count(tmp_path) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("condition", [1, [1, 0]])
 def test_labels_of_one_class_that_target_transform_changes(condition: Any, tmp_path: Path) -> None:  # noqa: ANN401  # keys
     for number in range(90):

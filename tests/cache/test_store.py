@@ -58,6 +58,7 @@ def files(folder: Path) -> list[str]:
     return sorted(path.suffix for path in folder.iterdir() if path.suffix != ".lock")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [{}, {"num_workers": 2}, {"channels": 1}],
@@ -85,6 +86,7 @@ def test_what_is_on_disk_is_the_decoded_images_in_a_standard_format(photographs:
     assert about["policy"]["image_size"] == [16, 16]
 
 
+@pytest.mark.slow
 def test_a_second_run_decodes_nothing(tmp_path: Path) -> None:
     for run, most in enumerate((COUNT + EXTRA, EXTRA)):
         asked = tmp_path / f"asked {run}"
@@ -142,6 +144,7 @@ def test_a_full_disk_is_said_at_once_and_leaves_nothing(tmp_path: Path) -> None:
     assert len((tmp_path / "asked").read_text().split()) < COUNT + EXTRA  # before most of the work
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["a byte", "its end", "no file", "what is said of it", "nothing said of it"])
 def test_damaged_caches_are_made_anew(photographs: Path, tmp_path: Path, damage: str) -> None:
     decoded = images(ImageFiles(photographs), tmp_path / "cache")
@@ -174,6 +177,7 @@ def test_a_copy_is_read_through_and_taken(
     assert "Checking" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_other_pixels_are_another_cache(photographs: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     images(ImageFiles(photographs), cache)
@@ -211,6 +215,7 @@ def test_images_in_an_array_need_no_cache(tmp_path: Path) -> None:
     assert files(tmp_path / "cache") == [".json", ".npy"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/smaps").is_file(), reason="only Linux says what is shared")
 def test_processes_share_the_pages(tmp_path: Path) -> None:
     """What the kernel says of the mapping: nothing of it is this process's own."""

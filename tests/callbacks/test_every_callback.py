@@ -69,6 +69,7 @@ def check_outputs(folder: Path) -> None:
     assert min(speeds) > 1  # a clock that began at 0 would give thousandths
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [128, 256])
 def test_resumed_inside_an_epoch(batch_size: int, tmp_path: Path) -> None:
     train(tmp_path / "cut", max_steps=8).fit(Model(), datamodule=data())
@@ -78,6 +79,7 @@ def test_resumed_inside_an_epoch(batch_size: int, tmp_path: Path) -> None:
     check_outputs(tmp_path / "resumed")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -99,6 +101,7 @@ def test_manual_optimisation(tmp_path: Path) -> None:
     check_outputs(tmp_path)
 
 
+@pytest.mark.slow
 def test_validate_before_fit_and_two_fits(tmp_path: Path) -> None:
     model, dm, trainer = Model(), data(), train(tmp_path)
     trainer.validate(model, datamodule=dm, verbose=False)

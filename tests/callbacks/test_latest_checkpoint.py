@@ -45,6 +45,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DDPM]:
     return folder, fit(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("moment", "name", "step"),
     [
@@ -90,6 +91,7 @@ def test_where_max_steps_cuts_an_epoch_its_rest_stays_to_be_seen(tmp_path: Path)
     assert torch.load(tmp_path / "latest.ckpt", weights_only=True)["global_step"] == 2
 
 
+@pytest.mark.slow
 def test_a_second_press_ends_the_run_at_once_and_writes_nothing(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -108,6 +110,7 @@ def test_a_second_press_ends_the_run_at_once_and_writes_nothing(
     assert capfd.readouterr().err.count("Press Ctrl-C again to stop at once.") == 1
 
 
+@pytest.mark.slow
 def test_a_handler_of_slurms_signal_stays(tmp_path: Path) -> None:
     """Where Lightning requeues jobs, it is Lightning's."""
     received: list[int] = []

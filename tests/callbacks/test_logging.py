@@ -27,6 +27,7 @@ def events(folder: Path) -> Any:  # noqa: ANN401  # tensorboard's
     return read
 
 
+@pytest.mark.slow
 def test_tensorboard_has_the_numbers_and_the_very_pictures(tmp_path: Path) -> None:
     run = trainer(
         tmp_path,

@@ -28,6 +28,7 @@ SETS: dict[str, tuple[dict[str, Any], Tensor]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
 @pytest.mark.parametrize("sanity", [0, 2])
 @pytest.mark.parametrize("name", SETS)

@@ -111,6 +111,7 @@ def case(name: str) -> tuple[DDPMDataModule, L.LightningModule, str]:
     }[name]()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["loader", "stream", "a loader of one's own", "transfer", "transform", "model"])
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_the_slow_part_has_the_time(name: str, accumulate: int, tmp_path: Path) -> None:
@@ -134,6 +135,7 @@ def test_other_callbacks_time_is_not_the_loaders(tmp_path: Path) -> None:
     assert found["images_per_s"] < 24 / (5 * NAP)  # the nap after the last batch is between two epochs
 
 
+@pytest.mark.slow
 def test_validation_between_batches_is_left_out(tmp_path: Path) -> None:
     dm = data(train=FAST, val=Slow(IMAGES))
     _, *found = readings(tmp_path, dm, val_check_interval=2, max_epochs=4)

@@ -105,6 +105,7 @@ def test_anything_else_is_refused_in_the_sanity_check_already(returned: object, 
     assert not model.seen["train"]
 
 
+@pytest.mark.slow
 def test_losses_in_a_dict_are_the_same(tmp_path: Path) -> None:
     tables = []
     for name, returned in {"a": lambda batch: batch.t.float(), "b": lambda batch: {"losses": batch.t.float()}}.items():
@@ -147,6 +148,7 @@ class PredictsNothing(Recorder):
         return batch[2].square().flatten(1).mean(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SETS)
 def test_the_picture_has_the_best_linear_denoiser_of_the_validation_images(name: str, tmp_path: Path) -> None:
     options, linear, x_0 = SETS[name]
@@ -197,6 +199,7 @@ def table_of(folder: Path, max_epochs: int, ckpt: Path | None = None, check: int
     return read_losses(folder / "timestep_loss.csv")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Checkpoint directory")
 def test_a_resumed_run_goes_on_with_the_table_and_a_new_one_begins_it_anew(tmp_path: Path) -> None:
     whole = table_of(tmp_path / "whole", 4)
@@ -206,6 +209,7 @@ def test_a_resumed_run_goes_on_with_the_table_and_a_new_one_begins_it_anew(tmp_p
     assert table_of(tmp_path / "parts", 2) == whole[:6]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Checkpoint directory")
 def test_rows_of_a_branch_that_was_left_are_dropped(tmp_path: Path) -> None:
     table_of(tmp_path, 3)
@@ -213,6 +217,7 @@ def test_rows_of_a_branch_that_was_left_are_dropped(tmp_path: Path) -> None:
     assert [row.step for row in rest[::3]] == [5, 10, 20]
 
 
+@pytest.mark.slow
 def test_a_step_is_in_the_table_once_however_often_it_is_validated(tmp_path: Path) -> None:
     model = Losses()
     run = trainer(tmp_path, callbacks=[TimestepLoss(3)], val_check_interval=1, accumulate_grad_batches=2)

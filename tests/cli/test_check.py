@@ -163,6 +163,7 @@ def test_a_known_folder_by_the_command(known: Path, tmp_path: Path) -> None:
     assert len(np.unique(values, axis=0)) > 1000  # photographs of noise, not a blank page
 
 
+@pytest.mark.slow
 def test_workers_and_this_process_find_the_same(known: Path, tmp_path: Path) -> None:
     (known / "1.png").rename(known / "100.png")  # so that more than one worker has something to do
     words = ["dataset=image_folder", f"dataset.root={known}", "dataset.image_size=16"]
@@ -173,6 +174,7 @@ def test_workers_and_this_process_find_the_same(known: Path, tmp_path: Path) -> 
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 def test_the_zoo_is_told_apart(tmp_path: Path) -> None:
     write(tmp_path / "good", TURNED)
     words = ["dataset=image_folder", "dataset.image_size=16", "dataset.val=null"]
@@ -274,6 +276,7 @@ def test_shapes_that_make_no_batch_are_a_problem(known: Path, tmp_path: Path) ->
     assert re.search(r"\(3, 24, 32\) and train\[8\] is \(3, 12, 12\).*`dataset\.image_size`", train["problems"][0])
 
 
+@pytest.mark.slow
 def test_a_source_is_walked_in_its_own_order(tmp_path: Path) -> None:
     code, found = check(tmp_path, "--max-items", "30", *of("Stream"))
     train = found["sets"]["train"]

@@ -84,6 +84,7 @@ def test_the_commands_are_listed(words: list[str]) -> None:
     assert printed.endswith("slow: []\n")
 
 
+@pytest.mark.slow
 def test_the_package_imports_what_is_used_when_it_is_used() -> None:
     code = """
 import sys, ddpm_data

@@ -87,6 +87,7 @@ def objective(*overrides: str) -> Objective:
     return read_objective(OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)))
 
 
+@pytest.mark.slow
 def test_an_objective_is_all_that_a_validation_loss_depends_on() -> None:
     """The configs of the main job; a list each of overrides that make the same objective."""
     alike = [

@@ -102,6 +102,7 @@ def shown(x_t: Tensor) -> list[int]:
     return [round(float(level)) for level in (x_t[:, 0, 0, 0] + 1) * 127.5 / 6]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["int", "float", "tensor", "array", "text", "dict", "pair"])
 @pytest.mark.parametrize("way", ["items", "workers", "cached", "stream", "part"])
 def test_a_condition_stays_with_its_image(kind: str, way: str, tmp_path: Path) -> None:
@@ -148,6 +149,7 @@ def side_by_side(kind: str, folder: Path) -> tuple[Any, dict[str, Any], list[Any
     return datasets.Dataset.from_dict(columns | {"image": pictures}), by_name, ["pooled", "label"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["items", "workers", "cached", "stream", "part"])
 @pytest.mark.parametrize("kind", ["tuples", "tensors", "dicts", "safetensors", "Hugging Face"])
 def test_several_conditions_at_once_make_a_dict(kind: str, way: str, tmp_path: Path) -> None:
@@ -235,6 +237,7 @@ def test_without_condition_the_batch_is_the_triple(tmp_path: Path) -> None:
     assert {type(batch) for batch in seen} == {Triple}
 
 
+@pytest.mark.slow
 def test_labels_of_datasets_people_use(tmp_path: Path) -> None:
     for name, colour in (("cat", 0), ("dog", 255)):
         (tmp_path / "images" / name).mkdir(parents=True)
@@ -270,6 +273,7 @@ def test_what_is_no_condition_is_refused(item: Any, condition: Any, error: type[
         DDPMDataModule(Items([item] * 4), schedule=schedules.linear(10), condition=condition).setup("fit")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "null", "is_null"),
     [

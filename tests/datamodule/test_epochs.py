@@ -56,6 +56,7 @@ def epochs(model: Recorder, stage: str) -> list[int]:
     return [int(image.unique()) // 10 for image in images]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The dirpath has changed:UserWarning")
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(
@@ -82,6 +83,7 @@ def test_workers_that_stay_are_told_the_epoch(wrap: Any, workers: int, tmp_path:
     assert epochs(resumed, "train") == [1] * (batches - 2) + [2] * batches
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_is_told_epoch_0(workers: int, tmp_path: Path) -> None:
     """Also in the middle of an epoch of training, on the same dataset: in training it comes back to its epoch."""

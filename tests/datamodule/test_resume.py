@@ -247,6 +247,7 @@ def test_another_batch_size_takes_up_the_rest_of_the_epoch(
                 assert [batch.last for batch in second] == [False] * (len(second) - 1) + [True]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_may_be_resumed_again(tmp_path: Path) -> None:
     """A chain of checkpoints, each written one batch after the last was loaded."""
     folder = tmp_path / "whole"

@@ -79,6 +79,7 @@ def test_a_fraction_for_test_leaves_that_for_val_as_it_was() -> None:
     assert set(both["train"]) < set(alone["train"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("val", "test"), list(product(GIVEN, GIVEN)))
 @pytest.mark.parametrize("where", ["here", "there"])
 def test_every_combination_can_be_written_in_configs(where: str, val: Any, test: Any, app: Any) -> None:  # noqa: ANN401, F811

@@ -53,6 +53,7 @@ def test_the_search_for_a_batch_size_leaves_the_stream_of_that_size(
     assert agree(model.seen["train"][-len(plain.seen["train"]) :], plain.seen["train"])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*weights_only")
 def test_the_search_ends_at_the_set(tmp_path: Path) -> None:
     dm = module(SOURCES[0])
@@ -101,6 +102,7 @@ def test_a_batch_size_is_checked_when_it_is_set() -> None:
         dm.train_dataloader()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:You requested to overfit:UserWarning")
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("train", SOURCES)

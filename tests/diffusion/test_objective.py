@@ -111,6 +111,7 @@ def test_targets_are_their_definitions_and_come_back(name: str, target: Target) 
     torch.testing.assert_close(found, noise[has_noise], rtol=0, atol=1e-3 if process.sigma.min() > 0.005 else 0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "target"), PAIRS)
 def test_the_batch_holds_the_target_of_the_noise_inside_it(name: str, target: Target) -> None:
     """What the fused pass writes is made from x_0 and the noise of the same example, for every process."""

@@ -54,6 +54,7 @@ def test_consecutive_positions_have_one_word_in_each_part_of_the_range(start: in
         assert sorted((words >> (32 - bits)).tolist()) == list(range(2**bits))
 
 
+@pytest.mark.slow
 def test_the_scrambling_is_owens() -> None:
     """Words of positions n and n + 2**k agree in k bits and differ in the next; all others are coins of their own."""
     seeds = 400

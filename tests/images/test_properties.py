@@ -184,6 +184,7 @@ anything = st.recursive(
 )
 
 
+@pytest.mark.slow
 @SEED
 @given(anything)
 def test_what_is_no_image_is_refused(item: object) -> None:

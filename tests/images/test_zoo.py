@@ -180,6 +180,7 @@ def test_random_crops_are_windows_that_follow_the_stream(tmp_path: Path) -> None
     assert len(places.unique()) > 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", BAD, ids=lambda bad: bad.name)
 def test_everything_else_is_replaced_where_that_is_asked_for(
     bad: Bad, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -61,6 +61,7 @@ def shown(model: Recorder, stage: str = "train") -> list[int]:
     return [round(float(level)) for level in (model.all(stage).x_t[:, 0, 0, 0] + 1) * 127.5 / 6]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "kind", "says"),
     [

@@ -111,6 +111,7 @@ class Conditioned(Recorder):
         return
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("look", [looks_at_setup, looks_for_dropout, looks_for_the_cache, looks_of_a_fit])
 def test_no_look_runs_in_the_parent(look: Callable[[Path], None], folder: Path) -> None:
     look(folder)
@@ -118,6 +119,7 @@ def test_no_look_runs_in_the_parent(look: Callable[[Path], None], folder: Path) 
     assert os.getpid() not in readers(folder)
 
 
+@pytest.mark.slow
 def test_the_check_command_looks_in_workers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RECORDS", str(folder))
     source = "+dataset.train={_target_:tests.loading.test_worker.records}"

@@ -108,6 +108,7 @@ def test_a_sheet_has_every_schedule_in_every_panel_and_a_strip_of_each(tmp_path:
         assert tall.height - short.height > len(processes) * 2 * 150 * 12.5 / 4 * 0.95
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_sheet_of_any_schedule_alone(name: str, tmp_path: Path) -> None:
     sheets.schedule_sheet({name: ForwardProcess(SCHEDULES[name])}, tmp_path / "a.png", images=uint8_images(1, 1, 8, 8))
@@ -130,6 +131,7 @@ def test_a_density_is_its_own_probabilities() -> None:
     assert float(found[20]) == pytest.approx(float(expected[50:53].sum()) * 100 / 3)  # the bin of 50 to 52
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", [processes.rectified_flow(100), processes.edm(100)])
 def test_processes_that_are_no_chain_are_drawn_too(process: GaussianProcess, tmp_path: Path) -> None:
     sheets.schedule_sheet({"a": process}, tmp_path / "a.png", DensityTimesteps(densities.logit_normal))
@@ -143,6 +145,7 @@ def test_a_sampler_that_shuns_some_steps_is_seen_to() -> None:
     torch.testing.assert_close(late.values, torch.cat([torch.zeros(20), torch.full((20,), 2.0)]), rtol=0, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("runs", "greys"), [(1, False), (14, False), (15, True), (30, True)])
 def test_more_runs_than_can_be_told_apart_are_grey(runs: int, greys: bool, tmp_path: Path) -> None:
     fraction = torch.linspace(0, 1, 10)

@@ -43,6 +43,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shards", [1, 4])
 @pytest.mark.parametrize(("world_size", "workers"), LAYOUTS)
 def test_a_hugging_face_stream_is_seen_once_however_few_its_shards(shards: int, world_size: int, workers: int) -> None:
@@ -51,6 +52,7 @@ def test_a_hugging_face_stream_is_seen_once_however_few_its_shards(shards: int, 
         assert together(read(source, world_size, workers)) == rows(STREAM_IMAGES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_shuffled_stream_is_told_its_epoch(workers: int, shards: list[str]) -> None:
     hf = hugging_face(STREAM_IMAGES).to_iterable_dataset(num_shards=4).shuffle(seed=1, buffer_size=5)
