@@ -179,26 +179,6 @@ def test_nothing_of_a_preset_stays_in_a_group_that_is_chosen_beside_it(name: str
         assert chosen[group] == plain[group], group
 
 
-LATENTS = {  # the autoencoders' scaling_factor and shift_factor; what has none takes Stable Diffusion 1's
-    (0.13025, 0.0): "sdxl",
-    (1.5305, 0.0609): "sd3 sd3_diffusers",
-    (0.3611, 0.1159): "flux flux_kohya lumina2",
-    (0.18215, 0.0): "sd1 sd2_v dit sit repa u_vit pixart ddpm edm",
-}
-
-
-@pytest.mark.parametrize("latents", LATENTS)
-def test_latents_are_scaled_as_those_of_the_preset(latents: tuple[float, float]) -> None:
-    overrides = ["dataset=latents", "dataset.path=latents.safetensors"]
-    for name in LATENTS[latents].split():
-        found = build(f"preset={name}", *overrides).latents
-        assert found is not None
-        assert (found.scale, found.shift) == latents
-    found = build(f"preset={name}", *overrides, "dataset.latents.scale=2").latents
-    assert found is not None
-    assert (found.scale, found.shift) == (2, latents[1])
-
-
 def in_an_app(tmp_path: Path, *overrides: str, defaults: str = "") -> Any:  # noqa: ANN401  # a DictConfig
     (tmp_path / "config.yaml").write_text(
         "defaults: [ddpm_data/dataset: digits, ddpm_data/preset: sd3, ddpm_data/loader: default, "
@@ -218,7 +198,5 @@ def test_a_preset_in_somebodys_app(tmp_path: Path) -> None:
     chosen = in_an_app(tmp_path, "ddpm_data/preset=sd2_v", "ddpm_data/weight=min_snr", "ddpm_data.weight.gamma=2")
     assert chosen.ddpm_data.target == "velocity"
     assert chosen.ddpm_data.weight.gamma == 2
-    file = ["ddpm_data/dataset=latents", "ddpm_data.dataset.path=latents.safetensors"]
-    assert instantiate(in_an_app(tmp_path, *file).ddpm_data.datamodule).transform.latents.scale == 1.5305
     own = in_an_app(tmp_path, defaults="override ddpm_data/schedule: cosine, ")
     assert own.ddpm_data.schedule._target_ == "ddpm_data.schedules.cosine"

@@ -405,8 +405,7 @@ class DDPMDataModule(L.LightningDataModule):
         assert order.plans is not None
         self._order = order
         identity |= images.stream_identity(self.loader_options, world)
-        objective = self.transform.describe_objective()
-        self._checkpoint = StreamCheckpoint(order.plans, identity, objective, type(self).__qualname__)
+        self._checkpoint = StreamCheckpoint(order.plans, identity, type(self).__qualname__)
         if self.trainer:
             self._checkpoint.attach(self.trainer)
 

@@ -7,7 +7,6 @@ processes changes, this count becomes wrong. So the DataModule saves the offset.
 
 from copy import deepcopy
 from importlib.metadata import version
-from math import isclose
 from typing import Any
 
 import lightning as L
@@ -16,7 +15,6 @@ from ddpm_data.loading.samplers import ENDLESS, EpochPlans
 
 # The counters are private to Lightning. tests/datamodule/test_resume.py has passed on these minor releases.
 _LIGHTNING_RELEASES = ("2.5", "2.6")
-_OBJECTIVE = "ddpm_data_objective"  # the key in a checkpoint
 
 
 class StreamCheckpoint(L.Callback):
@@ -28,17 +26,12 @@ class StreamCheckpoint(L.Callback):
     Args:
         plans: The plans of the training order. After a checkpoint is loaded, they begin at its offset.
         identity: The values that identify the stream (seed, length, steps). A checkpoint must have the same values.
-        objective: The objective, see
-            :meth:`~ddpm_data.diffusion.transform.ForwardDiffusion.describe_objective`; likewise, but for rounding.
         owner: The name of the DataModule's class, under which Lightning stores its state.
     """
 
-    def __init__(
-        self, plans: EpochPlans, identity: dict[str, int], objective: dict[str, list[float] | str], owner: str
-    ) -> None:
+    def __init__(self, plans: EpochPlans, identity: dict[str, int], owner: str) -> None:
         self.plans = plans
         self.identity = identity
-        self.objective = objective
         self.owner = owner
         self._loaded: dict[str, int] | None = None
         self._done_before = (0, 0)  # the resumed epoch, and its batches of the current size that were done before
@@ -84,27 +77,14 @@ class StreamCheckpoint(L.Callback):
                 )
         self._loaded = state
 
-    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Save the objective, beside Lightning's states: a callback's own state is missed by who does not train."""
-        checkpoint[_OBJECTIVE] = self.objective
-
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Let the order begin at the offset, and rewrite the counters that Lightning will load.
 
         Raises:
-            ValueError: The checkpoint was written inside an epoch, and has no offset in the stream; or its objective is
-                another.
+            ValueError: The checkpoint was written inside an epoch, and has no offset in the stream.
         """
         if trainer.state.fn != "fit":
             return
-        before = checkpoint.get(_OBJECTIVE, {})  # those of older releases have none
-        changed = [f"`{name}`" for name, now in self.objective.items() if name in before and _differ(before[name], now)]
-        if changed:
-            raise ValueError(
-                f"the checkpoint was written with another {' and '.join(changed)}: the model would go on with another "
-                "loss. Set that back (to resume takes the overrides of the first run again), or start a new run with "
-                "the model's weights alone."
-            )
         if self._loaded is None:
             _refuse_unknown_offset(checkpoint, self.owner)
             return
@@ -143,13 +123,6 @@ class StreamCheckpoint(L.Callback):
         if count < total:  # a limit ends the epoch early
             left = min(left, max(0, -(-(plan.end(count - 1) - offset) // plan.global_batch_size)))
         return count - left, left
-
-
-def _differ(before: list[float] | str, now: list[float] | str) -> bool:
-    """Tell whether the descriptions of a part of the objective differ by more than machines round."""
-    if isinstance(before, str) or isinstance(now, str) or len(before) != len(now):
-        return before != now
-    return not all(isclose(a, b, rel_tol=1e-4, abs_tol=1e-9) for a, b in zip(before, now, strict=True))
 
 
 def _refuse_unknown_offset(checkpoint: dict[str, Any], owner: str) -> None:

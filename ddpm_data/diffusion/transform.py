@@ -1,6 +1,5 @@
 """The batch transform: images and their positions in, the training triple out, on the images' device."""
 
-from dataclasses import is_dataclass
 from functools import cache
 from importlib import import_module
 from types import ModuleType
@@ -27,7 +26,6 @@ from ddpm_data.types import Stage, TargetTriple, Triple
 # On a CPU, images of fewer values run uncompiled, since a batch takes less than a millisecond either way. The size of
 # the image alone decides: in batches of two sizes, the same example must not be drawn by two kinds of code.
 _MIN_COMPILED_VALUES = 512
-_DESCRIBED_ROWS = 16  # of a table, in a checkpoint
 _CUDA_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # the kernel for CUDA devices knows these
 
 
@@ -207,20 +205,6 @@ class ForwardDiffusion(nn.Module):
         """
         return self.objective.loss_weight(t)
 
-    def describe_objective(self) -> dict[str, list[float] | str]:
-        """Describe the objective for a checkpoint, by the arguments that make it: names, or some rows of a table."""
-        rows = torch.linspace(0, self.process.num_timesteps - 1, _DESCRIBED_ROWS).long()
-        tables = (self.process.signal, self.process.sigma, self.objective.weight, self._thresholds)
-        signal, sigma, weight, thresholds = (table.cpu().double() for table in tables)
-        kind = "uniform" if isinstance(self.timesteps, UniformTimesteps) else _say_type(self.timesteps)
-        return {
-            "schedule": [*signal[rows].tolist(), *sigma[rows].tolist()],
-            "target": self.objective.target,
-            "weight": weight[rows].tolist(),
-            "timesteps": (thresholds[rows] / 2**32).tolist() if len(thresholds) else kind,
-            "noise": repr(self.noise) if self.noise is None or is_dataclass(self.noise) else _say_type(self.noise),
-        }
-
     def find_augment(self) -> KeyedAugment | None:
         """Return ``augment`` as training batches are passed to it; ``None`` if there is none.
 
@@ -346,12 +330,6 @@ class ForwardDiffusion(nn.Module):
             )
         self.process.check_steps(t)
         return t
-
-
-def _say_type(value: object) -> str:
-    """Return the name of a function, or of an object's class."""
-    named = value if hasattr(value, "__qualname__") else type(value)
-    return f"{named.__module__}.{named.__qualname__}"
 
 
 @cache

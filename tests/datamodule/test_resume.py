@@ -15,17 +15,7 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor
 from torch.utils.data import IterableDataset, TensorDataset, get_worker_info
 
-from ddpm_data import (
-    DDPMDataModule,
-    DensityTimesteps,
-    Triple,
-    UniformTimesteps,
-    densities,
-    noises,
-    processes,
-    schedules,
-    weights,
-)
+from ddpm_data import DDPMDataModule, Triple, schedules
 from tests.conftest import Recorder, trainer, uint8_images
 
 BETAS = schedules.linear(50)
@@ -287,41 +277,6 @@ def test_another_stream_is_refused(change: dict[str, Any], says: str, tmp_path: 
     )
     with pytest.raises(ValueError, match=says):
         trainer(tmp_path).fit(Model(), datamodule=dm, ckpt_path=tmp_path / "saved" / "003-on_train_batch_end.ckpt")
-
-
-@pytest.mark.parametrize(
-    ("change", "names"),
-    [
-        (dict(schedule=schedules.cosine(50)), "`schedule`"),
-        (dict(target="velocity"), "`target`"),
-        (dict(weight=weights.min_snr), "`weight`"),
-        (dict(noise=noises.offset(0.2)), "`noise`"),
-        (dict(timesteps=DensityTimesteps(densities.logit_normal)), "`timesteps`"),
-        (dict(timesteps=lambda position, num_timesteps, key, stage: position * 0), "`timesteps`"),
-        (dict(schedule=processes.rectified_flow(50), target="flow"), "`schedule` and `target`"),
-    ],
-)
-def test_another_objective_is_refused(change: dict[str, Any], names: str, tmp_path: Path) -> None:
-    """A weight or a preset that was forgotten as the run was resumed changed its loss in silence."""
-    folder, data = tmp_path / "saved", TensorDataset(uint8_images(21, 1, 2, 2))
-    options: dict[str, Any] = dict(schedule=BETAS, batch_size=4)
-    trainer(tmp_path).fit(Model(folder), datamodule=DDPMDataModule(data, **options))
-    changed = DDPMDataModule(data, **(options | change))
-    for name in ("003-on_train_batch_end", "006-on_train_epoch_end"):  # inside the epoch, and after it
-        with pytest.raises(ValueError, match=f"was written with another {names}: "):
-            trainer(tmp_path, max_epochs=2).fit(Model(), datamodule=changed, ckpt_path=folder / f"{name}.ckpt")
-    evaluated = DDPMDataModule(None, data, **(options | change))
-    trainer(tmp_path).validate(Model(), evaluated, folder / f"{name}.ckpt", verbose=False)
-    saved = torch.load(folder / "003-on_train_batch_end.ckpt", weights_only=True)
-    del saved["ddpm_data_objective"]  # a checkpoint of an older release
-    torch.save(saved, folder / "old.ckpt")
-    trainer(tmp_path).fit(Model(), datamodule=changed, ckpt_path=folder / "old.ckpt")
-
-
-def test_rounding_is_no_other_objective(tmp_path: Path) -> None:
-    run(tmp_path, tmp_path / "saved")
-    data = dict(schedule=BETAS * (1 + 1e-6), timesteps=UniformTimesteps(low_discrepancy=True))
-    run(tmp_path, ckpt=tmp_path / "saved" / "003-on_train_batch_end.ckpt", data=data)
 
 
 def test_a_checkpoint_holds_a_handful_of_integers(tmp_path: Path) -> None:
