@@ -1,6 +1,7 @@
 """The package as others have it: the wheel in its own venv, and a project of theirs, which a page of docs shows."""
 
 import csv
+import os
 import re
 import subprocess
 import sys
@@ -58,7 +59,7 @@ def run(python: Path, project: Path, command: str, status: int = 0) -> str:
     result = subprocess.run(
         [python.parent / program, *arguments],
         cwd=project,
-        env={"PATH": str(python.parent), "HOME": str(project), "OMP_NUM_THREADS": "2"},
+        env={"PATH": str(python.parent), "HOME": str(project), "OMP_NUM_THREADS": os.environ["OMP_NUM_THREADS"]},
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -29,7 +29,12 @@ def agree(batches: list[Triple], others: list[Triple]) -> bool:
 @pytest.mark.filterwarnings("ignore:.*weights_only")
 @pytest.mark.parametrize(
     ("way", "workers"),
-    [("power", 0), ("binsearch", 0), ("callback", 0), pytest.param("callback", 2, marks=pytest.mark.slow)],
+    [
+        ("power", 0),
+        pytest.param("binsearch", 0, marks=pytest.mark.slow),
+        pytest.param("callback", 0, marks=pytest.mark.slow),
+        pytest.param("callback", 2, marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.parametrize("train", SOURCES)
 def test_the_search_for_a_batch_size_leaves_the_stream_of_that_size(
