@@ -6,6 +6,7 @@ import sys
 
 import ddpm_data
 from ddpm_data.cli._command import run_command
+from ddpm_data.cli._console import allow_closed_output
 
 _COMMANDS = {
     "check": "look at every item of a dataset before you train on it",
@@ -29,6 +30,7 @@ as your training:
 In your own Hydra app the config groups are ddpm_data/schedule, ddpm_data/datamodule and so on."""
 
 
+@allow_closed_output()
 def main() -> int:
     """Run the command in the first argument, or print the help if there is none; returns the exit status.
 

@@ -5,10 +5,11 @@ import os
 import sys
 from importlib import import_module
 
-from ddpm_data.cli._console import escape_unprintable
+from ddpm_data.cli._console import allow_closed_output, escape_unprintable
 from ddpm_data.cli._parsers import parse
 
 
+@allow_closed_output()
 def run_command(command: str, arguments: list[str] | None = None) -> int:
     """Run a command, and return its exit status.
 

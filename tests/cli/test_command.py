@@ -1,6 +1,8 @@
 """What all commands share: how they are listed, started and helped with, and that this takes no time."""
 
+import os
 import re
+import shlex
 import subprocess
 import sys
 
@@ -9,6 +11,7 @@ import pytest
 import ddpm_data
 from ddpm_data.cli._parsers import parse
 from tests.conftest import ROOT
+from tests.warm import python
 
 COMMANDS = ["check", "report", "verify", "compare"]
 RUN = """
@@ -45,6 +48,23 @@ def test_help_names_the_command_and_only_the_new_spellings_and_imports_nothing_s
     assert ("--num-workers N " in shown) == ("--max-items N " in shown) == (command == "check")
     assert not re.search(r"--(out|workers|most)\b(?!-)", shown)
     assert shown.endswith("slow: []\n")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="its shell has no true")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_ended_ends_the_command_in_silence(unbuffered: str) -> None:
+    for words in (
+        "ddpm_data --help",
+        "ddpm_data check --help",
+        "ddpm_data.report --help",
+        "ddpm_data check dataset=digits --max-items 9",
+    ):
+        command = f"{shlex.join([python(), '-m', *words.split()])} | true; exit ${{PIPESTATUS[0]}}"
+        environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+        done = subprocess.run(["bash", "-c", command], cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert done.returncode == 141
+        assert "Error" not in done.stderr
 
 
 def test_old_spellings_of_options_set_the_same_values() -> None:
