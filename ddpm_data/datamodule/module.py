@@ -22,6 +22,7 @@ from ddpm_data.datamodule._trainer import (
     refuse_other_lightning,
 )
 from ddpm_data.datamodule.resume import StreamCheckpoint
+from ddpm_data.datamodule.same_objective import summarise
 from ddpm_data.datamodule.splits import Source, SourceOrFraction, Splits
 from ddpm_data.diffusion._kernels import scale_images
 from ddpm_data.diffusion.augment import Augment
@@ -275,11 +276,15 @@ class DDPMDataModule(L.LightningDataModule):
         Raises:
             TypeError: An item holds no image.
             ValueError: There is no such stage; a set is missing, empty or too small; images cannot be converted or
-                differ in shape; the model overrides ``on_after_batch_transfer``.
+                differ in shape; the model overrides ``on_after_batch_transfer``; the target would be infinite in the
+                Trainer's precision.
         """
         if stage not in (None, *_STAGES_OF):
             raise ValueError(f"setup({stage!r}): the stages are {', '.join(_STAGES_OF)}.")
         refuse_clashes(self.trainer)
+        dtype = get_batch_dtype(self.trainer)
+        if dtype is not None:
+            self.transform.objective.check_range(self.transform.process, dtype)
         world = get_trainer_world(self.trainer)
         for name in _STAGES_OF[stage] if stage else STAGES:
             if self.splits.has(name):
@@ -405,7 +410,8 @@ class DDPMDataModule(L.LightningDataModule):
         assert order.plans is not None
         self._order = order
         identity |= images.stream_identity(self.loader_options, world)
-        self._checkpoint = StreamCheckpoint(order.plans, identity, type(self).__qualname__)
+        objective = summarise(self.transform)
+        self._checkpoint = StreamCheckpoint(order.plans, identity, objective, type(self).__qualname__)
         if self.trainer:
             self._checkpoint.attach(self.trainer)
 

@@ -10,6 +10,8 @@ from ddpm_data.diffusion.process import GaussianProcess, combine, gather, keep_d
 from ddpm_data.diffusion.targets import Solution, Target, make_table, solve
 from ddpm_data.diffusion.weights import Weight
 
+_LARGEST_NORMAL = 6.8  # sqrt(-2 ln 2**-33): uniform numbers of 32 bits give no larger one
+
 
 class Objective(nn.Module):
     """The target and the loss weight of each step, and the way back from a prediction to ``x_0`` and the noise.
@@ -104,6 +106,29 @@ class Objective(nn.Module):
             float32, shape of ``t``.
         """
         return gather(self.weight, t)
+
+    def check_range(self, process: GaussianProcess, dtype: torch.dtype) -> None:
+        """Refuse a process or a target whose numbers would be infinite in a dtype.
+
+        Args:
+            process: The forward process.
+            dtype: The dtype of batches; float16 ends at 65504.
+
+        Raises:
+            ValueError: For an image in ``[-1, 1]`` and the largest normal number that is drawn, ``x_t`` or the target
+                is infinite at a step.
+        """
+        tables = {"x_t": (process.signal, process.sigma), f"target={self.target!r}": (self.target_x, self.target_n)}
+        for name, (of_x, of_n) in tables.items():
+            largest = of_x.abs() + _LARGEST_NORMAL * of_n.abs()
+            too_large = largest > torch.finfo(dtype).max
+            if bool(too_large.any()):
+                step = int(too_large.nonzero()[0])
+                raise ValueError(
+                    f"{name} reaches {float(largest[step]):.3g} at t={step}, but {str(dtype).removeprefix('torch.')} "
+                    f"ends at {torch.finfo(dtype).max:.0f}: training would see infinity. Change `trainer.precision` "
+                    "('bf16-true', or '16-mixed' with float32 batches), `target` or `schedule`."
+                )
 
     def _register_solution(self, name: str, solution: Solution) -> None:
         for part, values in solution._asdict().items():

@@ -5,6 +5,7 @@ a new Trainer with a new DataModule.
 """
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor
 from torch.utils.data import IterableDataset, TensorDataset, get_worker_info
 
-from ddpm_data import DDPMDataModule, Triple, schedules
+from ddpm_data import DDPMDataModule, DensityTimesteps, Triple, UniformTimesteps, densities, noises, schedules, weights
 from tests.conftest import Recorder, trainer, uint8_images
 
 BETAS = schedules.linear(50)
@@ -278,6 +279,40 @@ def test_another_stream_is_refused(change: dict[str, Any], says: str, tmp_path: 
     )
     with pytest.raises(ValueError, match=says):
         trainer(tmp_path).fit(Model(), datamodule=dm, ckpt_path=tmp_path / "saved" / "003-on_train_batch_end.ckpt")
+
+
+def test_another_objective_is_refused(tmp_path: Path) -> None:
+    """What differs is named, with both values; a checkpoint without an objective, as older ones are, is taken."""
+    run(tmp_path, tmp_path / "saved")
+    path = tmp_path / "saved" / "003-on_train_batch_end.ckpt"
+    nudged = BETAS * (1 + 1e-9)  # as on another machine
+    density = DensityTimesteps(densities.logit_normal)
+    changes: list[tuple[dict[str, Any], str]] = [
+        (dict(target="velocity"), r"`target` \(noise there, velocity here\)\. A run"),
+        (dict(weight=weights.min_snr), r"objective: `weight` \(weight 1 there, 0\.\d+ here, in range"),
+        (dict(schedule=schedules.cosine(50)), r"`schedule` \(s\w+ 0\.\d+ there, 0\.\d+ here, in range"),
+        (dict(noise=noises.offset(0.1)), r"`noise` \(gaussian there, Offset\(strength=0\.1\) here\)"),
+        (dict(timesteps=density), r"`timesteps` \(UniformTimesteps there, DensityTimesteps here\)"),
+        (dict(timesteps=UniformTimesteps(True)), r"`timesteps` \(low_discrepancy=False there, True here\)"),
+        (dict(schedule=nudged), ""),
+    ]
+    for change, says in changes:
+        dm = DDPMDataModule(
+            TensorDataset(uint8_images(21, 1, 2, 2)),
+            TensorDataset(uint8_images(3, 1, 2, 2)),
+            **(dict(schedule=BETAS, batch_size=4) | change),  # type: ignore[arg-type]
+        )
+        model, refuses = Model(), pytest.raises(ValueError, match=says) if says else nullcontext()
+        with refuses:
+            trainer(tmp_path).fit(model, datamodule=dm, ckpt_path=path)
+        assert bool(model.seen) != bool(says)
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint["ddpm_data_objective"]
+    torch.save(checkpoint, tmp_path / "older.ckpt")
+    data = (TensorDataset(uint8_images(21, 1, 2, 2)), TensorDataset(uint8_images(3, 1, 2, 2)))
+    model, dm = Model(), DDPMDataModule(*data, schedule=BETAS, batch_size=4, weight=weights.min_snr)
+    trainer(tmp_path).fit(model, datamodule=dm, ckpt_path=tmp_path / "older.ckpt")
+    assert model.seen
 
 
 def test_a_checkpoint_holds_a_handful_of_integers(tmp_path: Path) -> None:
