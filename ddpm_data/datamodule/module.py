@@ -21,14 +21,16 @@ from ddpm_data.datamodule._trainer import (
     refuse_clashes,
     refuse_other_lightning,
 )
+from ddpm_data.datamodule.loss_aware import LossAwareTables
 from ddpm_data.datamodule.resume import StreamCheckpoint
 from ddpm_data.datamodule.same_objective import summarise
 from ddpm_data.datamodule.splits import Source, SourceOrFraction, Splits
 from ddpm_data.diffusion._kernels import scale_images
 from ddpm_data.diffusion.augment import Augment
 from ddpm_data.diffusion.guidance import ConditionDropout
+from ddpm_data.diffusion.loss_aware import LossAwareTimesteps
 from ddpm_data.diffusion.noises import Noise
-from ddpm_data.diffusion.process import GaussianProcess, make_process
+from ddpm_data.diffusion.process import GaussianProcess, gather, make_process
 from ddpm_data.diffusion.targets import Target
 from ddpm_data.diffusion.timesteps import Timesteps
 from ddpm_data.diffusion.transform import ForwardDiffusion
@@ -371,7 +373,10 @@ class DDPMDataModule(L.LightningDataModule):
 
         Returns:
             float32, shape of ``t``: that of ``weight``, times ``1 / (T p_t)`` if the density's ``importance`` is set.
+            Under :class:`~ddpm_data.diffusion.loss_aware.LossAwareTimesteps` validation gets that of ``weight``.
         """
+        if isinstance(self.transform.timesteps, LossAwareTimesteps) and self.trainer and not self.trainer.training:
+            return gather(self.transform.objective.base_weight, t)  # there t is uniform
         return self.transform.loss_weight(t)
 
     def _finish_condition(self, condition: Any, mirrored: Tensor | None, dtype: torch.dtype) -> Any:  # noqa: ANN401  # any
@@ -414,6 +419,8 @@ class DDPMDataModule(L.LightningDataModule):
         self._checkpoint = StreamCheckpoint(order.plans, identity, objective, type(self).__qualname__)
         if self.trainer:
             self._checkpoint.attach(self.trainer)
+            if isinstance(self.transform.timesteps, LossAwareTimesteps):
+                LossAwareTables(self.transform).attach(self.trainer)
 
     def _current_epoch(self) -> int:
         return self.trainer.current_epoch if self.trainer else 0

@@ -9,6 +9,7 @@ from dataclasses import is_dataclass
 import torch
 from torch import Tensor
 
+from ddpm_data.diffusion.loss_aware import LossAwareTimesteps
 from ddpm_data.diffusion.process import GaussianProcess
 from ddpm_data.diffusion.timestep_bins import TimestepBins
 from ddpm_data.diffusion.timesteps import DensityTimesteps, UniformTimesteps
@@ -22,7 +23,7 @@ def summarise(transform: ForwardDiffusion) -> Summary:
     """Return what identifies an objective, by config key: names, and means of tables over 64 ranges of t."""
     process, objective, timesteps = transform.process, transform.objective, transform.timesteps
     draw: dict[str, str | list[float]] = {"name": _name(timesteps)}
-    if isinstance(timesteps, DensityTimesteps):
+    if isinstance(timesteps, DensityTimesteps) and not isinstance(timesteps, LossAwareTimesteps):
         draw["probabilities"] = _means(process, timesteps.probabilities(process))
     if isinstance(timesteps, DensityTimesteps | UniformTimesteps):
         draw["low_discrepancy"] = str(timesteps.low_discrepancy)
@@ -30,7 +31,7 @@ def summarise(transform: ForwardDiffusion) -> Summary:
         "schedule": {"signal": _means(process, process.signal), "sigma": _means(process, process.sigma)},
         "timesteps": draw,
         "target": {"name": objective.target},
-        "weight": {"weight": _means(process, objective.weight)},
+        "weight": {"weight": _means(process, objective.base_weight)},
         "noise": {"name": "gaussian" if transform.noise is None else _name(transform.noise)},
     }
 

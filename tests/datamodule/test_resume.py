@@ -16,7 +16,17 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor
 from torch.utils.data import IterableDataset, TensorDataset, get_worker_info
 
-from ddpm_data import DDPMDataModule, DensityTimesteps, Triple, UniformTimesteps, densities, noises, schedules, weights
+from ddpm_data import (
+    DDPMDataModule,
+    DensityTimesteps,
+    LossAwareTimesteps,
+    Triple,
+    UniformTimesteps,
+    densities,
+    noises,
+    schedules,
+    weights,
+)
 from tests.conftest import Recorder, trainer, uint8_images
 
 BETAS = schedules.linear(50)
@@ -72,19 +82,20 @@ class Model(L.LightningModule):
             self.trainer.save_checkpoint(self.folder / f"{name}.ckpt")
             self.done_at_save[name] = len(self.validated), len(self.ended)
 
-    def training_step(self, batch: Triple, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Triple, batch_idx: int) -> dict[str, Tensor]:
         rows = tuple(row.numpy().tobytes() for row in batch.x_t)
         last, count = self.trainer.is_last_batch, self.trainer.num_training_batches
         self.seen.append(Seen(self.current_epoch, batch_idx, self.global_step, last, count, rows))
         self.save("training_step")
         self.log("loss", 1.0)
-        loss = (self.weight - batch.x_t.mean()).square().sum()
+        weight = self.trainer.datamodule.loss_weight(batch.t).mean()  # type: ignore[attr-defined]  # fit() was given one
+        loss = (self.weight - batch.x_t.mean()).square().sum() * weight
         if not self.automatic_optimization:
             optimizer = self.optimizers()
             optimizer.zero_grad()  # type: ignore[union-attr]  # there is one
             self.manual_backward(loss)
             optimizer.step()  # type: ignore[union-attr]
-        return loss
+        return {"loss": loss, "losses": batch.x_t.square().flatten(1).mean(1) * (1 + batch.t)}
 
     def on_train_batch_end(self, *_: Any) -> None:  # noqa: ANN401  # Lightning's
         self.save("on_train_batch_end")
@@ -157,6 +168,7 @@ def seen_before(checkpoint: Path, accumulate: int, per_epoch: int) -> int:
     return done - done % per_epoch % accumulate
 
 
+LOSS_AWARE = dict(schedule=schedules.linear(4), timesteps=LossAwareTimesteps(every=2, sightings=1, decay=0.5))
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "plain": ({}, {}),
     "drop_last": (dict(drop_last=True), {}),
@@ -176,6 +188,9 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "iterable, validated every two batches": ({}, dict(iterable=True, val_check_interval=2)),
     "iterable, limited": (dict(drop_last=True), dict(iterable=True, limit_train_batches=4)),
     "iterable, two workers": (dict(num_workers=2), dict(iterable=True)),
+    "loss-aware": (LOSS_AWARE, {}),
+    "loss-aware, accumulated": (LOSS_AWARE, dict(accumulate_grad_batches=2)),
+    "loss-aware, iterable": (LOSS_AWARE, dict(iterable=True, val_check_interval=2)),
     "reloaded": ({}, dict(reload_dataloaders_every_n_epochs=1)),
     "reloaded, two workers": (dict(num_workers=2, persistent_workers=False), dict(reload_dataloaders_every_n_epochs=1)),
 }
@@ -194,6 +209,8 @@ def test_from_any_checkpoint_the_rest_is_the_same(case: str, tmp_path: Path) -> 
     per_epoch = len(whole.seen) // EPOCHS
     checkpoints = sorted(saved.glob("*.ckpt"))
     assert len(checkpoints) > 2 * len(whole.seen)
+    if "loss-aware" in case:
+        assert torch.load(checkpoints[-1], weights_only=True)["ddpm_data_loss_aware"]["number"] > 1
     if "worker" in case:
         checkpoints = checkpoints[2::9]
     for checkpoint in checkpoints:
