@@ -26,7 +26,8 @@ class LossAwareTimesteps(DensityTimesteps):
 
     The loss weight makes up for the density by ``1 / (T p_t)``, so the objective stays that of uniform ``t``. Your
     ``training_step`` multiplies each loss by ``datamodule.loss_weight(t)``, and returns the mean and the losses before
-    the weight: ``{"loss": loss, "losses": losses}``. Validation, test and predict draw ``t`` uniformly.
+    the weight: ``{"loss": loss, "losses": losses}``. Validation, test and predict draw ``t`` uniformly. Without a
+    Trainer ``t`` stays uniform.
 
     Args:
         every: Optimizer steps from one table to the next, at least 1.

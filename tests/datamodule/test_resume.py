@@ -339,6 +339,12 @@ def test_a_checkpoint_holds_a_handful_of_integers(tmp_path: Path) -> None:
     assert saved == place | dict(seed=2**64 - 1, length=21, num_timesteps=50)
 
 
+def test_a_training_step_without_losses_is_told_what_to_return(tmp_path: Path) -> None:
+    dm = DDPMDataModule(TensorDataset(uint8_images(8, 1, 2, 2)), batch_size=4, **LOSS_AWARE)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"none under 'losses'.*Return \{'loss': loss, 'losses': losses\}"):
+        trainer(tmp_path).fit(Recorder(), datamodule=dm)
+
+
 def test_a_second_fit_begins_anew(tmp_path: Path) -> None:
     saved = tmp_path / "saved"
     whole = run(tmp_path, saved)
