@@ -89,8 +89,8 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few steps and batches, to see that it runs")
-    parser.add_argument("--steps", type=int, default=600, help="optimizer steps before the gradient is measured")
-    parser.add_argument("--batches", type=int, default=400, help="batches under each draw")
+    parser.add_argument("--steps", type=int, default=300, help="optimizer steps before the gradient is measured")
+    parser.add_argument("--batches", type=int, default=100, help="batches under each draw")
     parser.add_argument("--output-dir", "--out", type=Path, help="folder for loss_aware.json")
     args = parser.parse_args()
     steps, batches = (60, 4) if args.quick else (args.steps, args.batches)
