@@ -168,14 +168,14 @@ class DDPM(L.LightningModule):
         told = t if isinstance(self.process, ForwardProcess) else self.process.condition[t]
         return cast(Tensor, net((x_t * scale).to(x_t.dtype), told))
 
-    def training_step(self, batch: Triple | TargetTriple, batch_idx: int) -> Tensor:
-        """Return the weighted mean squared error of the prediction, a scalar."""
+    def training_step(self, batch: Triple | TargetTriple, batch_idx: int) -> dict[str, Tensor]:
+        """Return the weighted mean squared error of the prediction, and each example's without the weight."""
         x_t, t, target = batch
         losses = F.mse_loss(self.predict(self.net, x_t, t), target, reduction="none").flatten(1).mean(1)
         datamodule: DDPMDataModule = self.trainer.datamodule  # type: ignore[attr-defined]  # fit() was given one
         loss = (datamodule.loss_weight(t) * losses).mean()
         self.log("train_loss", loss, prog_bar=True)
-        return loss
+        return {"loss": loss, "losses": losses.detach()}  # the latter are for timesteps=loss_aware
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401  # Lightning's
         """Update the averaged weights once per optimizer step, however many batches the step takes."""

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ddpm_data.datamodule import DDPMDataModule, triples
     from ddpm_data.diffusion import densities, noises, processes, weights
     from ddpm_data.diffusion.augment import PerExample
+    from ddpm_data.diffusion.loss_aware import LossAwareTimesteps
     from ddpm_data.diffusion.process import ForwardProcess, GaussianProcess
     from ddpm_data.diffusion.timesteps import DensityTimesteps, UniformTimesteps
     from ddpm_data.diffusion.transform import ForwardDiffusion
@@ -38,6 +39,7 @@ __all__ = [
     "GaussianProcess",
     "ImageBatch",
     "Latents",
+    "LossAwareTimesteps",
     "PerExample",
     "TargetTriple",
     "Triple",
@@ -60,6 +62,7 @@ _MODULES = {  # the module that has a name; the others are modules of this packa
     "GaussianProcess": "diffusion.process",
     "ImageBatch": "types",
     "Latents": "latents",
+    "LossAwareTimesteps": "diffusion.loss_aware",
     "PerExample": "diffusion.augment",
     "TargetTriple": "types",
     "Triple": "types",

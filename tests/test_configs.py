@@ -23,6 +23,7 @@ from torch import Tensor
 from ddpm_data import (
     DDPMDataModule,
     GaussianProcess,
+    LossAwareTimesteps,
     UniformTimesteps,
     densities,
     noises,
@@ -110,7 +111,7 @@ def test_weights_are_the_functions_of_their_name_with_its_defaults(name: str) ->
     assert torch.equal(datamodule.loss_weight(t), expected.float())
 
 
-@pytest.mark.parametrize("name", sorted({*names("timesteps")} - {"uniform", "low_discrepancy"}))
+@pytest.mark.parametrize("name", sorted({*names("timesteps")} - {"uniform", "low_discrepancy", "loss_aware"}))
 def test_densities_are_the_functions_of_their_name(name: str) -> None:
     cfg = composed(f"timesteps={name}", "schedule=rectified_flow", "target=flow")
     timesteps = instantiate(cfg.datamodule).transform.timesteps
@@ -163,6 +164,12 @@ def test_torchvision_datasets_look_for_their_files_where_told(name: str, tmp_pat
     for part in (cfg.dataset.train, cfg.dataset.val):
         with pytest.raises(RuntimeError, match="not found"):
             instantiate(part, download=False)()
+
+
+def test_the_loss_aware_config_has_the_defaults() -> None:
+    timesteps = instantiate(composed("timesteps=loss_aware").timesteps)
+    assert isinstance(timesteps, LossAwareTimesteps)
+    assert vars(timesteps) == vars(LossAwareTimesteps())
 
 
 @pytest.mark.parametrize(("name", "low_discrepancy"), [("uniform", False), ("low_discrepancy", True)])

@@ -69,6 +69,21 @@ def test_a_flow_in_a_trainer(tmp_path: Path) -> None:
     torch.testing.assert_close(model.weights[0], expected.float()[t], rtol=1e-4, atol=0)
 
 
+def test_what_float16_cannot_hold_is_refused_before_training(tmp_path: Path) -> None:
+    """The largest number of each table's side: below 65504 / 6.8, and above."""
+    fits, overflows = (processes.variance_exploding(torch.tensor([least, 1.0]).double()) for least in (2e-4, 5e-5))
+    model, _ = fit(tmp_path, precision="16-true", schedule=fits, target="score")
+    assert bool(model.seen[0][2].isfinite().all())
+    with pytest.raises(
+        ValueError, match=r"target='score' reaches 1\.36e\+05 at t=0, but float16 .*`trainer.precision`"
+    ):
+        fit(tmp_path, precision="16-true", schedule=overflows, target="score")
+    fit(tmp_path, precision="bf16-true", schedule=overflows, target="score")
+    loud = processes.variance_exploding(torch.tensor([1.0, 1e4]).double())
+    with pytest.raises(ValueError, match=r"x_t reaches .* at t=1, but float16"):
+        fit(tmp_path, precision="16-true", schedule=loud)
+
+
 def test_bfloat16_batches_hold_the_exact_target(tmp_path: Path) -> None:
     betas = schedules.zero_terminal_snr(schedules.linear(50))
     exact, _ = fit(tmp_path, schedule=betas, target="velocity")

@@ -179,6 +179,46 @@ def test_nothing_of_a_preset_stays_in_a_group_that_is_chosen_beside_it(name: str
         assert chosen[group] == plain[group], group
 
 
+LATENTS = ["dataset=latents", "dataset.path=none.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("name", "scale", "shift"),
+    [
+        ("ddpm", 0.18215, 0.0),
+        ("sd1", 0.18215, 0.0),
+        ("sdxl", 0.13025, 0.0),
+        ("sd3", 1.5305, 0.0609),
+        ("flux", 0.3611, 0.1159),
+    ],
+)
+def test_a_preset_scales_latents(name: str, scale: float, shift: float) -> None:
+    latents = build(f"preset={name}", *LATENTS).latents
+    assert latents is not None
+    assert (latents.scale, latents.shift) == (scale, shift)
+    chosen = build(f"preset={name}", *LATENTS, "dataset.latents.scale=2").latents
+    assert chosen is not None
+    assert (chosen.scale, chosen.shift) == (2.0, shift)
+    assert build(f"preset={name}").latents is None
+
+
+def test_edm2s_latents_have_its_standard_deviation() -> None:
+    latents = build("preset=edm2_512", *LATENTS).latents
+    assert latents is not None
+    mean, std = torch.tensor([5.81, 3.25, 0.12, -2.15]), torch.tensor([4.17, 4.62, 3.71, 3.28])
+    torch.testing.assert_close(torch.tensor(latents.shift), mean)
+    torch.testing.assert_close(torch.tensor(latents.scale) * std, torch.full((4,), 0.5), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("key", ["target", "datamodule.target"])
+def test_the_uniform_weight_follows_the_target(key: str) -> None:
+    transform = build("preset=ddpm", f"{key}=velocity")
+    assert transform.objective.target == "velocity"
+    assert bool((transform.objective.weight == 1).all())
+    of_noise = build("preset=ddpm", f"{key}=velocity", "weight.of=noise").objective.weight
+    assert not bool((of_noise == 1).all())
+
+
 def in_an_app(tmp_path: Path, *overrides: str, defaults: str = "") -> Any:  # noqa: ANN401  # a DictConfig
     (tmp_path / "config.yaml").write_text(
         "defaults: [ddpm_data/dataset: digits, ddpm_data/preset: sd3, ddpm_data/loader: default, "
@@ -198,5 +238,7 @@ def test_a_preset_in_somebodys_app(tmp_path: Path) -> None:
     chosen = in_an_app(tmp_path, "ddpm_data/preset=sd2_v", "ddpm_data/weight=min_snr", "ddpm_data.weight.gamma=2")
     assert chosen.ddpm_data.target == "velocity"
     assert chosen.ddpm_data.weight.gamma == 2
+    latents = in_an_app(tmp_path, "ddpm_data/dataset=latents", "ddpm_data.dataset.path=x").ddpm_data
+    assert (latents.dataset.latents.scale, latents.datamodule.dataset.latents.shift) == (1.5305, 0.0609)
     own = in_an_app(tmp_path, defaults="override ddpm_data/schedule: cosine, ")
     assert own.ddpm_data.schedule._target_ == "ddpm_data.schedules.cosine"

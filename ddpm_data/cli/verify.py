@@ -215,9 +215,10 @@ class _Recorder(L.LightningModule):
         self.train_rows: dict[int, list[Row]] = {}
         self.val_rows: Steps = []
 
-    def training_step(self, batch: Triple | ConditionedTriple, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Triple | ConditionedTriple, batch_idx: int) -> dict[str, Tensor]:
         self.train_rows.setdefault(self.global_step, []).extend(_digest_examples(batch))
-        return self.weight.sum()
+        losses = batch.x_t.float().square().flatten(1).mean(1)  # for loss-aware timesteps, so that their table changes
+        return {"loss": self.weight.sum(), "losses": losses}
 
     def validation_step(self, batch: Triple | ConditionedTriple, batch_idx: int) -> None:
         self.val_rows.append(_digest_examples(batch))

@@ -21,13 +21,16 @@ from ddpm_data.datamodule._trainer import (
     refuse_clashes,
     refuse_other_lightning,
 )
+from ddpm_data.datamodule.loss_aware import LossAwareTables
 from ddpm_data.datamodule.resume import StreamCheckpoint
+from ddpm_data.datamodule.same_objective import summarise
 from ddpm_data.datamodule.splits import Source, SourceOrFraction, Splits
 from ddpm_data.diffusion._kernels import scale_images
 from ddpm_data.diffusion.augment import Augment
 from ddpm_data.diffusion.guidance import ConditionDropout
+from ddpm_data.diffusion.loss_aware import LossAwareTimesteps
 from ddpm_data.diffusion.noises import Noise
-from ddpm_data.diffusion.process import GaussianProcess, make_process
+from ddpm_data.diffusion.process import GaussianProcess, gather, make_process
 from ddpm_data.diffusion.targets import Target
 from ddpm_data.diffusion.timesteps import Timesteps
 from ddpm_data.diffusion.transform import ForwardDiffusion
@@ -275,11 +278,15 @@ class DDPMDataModule(L.LightningDataModule):
         Raises:
             TypeError: An item holds no image.
             ValueError: There is no such stage; a set is missing, empty or too small; images cannot be converted or
-                differ in shape; the model overrides ``on_after_batch_transfer``.
+                differ in shape; the model overrides ``on_after_batch_transfer``; the target would be infinite in the
+                Trainer's precision.
         """
         if stage not in (None, *_STAGES_OF):
             raise ValueError(f"setup({stage!r}): the stages are {', '.join(_STAGES_OF)}.")
         refuse_clashes(self.trainer)
+        dtype = get_batch_dtype(self.trainer)
+        if dtype is not None:
+            self.transform.objective.check_range(self.transform.process, dtype)
         world = get_trainer_world(self.trainer)
         for name in _STAGES_OF[stage] if stage else STAGES:
             if self.splits.has(name):
@@ -366,7 +373,10 @@ class DDPMDataModule(L.LightningDataModule):
 
         Returns:
             float32, shape of ``t``: that of ``weight``, times ``1 / (T p_t)`` if the density's ``importance`` is set.
+            Under :class:`~ddpm_data.diffusion.loss_aware.LossAwareTimesteps` validation gets that of ``weight``.
         """
+        if isinstance(self.transform.timesteps, LossAwareTimesteps) and self.trainer and not self.trainer.training:
+            return gather(self.transform.objective.base_weight, t)  # there t is uniform
         return self.transform.loss_weight(t)
 
     def _finish_condition(self, condition: Any, mirrored: Tensor | None, dtype: torch.dtype) -> Any:  # noqa: ANN401  # any
@@ -405,9 +415,12 @@ class DDPMDataModule(L.LightningDataModule):
         assert order.plans is not None
         self._order = order
         identity |= images.stream_identity(self.loader_options, world)
-        self._checkpoint = StreamCheckpoint(order.plans, identity, type(self).__qualname__)
+        objective = summarise(self.transform)
+        self._checkpoint = StreamCheckpoint(order.plans, identity, objective, type(self).__qualname__)
         if self.trainer:
             self._checkpoint.attach(self.trainer)
+            if isinstance(self.transform.timesteps, LossAwareTimesteps):
+                LossAwareTables(self.transform).attach(self.trainer)
 
     def _current_epoch(self) -> int:
         return self.trainer.current_epoch if self.trainer else 0

@@ -11,10 +11,12 @@ from typing import Any
 
 import lightning as L
 
+from ddpm_data.datamodule.same_objective import Summary, find_differences
 from ddpm_data.loading.samplers import ENDLESS, EpochPlans
 
 # The counters are private to Lightning. tests/datamodule/test_resume.py has passed on these minor releases.
 _LIGHTNING_RELEASES = ("2.5", "2.6")
+_OBJECTIVE = "ddpm_data_objective"  # the key of the objective's summary in a checkpoint
 
 
 class StreamCheckpoint(L.Callback):
@@ -26,12 +28,14 @@ class StreamCheckpoint(L.Callback):
     Args:
         plans: The plans of the training order. After a checkpoint is loaded, they begin at its offset.
         identity: The values that identify the stream (seed, length, steps). A checkpoint must have the same values.
+        objective: The summary of the objective. A checkpoint that has one must have the same.
         owner: The name of the DataModule's class, under which Lightning stores its state.
     """
 
-    def __init__(self, plans: EpochPlans, identity: dict[str, int], owner: str) -> None:
+    def __init__(self, plans: EpochPlans, identity: dict[str, int], objective: Summary, owner: str) -> None:
         self.plans = plans
         self.identity = identity
+        self.objective = objective
         self.owner = owner
         self._loaded: dict[str, int] | None = None
         self._done_before = (0, 0)  # the resumed epoch, and its batches of the current size that were done before
@@ -77,14 +81,20 @@ class StreamCheckpoint(L.Callback):
                 )
         self._loaded = state
 
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add the summary of the objective."""
+        checkpoint[_OBJECTIVE] = self.objective
+
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Let the order begin at the offset, and rewrite the counters that Lightning will load.
 
         Raises:
-            ValueError: The checkpoint was written inside an epoch, and has no offset in the stream.
+            ValueError: The checkpoint was written inside an epoch, and has no offset in the stream; or it was written
+                with another objective.
         """
         if trainer.state.fn != "fit":
             return
+        _refuse_another_objective(checkpoint, self.objective)
         if self._loaded is None:
             _refuse_unknown_offset(checkpoint, self.owner)
             return
@@ -123,6 +133,19 @@ class StreamCheckpoint(L.Callback):
         if count < total:  # a limit ends the epoch early
             left = min(left, max(0, -(-(plan.end(count - 1) - offset) // plan.global_batch_size)))
         return count - left, left
+
+
+def _refuse_another_objective(checkpoint: dict[str, Any], objective: Summary) -> None:
+    """Refuse a checkpoint of another objective; those written before objectives were saved have none."""
+    differences = find_differences(checkpoint[_OBJECTIVE], objective) if _OBJECTIVE in checkpoint else {}
+    if differences:
+        changes = "; ".join(f"`{key}` ({change})" for key, change in differences.items())
+        raise ValueError(
+            f"the checkpoint was written with another objective: {changes}. A run that changes it on the way is "
+            "neither of the two, and its losses do not compare. Set it back. To go on with another objective on "
+            "purpose, start a new run from the model's weights alone, without `ckpt_path`: "
+            "model.load_state_dict(torch.load(path)['state_dict'])."
+        )
 
 
 def _refuse_unknown_offset(checkpoint: dict[str, Any], owner: str) -> None:

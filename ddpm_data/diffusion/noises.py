@@ -113,7 +113,8 @@ def generalised_offset(strength: float = 0.1) -> Noise:
 def input_perturbation(strength: float = 0.1) -> Noise:
     """Add to the image a little more noise than the target says (Ning et al. 2023, "Input perturbation").
 
-    ``x_t = signal x_0 + sigma (noise + strength xi)``; the target is made of ``noise`` alone.
+    ``x_t = signal x_0 + sigma (noise + strength xi)``; the target is made of ``noise`` alone. Only training is
+    perturbed, as in the paper: validation, test and predict get ordinary noise.
 
     Args:
         strength: gamma, at least 0; 0.1 in the paper.
@@ -202,7 +203,9 @@ class _InputPerturbation:
         shape: Sequence[int],
         steps: Steps,
     ) -> tuple[Quarters, Quarters]:
-        """Add more noise to the image than to the target."""
+        """Add more noise to the image than to the target, in training."""
+        if stage != "train":
+            return noise, noise
         more = normal_quarters(key, Purpose.NOISE_PERTURBATION, stage, position, noise[0].shape[1])
         return [values + self.strength * extra for values, extra in zip(noise, more, strict=True)], noise
 

@@ -10,14 +10,16 @@ from ddpm_data.diffusion.process import GaussianProcess, combine, gather, keep_d
 from ddpm_data.diffusion.targets import Solution, Target, make_table, solve
 from ddpm_data.diffusion.weights import Weight
 
+_LARGEST_NORMAL = 6.8  # sqrt(-2 ln 2**-33): uniform numbers of 32 bits give no larger one
+
 
 class Objective(nn.Module):
     """The target and the loss weight of each step, and the way back from a prediction to ``x_0`` and the noise.
 
     The buffers are float32, shape ``(num_timesteps,)``: ``target_x`` and ``target_n``, the factors of ``x_0`` and of
-    the noise in the target; ``weight``; and the way back, ``x_0 = x_0_from_x_t x_t + x_0_from_target target``, likewise
-    for the noise, infinite at a step where there is none. They follow the module's device, keep float32, and stay out
-    of ``state_dict``.
+    the noise in the target; ``weight``; ``base_weight``, without what makes up for the density; and the way back,
+    ``x_0 = x_0_from_x_t x_t + x_0_from_target target``, likewise for the noise, infinite at a step where there is none.
+    They follow the module's device, keep float32, and stay out of ``state_dict``.
 
     Args:
         process: The forward process.
@@ -35,6 +37,7 @@ class Objective(nn.Module):
     target_x: Tensor
     target_n: Tensor
     weight: Tensor
+    base_weight: Tensor
     x_0_from_x_t: Tensor
     x_0_from_target: Tensor
     noise_from_x_t: Tensor
@@ -51,14 +54,23 @@ class Objective(nn.Module):
         table = make_table(process, target)
         self.target = target
         weights = _compute_weight(process, target, weight)
+        self._exact_weight = weights
         if probabilities is not None:
-            # A step that is never drawn needs no weight.
-            share = process.num_timesteps * probabilities
-            weights = torch.where(share > 0, weights / share, 0.0)
+            weights = self.divide_by_density(probabilities)
         for name, values in (("target_x", table.x_0), ("target_n", table.noise), ("weight", weights)):
             self.register_buffer(name, values.float(), persistent=False)
+        self.register_buffer("base_weight", self._exact_weight.float(), persistent=False)
         for name, solution in zip(("x_0", "noise"), solve(process, target), strict=True):
             self._register_solution(name, solution)
+
+    def divide_by_density(self, probabilities: Tensor) -> Tensor:
+        """Return the weight that makes up for a density: ``weight / (T p_t)``; 0 for a step that is never drawn.
+
+        Args:
+            probabilities: float64, on the CPU, shape ``(num_timesteps,)``.
+        """
+        share = len(probabilities) * probabilities
+        return torch.where(share > 0, self._exact_weight / share, 0.0)
 
     def make_target(self, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Make the target, as the batch transform does.
@@ -104,6 +116,29 @@ class Objective(nn.Module):
             float32, shape of ``t``.
         """
         return gather(self.weight, t)
+
+    def check_range(self, process: GaussianProcess, dtype: torch.dtype) -> None:
+        """Refuse a process or a target whose numbers would be infinite in a dtype.
+
+        Args:
+            process: The forward process.
+            dtype: The dtype of batches; float16 ends at 65504.
+
+        Raises:
+            ValueError: For an image in ``[-1, 1]`` and the largest normal number that is drawn, ``x_t`` or the target
+                is infinite at a step.
+        """
+        tables = {"x_t": (process.signal, process.sigma), f"target={self.target!r}": (self.target_x, self.target_n)}
+        for name, (of_x, of_n) in tables.items():
+            largest = of_x.abs() + _LARGEST_NORMAL * of_n.abs()
+            too_large = largest > torch.finfo(dtype).max
+            if bool(too_large.any()):
+                step = int(too_large.nonzero()[0])
+                raise ValueError(
+                    f"{name} reaches {float(largest[step]):.3g} at t={step}, but {str(dtype).removeprefix('torch.')} "
+                    f"ends at {torch.finfo(dtype).max:.0f}: training would see infinity. Change `trainer.precision` "
+                    "('bf16-true', or '16-mixed' with float32 batches), `target` or `schedule`."
+                )
 
     def _register_solution(self, name: str, solution: Solution) -> None:
         for part, values in solution._asdict().items():

@@ -1,5 +1,6 @@
 """The batch transform: images and their positions in, the training triple out, on the images' device."""
 
+from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
 from types import ModuleType
@@ -13,6 +14,7 @@ from ddpm_data._keys import name_arguments
 from ddpm_data.diffusion import _kernels
 from ddpm_data.diffusion._compiler import Compiler
 from ddpm_data.diffusion.augment import Augment, KeyedAugment
+from ddpm_data.diffusion.loss_aware import LossAwareTimesteps, spread_shares
 from ddpm_data.diffusion.noises import Noise, check_noise
 from ddpm_data.diffusion.objective import Objective
 from ddpm_data.diffusion.process import GaussianProcess
@@ -131,8 +133,8 @@ class ForwardDiffusion(nn.Module):
         probabilities, thresholds = None, torch.empty(0, dtype=torch.int64)
         if isinstance(self.timesteps, DensityTimesteps):
             thresholds = self.timesteps.thresholds(process)
-            if self.timesteps.importance:  # by what is drawn: a step of less than 2**-33 is not
-                probabilities = thresholds.diff(prepend=thresholds.new_zeros(1)).double() / 2**32
+            if self.timesteps.importance:
+                probabilities = _drawn_probabilities(thresholds)
         self.objective = Objective(process, target, weight, probabilities)
         self.register_buffer("_thresholds", thresholds, persistent=False)
         self.register_buffer("_key_words", torch.tensor(key_from(seed)), persistent=False)
@@ -245,6 +247,21 @@ class ForwardDiffusion(nn.Module):
         """
         return images if mask is None else _kernels.mirror(images, mask)
 
+    def use_shares(self, shares: Sequence[int] | None) -> None:
+        """Draw ``t`` by another table of :class:`~ddpm_data.diffusion.loss_aware.LossAwareTimesteps` from now on.
+
+        The tables are overwritten in place, so what is compiled stays.
+
+        Args:
+            shares: Of its ranges, see :func:`~ddpm_data.diffusion.loss_aware.spread_shares`; ``None`` is uniform.
+        """
+        assert isinstance(self.timesteps, LossAwareTimesteps)
+        thresholds = self.timesteps.thresholds(self.process) if shares is None else spread_shares(self.process, shares)
+        weight = self.objective.divide_by_density(_drawn_probabilities(thresholds))
+        with torch.inference_mode(False), torch.no_grad():
+            self._thresholds.copy_(thresholds)
+            self.objective.weight.copy_(weight)
+
     def _find_tables(self) -> _kernels.Tables:
         # By way of attributes this would be a tenth of the host's time for a batch: nn.Module finds them last.
         process: Any = self._modules["process"]._buffers  # type: ignore[union-attr]
@@ -319,6 +336,8 @@ class ForwardDiffusion(nn.Module):
     def _choose_timesteps(self, position: Tensor, stage: Stage, strided: bool) -> _kernels.Draw | Tensor:
         """Return how the kernel draws ``t``, or ``t`` itself from a draw that may not compile."""
         timesteps = self.timesteps
+        if isinstance(timesteps, LossAwareTimesteps) and stage != "train":
+            return _kernels.Draw(has_density=False, low_discrepancy=True, strided=strided)
         if isinstance(timesteps, DensityTimesteps) or type(timesteps) is UniformTimesteps:  # a subclass may draw others
             strided = strided and (timesteps.low_discrepancy or stage != "train")  # else it makes no difference
             return _kernels.Draw(isinstance(timesteps, DensityTimesteps), timesteps.low_discrepancy, strided)
@@ -337,6 +356,11 @@ class ForwardDiffusion(nn.Module):
 def _import_triton() -> ModuleType:
     """Import the kernel for CUDA devices; torch's packages for CUDA bring Triton."""
     return import_module("ddpm_data.diffusion._triton")
+
+
+def _drawn_probabilities(thresholds: Tensor) -> Tensor:
+    """Return the probabilities of what is drawn; a step of less than ``2**-33`` is not."""
+    return thresholds.diff(prepend=thresholds.new_zeros(1)).double() / 2**32
 
 
 def _check_batch(images: Tensor, position: Tensor, stage: str) -> None:

@@ -21,7 +21,7 @@ from ddpm_data.diffusion.processes import check_positive
 from ddpm_data.diffusion.targets import Target, check_target, error_ratio, nearly_exact
 
 Weight = Callable[[GaussianProcess, Target], Tensor]
-_MOST = 1e12  # a weight beyond it (or below its inverse) has no limit (or 0) at a step without signal or without noise
+_MOST = 1e12  # a weight beyond it (or below its inverse) tends to infinity (or 0) at a step without signal or noise
 
 
 @name_arguments
@@ -132,7 +132,7 @@ def sigmoid(process: GaussianProcess, target: Target, bias: float = 2.0) -> Tens
     """Weigh the noise's error by ``sigmoid(bias - log SNR)`` per unit of log SNR (Kingma & Gao 2023, Appendix).
 
     Steps draw ``log SNR`` unevenly, so the weight of a step is multiplied by how far ``log SNR`` falls from the step
-    before it to this one. ``t = 0`` takes the fall to the next step.
+    before it to this one. ``t = 0`` takes the fall to the next step. After a step without noise the fall is infinite.
 
     Args:
         process: The forward process.
@@ -144,8 +144,9 @@ def sigmoid(process: GaussianProcess, target: Target, bias: float = 2.0) -> Tens
     falls = log_snr[:-1] - log_snr[1:]
     if not len(falls):
         raise ValueError("sigmoid: a process of one step has no fall of log SNR. Change `weight` or `schedule`.")
-    falls = torch.cat([falls[:1], falls])
-    falls = torch.where((process.exact.signal == 0) | (process.exact.sigma == 0), 1e15, falls)  # infinite
+    has_none = (process.exact.signal == 0) | (process.exact.sigma == 0)
+    falls = torch.where(_is_limit(process), torch.inf, torch.cat([falls[:1], falls]))
+    falls = torch.where(has_none, 1e15, falls)  # infinite, too, but times an SNR whose limit is 0 or infinite
     values = snr * torch.sigmoid(check_float("sigmoid", "weight.bias", bias) - log_snr) * falls
     return _derive("sigmoid", process, target, values)
 
@@ -159,7 +160,8 @@ def _snr(process: GaussianProcess) -> Tensor:
 def _derive(name: str, process: GaussianProcess, target: Target, weight_of_x_0: Tensor) -> Tensor:
     """Derive the weight of the target's error from that of x_0's: ``|d_target|**2 = ratio |d_x_0|**2``."""
     weight = weight_of_x_0 / error_ratio(process, check_target(name, target))
-    diverges = ~(weight < _MOST)
+    is_limit = _is_limit(process)
+    diverges = is_limit & ~(weight < _MOST)
     if bool(diverges.any()):
         step = int(diverges.nonzero()[0])
         missing = "signal" if bool((process.exact.signal == 0).any()) else "noise"
@@ -168,4 +170,13 @@ def _derive(name: str, process: GaussianProcess, target: Target, weight_of_x_0: 
             f"process has a step without {missing}. Let the network predict another target (the velocity, or on a "
             "straight path the flow), or change `weight` or `schedule`."
         )
-    return torch.where(weight < 1 / _MOST, 0.0, weight)
+    return torch.where(is_limit & (weight < 1 / _MOST), 0.0, weight)
+
+
+def _is_limit(process: GaussianProcess) -> Tensor:
+    """Tell at which steps weights are limits: those without signal or without noise, and those after one without noise.
+
+    The latter are the steps whose weight depends on the step before, which has no finite SNR.
+    """
+    no_noise = process.exact.sigma == 0
+    return (process.exact.signal == 0) | no_noise | torch.cat([no_noise[:1], no_noise[:-1]])

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, distributed
 from torch.utils.data import IterableDataset, TensorDataset, get_worker_info
 
-from ddpm_data import DDPMDataModule, Triple, schedules
+from ddpm_data import DDPMDataModule, LossAwareTimesteps, Triple, schedules
+from ddpm_data.datamodule.loss_aware import LossAwareTables
 from tests.conftest import Recorder, trainer, uint8_images
 
 
@@ -36,6 +37,11 @@ SCENARIOS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "workers anew": (dict(batch_size=8), dict(batch_size=4, num_workers=1, persistent_workers=False)),
     "own sampler": (dict(batch_size=8), dict(batch_size=4, use_distributed_sampler=False)),
     "reloaded": (dict(batch_size=8), dict(batch_size=4, reload_dataloaders_every_n_epochs=1)),
+    "loss-aware": (dict(batch_size=8, loss_aware=True), dict(batch_size=4, loss_aware=True)),
+    "loss-aware, accumulated": (
+        dict(batch_size=8, loss_aware=True),
+        dict(batch_size=2, accumulate_grad_batches=2, loss_aware=True),
+    ),
     "limited": (dict(batch_size=8, limit_train_batches=3), dict(batch_size=4, limit_train_batches=3)),
     "limited share": (dict(batch_size=8, limit_train_batches=0.5), dict(batch_size=4, limit_train_batches=0.5)),
 } | {
@@ -62,9 +68,10 @@ class Steps(Recorder):
         super().__init__()
         self.step_of: list[int] = []
 
-    def training_step(self, batch: Triple, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Triple, batch_idx: int) -> Any:  # noqa: ANN401  # a dict; the Recorder's is a tensor
         self.step_of.append(self.global_step)
-        return super().training_step(batch, batch_idx)
+        loss = super().training_step(batch, batch_idx)
+        return {"loss": loss, "losses": batch.x_t.square().flatten(1).mean(1) * (1 + batch.t)}
 
 
 def run(
@@ -74,6 +81,7 @@ def run(
     length: int = 26,
     iterable: bool = False,
     num_workers: int = 0,
+    loss_aware: bool = False,
     **options: Any,  # noqa: ANN401  # the DataModule's or the Trainer's
 ) -> dict[str, Any]:
     loading = {
@@ -81,7 +89,13 @@ def run(
     }
     train = Sharded() if iterable else TensorDataset(uint8_images(length, 1, 4, 4))
     dm = DDPMDataModule(
-        train, schedule=schedules.linear(100), batch_size=batch_size, num_workers=num_workers, flip=0.5, **loading
+        train,
+        schedule=schedules.linear(4 if loss_aware else 100),
+        timesteps=LossAwareTimesteps(every=1, sightings=1) if loss_aware else None,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        flip=0.5,
+        **loading,
     )
     fit = trainer(folder, devices=devices, strategy="ddp" if devices > 1 else "auto", max_epochs=2, **options)
     model = Steps()
@@ -92,7 +106,8 @@ def run(
     steps: list[list[bytes]] = [[] for _ in range(fit.global_step)]
     for step, (x_t, _, noise) in zip(model.step_of, model.seen["train"], strict=True):
         steps[step] += [(a.numpy().tobytes() + b.numpy().tobytes()) for a, b in zip(x_t, noise, strict=True)]
-    return {"steps": steps}
+    tables = [callback.shares for callback in fit.callbacks if isinstance(callback, LossAwareTables)]  # type: ignore[attr-defined]  # a connector's
+    return {"steps": steps, "tables": tables}
 
 
 def main(folder: Path) -> None:

@@ -5,6 +5,7 @@ a new Trainer with a new DataModule.
 """
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,17 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor
 from torch.utils.data import IterableDataset, TensorDataset, get_worker_info
 
-from ddpm_data import DDPMDataModule, Triple, schedules
+from ddpm_data import (
+    DDPMDataModule,
+    DensityTimesteps,
+    LossAwareTimesteps,
+    Triple,
+    UniformTimesteps,
+    densities,
+    noises,
+    schedules,
+    weights,
+)
 from tests.conftest import Recorder, trainer, uint8_images
 
 BETAS = schedules.linear(50)
@@ -71,19 +82,20 @@ class Model(L.LightningModule):
             self.trainer.save_checkpoint(self.folder / f"{name}.ckpt")
             self.done_at_save[name] = len(self.validated), len(self.ended)
 
-    def training_step(self, batch: Triple, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Triple, batch_idx: int) -> dict[str, Tensor]:
         rows = tuple(row.numpy().tobytes() for row in batch.x_t)
         last, count = self.trainer.is_last_batch, self.trainer.num_training_batches
         self.seen.append(Seen(self.current_epoch, batch_idx, self.global_step, last, count, rows))
         self.save("training_step")
         self.log("loss", 1.0)
-        loss = (self.weight - batch.x_t.mean()).square().sum()
+        weight = self.trainer.datamodule.loss_weight(batch.t).mean()  # type: ignore[attr-defined]  # fit() was given one
+        loss = (self.weight - batch.x_t.mean()).square().sum() * weight
         if not self.automatic_optimization:
             optimizer = self.optimizers()
             optimizer.zero_grad()  # type: ignore[union-attr]  # there is one
             self.manual_backward(loss)
             optimizer.step()  # type: ignore[union-attr]
-        return loss
+        return {"loss": loss, "losses": batch.x_t.square().flatten(1).mean(1) * (1 + batch.t)}
 
     def on_train_batch_end(self, *_: Any) -> None:  # noqa: ANN401  # Lightning's
         self.save("on_train_batch_end")
@@ -156,6 +168,7 @@ def seen_before(checkpoint: Path, accumulate: int, per_epoch: int) -> int:
     return done - done % per_epoch % accumulate
 
 
+LOSS_AWARE = dict(schedule=schedules.linear(4), timesteps=LossAwareTimesteps(every=2, sightings=1, decay=0.5))
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "plain": ({}, {}),
     "drop_last": (dict(drop_last=True), {}),
@@ -175,6 +188,9 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "iterable, validated every two batches": ({}, dict(iterable=True, val_check_interval=2)),
     "iterable, limited": (dict(drop_last=True), dict(iterable=True, limit_train_batches=4)),
     "iterable, two workers": (dict(num_workers=2), dict(iterable=True)),
+    "loss-aware": (LOSS_AWARE, {}),
+    "loss-aware, accumulated": (LOSS_AWARE, dict(accumulate_grad_batches=2)),
+    "loss-aware, iterable": (LOSS_AWARE, dict(iterable=True, val_check_interval=2)),
     "reloaded": ({}, dict(reload_dataloaders_every_n_epochs=1)),
     "reloaded, two workers": (dict(num_workers=2, persistent_workers=False), dict(reload_dataloaders_every_n_epochs=1)),
 }
@@ -193,6 +209,8 @@ def test_from_any_checkpoint_the_rest_is_the_same(case: str, tmp_path: Path) -> 
     per_epoch = len(whole.seen) // EPOCHS
     checkpoints = sorted(saved.glob("*.ckpt"))
     assert len(checkpoints) > 2 * len(whole.seen)
+    if "loss-aware" in case:
+        assert torch.load(checkpoints[-1], weights_only=True)["ddpm_data_loss_aware"]["number"] > 1
     if "worker" in case:
         checkpoints = checkpoints[2::9]
     for checkpoint in checkpoints:
@@ -280,11 +298,51 @@ def test_another_stream_is_refused(change: dict[str, Any], says: str, tmp_path: 
         trainer(tmp_path).fit(Model(), datamodule=dm, ckpt_path=tmp_path / "saved" / "003-on_train_batch_end.ckpt")
 
 
+def test_another_objective_is_refused(tmp_path: Path) -> None:
+    """What differs is named, with both values; a checkpoint without an objective, as older ones are, is taken."""
+    run(tmp_path, tmp_path / "saved")
+    path = tmp_path / "saved" / "003-on_train_batch_end.ckpt"
+    nudged = BETAS * (1 + 1e-9)  # as on another machine
+    density = DensityTimesteps(densities.logit_normal)
+    changes: list[tuple[dict[str, Any], str]] = [
+        (dict(target="velocity"), r"`target` \(noise there, velocity here\)\. A run"),
+        (dict(weight=weights.min_snr), r"objective: `weight` \(weight 1 there, 0\.\d+ here, in range"),
+        (dict(schedule=schedules.cosine(50)), r"`schedule` \(s\w+ 0\.\d+ there, 0\.\d+ here, in range"),
+        (dict(noise=noises.offset(0.1)), r"`noise` \(gaussian there, Offset\(strength=0\.1\) here\)"),
+        (dict(timesteps=density), r"`timesteps` \(UniformTimesteps there, DensityTimesteps here\)"),
+        (dict(timesteps=UniformTimesteps(True)), r"`timesteps` \(low_discrepancy=False there, True here\)"),
+        (dict(schedule=nudged), ""),
+    ]
+    for change, says in changes:
+        dm = DDPMDataModule(
+            TensorDataset(uint8_images(21, 1, 2, 2)),
+            TensorDataset(uint8_images(3, 1, 2, 2)),
+            **(dict(schedule=BETAS, batch_size=4) | change),  # type: ignore[arg-type]
+        )
+        model, refuses = Model(), pytest.raises(ValueError, match=says) if says else nullcontext()
+        with refuses:
+            trainer(tmp_path).fit(model, datamodule=dm, ckpt_path=path)
+        assert bool(model.seen) != bool(says)
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint["ddpm_data_objective"]
+    torch.save(checkpoint, tmp_path / "older.ckpt")
+    data = (TensorDataset(uint8_images(21, 1, 2, 2)), TensorDataset(uint8_images(3, 1, 2, 2)))
+    model, dm = Model(), DDPMDataModule(*data, schedule=BETAS, batch_size=4, weight=weights.min_snr)
+    trainer(tmp_path).fit(model, datamodule=dm, ckpt_path=tmp_path / "older.ckpt")
+    assert model.seen
+
+
 def test_a_checkpoint_holds_a_handful_of_integers(tmp_path: Path) -> None:
     run(tmp_path, tmp_path / "saved", data=dict(seed=2**64 - 1))
     saved = torch.load(tmp_path / "saved" / "003-on_train_batch_end.ckpt", weights_only=True)["DDPMDataModule"]
     place = dict(epoch=0, place=12, window=0, ended=0)
     assert saved == place | dict(seed=2**64 - 1, length=21, num_timesteps=50)
+
+
+def test_a_training_step_without_losses_is_told_what_to_return(tmp_path: Path) -> None:
+    dm = DDPMDataModule(TensorDataset(uint8_images(8, 1, 2, 2)), batch_size=4, **LOSS_AWARE)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"none under 'losses'.*Return \{'loss': loss, 'losses': losses\}"):
+        trainer(tmp_path).fit(Recorder(), datamodule=dm)
 
 
 def test_a_second_fit_begins_anew(tmp_path: Path) -> None:

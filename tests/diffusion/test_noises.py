@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ddpm_data import ForwardDiffusion, ForwardProcess, GaussianProcess, UniformTimesteps, noises, processes, schedules
 from ddpm_data.diffusion.noises import Noise
+from ddpm_data.types import Stage
 from tests.conftest import uint8_images
 
 FLOW = processes.rectified_flow(1000)
@@ -22,11 +23,15 @@ ALL: dict[str, Noise] = {
 
 
 def make(
-    noise: Noise | None, images: Tensor, position: Tensor | None = None, process: GaussianProcess = FLOW
+    noise: Noise | None,
+    images: Tensor,
+    position: Tensor | None = None,
+    process: GaussianProcess = FLOW,
+    stage: Stage = "train",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``x_t``, ``t``, the noise of the target, and the noise inside ``x_t``."""
     position = torch.arange(len(images)) if position is None else position
-    x_t, t, learned = ForwardDiffusion(process, seed=5, noise=noise, compile=False)(images, position)
+    x_t, t, learned = ForwardDiffusion(process, seed=5, noise=noise, compile=False)(images, position, stage)
     a, b = (table[t].view(-1, 1, 1, 1) for table in (process.signal, process.sigma))
     x_0 = images.float() / 127.5 - 1
     return x_t, t, learned, (x_t - a * x_0) / b
@@ -117,6 +122,13 @@ def test_input_perturbation_leaves_the_target_alone() -> None:
     assert abs(float(xi.mean())) < 5.5 / xi.numel() ** 0.5
     assert float(xi.var()) == pytest.approx(1, rel=0.02)
     assert abs(float((xi * learned[has_noise]).mean())) < 5.5 / xi.numel() ** 0.5  # independent of the target
+
+
+def test_input_perturbation_leaves_evaluation_alone() -> None:
+    images = uint8_images(5, 1, 6, 6)
+    for stage in ("val", "test", "predict"):
+        perturbed, plain = make(noises.input_perturbation(0.3), images, stage=stage), make(None, images, stage=stage)
+        assert all(torch.equal(a, b) for a, b in zip(perturbed, plain, strict=True))
 
 
 def test_pyramid_has_variance_1_and_correlated_neighbours() -> None:

@@ -217,6 +217,16 @@ def test_limits_without_noise() -> None:
         weights.uniform(process, "x_0")
     with pytest.raises(ValueError, match="no noise at t=0"):
         ForwardDiffusion(process, target="score")
+    for weight in (weights.sigmoid, weights.vlb):  # they look at the step before, whose SNR is infinite
+        with pytest.raises(ValueError, match=r"infinite at t=1.*without noise"):
+            weight(process, "noise")
+
+
+def test_extreme_weights_of_steps_with_signal_and_noise_are_kept() -> None:
+    process = processes.from_log_snr(torch.linspace(70, -70, 101, dtype=torch.float64))
+    snr = torch.linspace(70, -70, 101, dtype=torch.float64).exp()
+    torch.testing.assert_close(weights.uniform(process, "x_0"), snr, rtol=1e-6, atol=0)
+    torch.testing.assert_close(weights.min_snr(process, "x_0"), snr.clamp(max=5), rtol=1e-6, atol=0)
 
 
 def test_error_ratios_by_their_formulas() -> None:
