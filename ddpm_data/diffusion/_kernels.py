@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ddpm_data.diffusion.noises import Noise
+from ddpm_data.diffusion.noises import Noise, Steps
 from ddpm_data.diffusion.timesteps import draw_word, find_steps
 from ddpm_data.latents import Latents
 from ddpm_data.rng.philox import Key, Purpose, normal_quarters, words
@@ -123,7 +123,8 @@ def make_triple(tables: Tables, batch: TripleInputs) -> tuple[Tensor, Tensor, Te
     learned: Sequence[Tensor] = noise
     if batch.noise is not None:
         shape = images.shape if channels is None else (images.shape[0], channels, numel // channels)
-        added, learned = batch.noise(noise, x_0, tables.key_words(), stage, position, shape)
+        steps = Steps(t, tables.signal, tables.sigma)
+        added, learned = batch.noise(noise, x_0, tables.key_words(), stage, position, shape, steps)
     signal, sigma = tables.signal[t][:, None], tables.sigma[t][:, None]
     x_t = [signal * x + sigma * n for x, n in zip(x_0, added, strict=True)]
     target = list(learned)

@@ -1,19 +1,20 @@
-"""Variants of the noise: offset, pyramid, input perturbation, nearest of several.
+"""Variants of the noise: offset, generalised offset, pyramid, input perturbation, nearest of several.
 
 Each function returns a setting for ``ForwardDiffusion(noise=...)``. What is random in it belongs to the example, as
 everything in the stream does: it depends on the seed and the position, never on the batch.
 
-Offset and pyramid noise are not white: their pixels are correlated. Then ``x_t`` at the last step is not N(0, I), from
-which samplers start, and DDPM's posterior and the signal-to-noise ratio hold for a single pixel but not for an image's
-mean. Methods that want the whole batch are not supported (immiscible assignment by batch, optimal-transport
-pairing): an example's noise would depend on its neighbours, and so on the batch size and the number of GPUs.
+Offset, generalised offset and pyramid noise are not white: their pixels are correlated. Then ``x_t`` at the last step
+is not N(0, I), from which samplers start, and DDPM's posterior and the signal-to-noise ratio hold for a single pixel
+but not for an image's mean. Methods that want the whole batch are not supported (immiscible assignment by batch,
+optimal-transport pairing): an example's noise would depend on its neighbours, and so on the batch size and the number
+of GPUs.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -21,10 +22,25 @@ from torch.nn import functional as F
 
 from ddpm_data._checks import check_float, check_int
 from ddpm_data._keys import name_arguments
+from ddpm_data.diffusion.process import GaussianProcess
 from ddpm_data.rng.philox import Key, Purpose, normal_quarters, normals
 from ddpm_data.types import Stage
 
 Quarters = Sequence[Tensor]  # four tensors, float32, shape (batch, quarter): the quarters of flattened images
+
+
+class Steps(NamedTuple):
+    """The steps of a batch's examples, with the tables of all steps.
+
+    Attributes:
+        t: Steps, int64, shape ``(batch,)``.
+        signal: The factor of ``x_0`` in ``x_t`` at each step, float32, shape ``(num_timesteps,)``.
+        sigma: The factor of the noise in ``x_t`` at each step, likewise.
+    """
+
+    t: Tensor
+    signal: Tensor
+    sigma: Tensor
 
 
 class Noise(Protocol):
@@ -37,7 +53,14 @@ class Noise(Protocol):
         ...
 
     def __call__(
-        self, noise: Quarters, x_0: Quarters, key: Key, stage: Stage, position: Tensor, shape: Sequence[int]
+        self,
+        noise: Quarters,
+        x_0: Quarters,
+        key: Key,
+        stage: Stage,
+        position: Tensor,
+        shape: Sequence[int],
+        steps: Steps,
     ) -> tuple[Quarters, Quarters]:
         """Return the noise that is added to the images, and the noise that the target is made of.
 
@@ -48,6 +71,7 @@ class Noise(Protocol):
             stage: The stage whose stream the positions belong to.
             position: Positions of the examples, int64, shape ``(batch,)``.
             shape: Shape of the images, ``(batch, channels, height, width)`` or ``(batch, channels, pixels)``.
+            steps: The examples' steps.
         """
         ...
 
@@ -67,6 +91,22 @@ def offset(strength: float = 0.1) -> Noise:
         strength: Standard deviation of the number, at least 0; 0.05 to 0.1 are usual.
     """
     return _Offset(_check_strength("offset", strength))
+
+
+@name_arguments
+def generalised_offset(strength: float = 0.1) -> Noise:
+    """Add :func:`offset`'s number, by a factor that rises with ``t`` (Kutsuna 2024, "Adjusted offset noise", Alg. 1).
+
+    The last step gets all of it, and the steps with little noise almost none. The factor is ``psi``, proportional to
+    ``sigma / signal**2`` and 1 at the last step. (The algorithm's sum telescopes to that.) It makes the offset part of
+    the diffusion: a sampler starts from offset noise, :func:`offset`'s at the last step. The target is made of the sum.
+
+    It is for processes that preserve the variance and have signal left at the last step. Others are refused.
+
+    Args:
+        strength: Standard deviation of the number at the last step, at least 0.
+    """
+    return _Offset(_check_strength("generalised_offset", strength), rises=True)
 
 
 @name_arguments
@@ -121,14 +161,25 @@ def nearest(candidates: int = 4) -> Noise:
 @dataclass(frozen=True)
 class _Offset:
     strength: float
+    rises: bool = False  # with t, see generalised_offset
     compiles: ClassVar[bool] = True
 
     def __call__(
-        self, noise: Quarters, x_0: Quarters, key: Key, stage: Stage, position: Tensor, shape: Sequence[int]
+        self,
+        noise: Quarters,
+        x_0: Quarters,
+        key: Key,
+        stage: Stage,
+        position: Tensor,
+        shape: Sequence[int],
+        steps: Steps,
     ) -> tuple[Quarters, Quarters]:
         """Add each channel's number."""
         channels, quarter = shape[1], noise[0].shape[1]
         numbers = self.strength * normals(key, Purpose.NOISE_OFFSET, stage, position, channels)
+        if self.rises:
+            psi = steps.sigma / steps.signal.square()
+            numbers = numbers * (psi[steps.t] / psi[-1])[:, None]
         pixels = math.prod(shape[2:])  # a symbol while this is compiled
         result = [
             values + _spread(numbers, number, quarter, pixels, position.device) for number, values in enumerate(noise)
@@ -142,7 +193,14 @@ class _InputPerturbation:
     compiles: ClassVar[bool] = True
 
     def __call__(
-        self, noise: Quarters, x_0: Quarters, key: Key, stage: Stage, position: Tensor, shape: Sequence[int]
+        self,
+        noise: Quarters,
+        x_0: Quarters,
+        key: Key,
+        stage: Stage,
+        position: Tensor,
+        shape: Sequence[int],
+        steps: Steps,
     ) -> tuple[Quarters, Quarters]:
         """Add more noise to the image than to the target."""
         more = normal_quarters(key, Purpose.NOISE_PERTURBATION, stage, position, noise[0].shape[1])
@@ -157,7 +215,14 @@ class _Pyramid:
     compiles: ClassVar[bool] = False
 
     def __call__(
-        self, noise: Quarters, x_0: Quarters, key: Key, stage: Stage, position: Tensor, shape: Sequence[int]
+        self,
+        noise: Quarters,
+        x_0: Quarters,
+        key: Key,
+        stage: Stage,
+        position: Tensor,
+        shape: Sequence[int],
+        steps: Steps,
     ) -> tuple[Quarters, Quarters]:
         """Add the coarser levels."""
         batch, channels, height, width = shape
@@ -186,7 +251,14 @@ class _Nearest:
     compiles: ClassVar[bool] = False
 
     def __call__(
-        self, noise: Quarters, x_0: Quarters, key: Key, stage: Stage, position: Tensor, shape: Sequence[int]
+        self,
+        noise: Quarters,
+        x_0: Quarters,
+        key: Key,
+        stage: Stage,
+        position: Tensor,
+        shape: Sequence[int],
+        steps: Steps,
     ) -> tuple[Quarters, Quarters]:
         """Choose the nearest draw; the first is the ordinary noise."""
         best = list(noise)
@@ -200,6 +272,25 @@ class _Nearest:
             best = [torch.where(is_nearer, new, old) for new, old in zip(other, best, strict=True)]
             least = torch.minimum(least, distance)
         return best, best
+
+
+def check_noise(process: GaussianProcess, noise: Noise | None) -> None:
+    """Refuse a variant of the noise that is not defined for a process.
+
+    Raises:
+        ValueError: It is :func:`generalised_offset`, and the process does not preserve the variance, or its last step
+            has no signal or less noise than another.
+    """
+    if not isinstance(noise, _Offset) or not noise.rises:
+        return
+    psi = process.sigma / process.signal.square()
+    if not process.is_variance_preserving or not bool(psi[-1].isfinite()) or bool((psi > psi[-1]).any()):
+        raise ValueError(
+            f"generalised_offset: its factor is sigma / signal**2, relative to the last step, where this process has "
+            f"signal {float(process.signal[-1]):.3g} and sigma {float(process.sigma[-1]):.3g}. It is defined for "
+            "processes that preserve the variance, with noise that rises and some signal at the last step. Change "
+            "`noise`, or `schedule` (zero_terminal_snr leaves no signal)."
+        )
 
 
 def _check_strength(name: str, strength: float) -> float:

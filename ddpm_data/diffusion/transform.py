@@ -13,7 +13,7 @@ from ddpm_data._keys import name_arguments
 from ddpm_data.diffusion import _kernels
 from ddpm_data.diffusion._compiler import Compiler
 from ddpm_data.diffusion.augment import Augment, KeyedAugment
-from ddpm_data.diffusion.noises import Noise
+from ddpm_data.diffusion.noises import Noise, check_noise
 from ddpm_data.diffusion.objective import Objective
 from ddpm_data.diffusion.process import GaussianProcess
 from ddpm_data.diffusion.targets import Target
@@ -70,7 +70,7 @@ class ForwardDiffusion(nn.Module):
 
     Raises:
         TypeError: An argument has the wrong type.
-        ValueError: ``seed`` or ``flip`` is out of range, or the process has no such target, weight or density.
+        ValueError: ``seed`` or ``flip`` is out of range, or the process has no such target, weight, density or noise.
     """
 
     _key_words: Tensor
@@ -101,6 +101,7 @@ class ForwardDiffusion(nn.Module):
                 f"ForwardDiffusion: noise is a {type(noise).__name__}, but one of ddpm_data.noises is needed, such as "
                 "noises.offset(0.1), or null. Change `noise`."
             )
+        check_noise(process, noise)
         is_draw = timesteps is None or isinstance(timesteps, DensityTimesteps) or callable(timesteps)
         if isinstance(timesteps, type) or not is_draw:
             raise TypeError(

@@ -80,6 +80,7 @@ def test_every_objective_compiles_into_one_pass(shape: tuple[int, ...], compilat
     images, position = batch(*shape)
     options: list[dict[str, Any]] = [
         {"target": "velocity", "noise": noises.offset(0.5), "timesteps": DensityTimesteps(densities.logit_normal)},
+        {"target": "velocity", "noise": noises.generalised_offset(0.5)},
         {
             "target": "edm",
             "noise": noises.input_perturbation(0.5),

@@ -6,37 +6,42 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddpm_data import ForwardDiffusion, noises, processes
+from ddpm_data import ForwardDiffusion, ForwardProcess, GaussianProcess, UniformTimesteps, noises, processes, schedules
 from ddpm_data.diffusion.noises import Noise
 from tests.conftest import uint8_images
 
 FLOW = processes.rectified_flow(1000)
+CHAIN = ForwardProcess(schedules.linear())
 ALL: dict[str, Noise] = {
     "offset": noises.offset(0.3),
+    "generalised offset": noises.generalised_offset(30.0),
     "input perturbation": noises.input_perturbation(0.3),
     "pyramid": noises.pyramid(0.5),
     "nearest": noises.nearest(3),
 }
 
 
-def make(noise: Noise | None, images: Tensor, position: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def make(
+    noise: Noise | None, images: Tensor, position: Tensor | None = None, process: GaussianProcess = FLOW
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``x_t``, ``t``, the noise of the target, and the noise inside ``x_t``."""
     position = torch.arange(len(images)) if position is None else position
-    x_t, t, learned = ForwardDiffusion(FLOW, seed=5, noise=noise, compile=False)(images, position)
-    s = FLOW.sigma[t].view(-1, 1, 1, 1)
+    x_t, t, learned = ForwardDiffusion(process, seed=5, noise=noise, compile=False)(images, position)
+    a, b = (table[t].view(-1, 1, 1, 1) for table in (process.signal, process.sigma))
     x_0 = images.float() / 127.5 - 1
-    return x_t, t, learned, (x_t - (1 - s) * x_0) / s
+    return x_t, t, learned, (x_t - a * x_0) / b
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_noise_belongs_to_the_example(name: str) -> None:
     images = uint8_images(9, 3, 7, 5)
-    together = make(ALL[name], images)
+    process = CHAIN if name == "generalised offset" else FLOW
     position = torch.arange(9)
+    together = make(ALL[name], images, position, process)
     for row in range(9):
-        alone = make(ALL[name], images[[row]], position[[row]])
+        alone = make(ALL[name], images[[row]], position[[row]], process)
         assert all(torch.equal(a, b[[row]]) for a, b in zip(alone[:3], together[:3], strict=True))
-    _, t, plain, _ = make(None, images)
+    _, t, plain, _ = make(None, images, position, process)
     assert torch.equal(t, together[1])
     assert not torch.equal(plain, together[2]) or name == "input perturbation"
 
@@ -59,6 +64,47 @@ def test_offsets_variance_is_fields() -> None:
     learned = make(noises.offset(0.5), images)[2]
     assert float(learned.var()) == pytest.approx(1.25, rel=0.05)
     assert float(learned.mean((1, 2, 3)).var()) == pytest.approx(1 / 64 + 0.25, rel=0.15)
+
+
+def test_generalised_offsets_factor_is_that_of_the_algorithm() -> None:
+    """psi at three steps of Stable Diffusion's schedule; and Kutsuna 2024, Alg. 1, step by step."""
+    betas = schedules.scaled_linear(1000, 0.00085, 0.012)
+    bars = (1 - betas).cumprod(0)
+    before = torch.cat([torch.ones(1, dtype=torch.float64), bars[:-1]])
+    total, totals = torch.ones((), dtype=torch.float64), [torch.ones((), dtype=torch.float64)]
+    for t in range(1, 1000):
+        c = betas[t] * before[t].sqrt() / ((1 - betas[t]) * (1 - before[t]))
+        total = total + c * total / before[t].sqrt()
+        totals.append(total)
+    psi = torch.stack(totals) / (1 - bars).sqrt()
+    psi = psi / psi[-1]
+    images, position = uint8_images(500, 2, 6, 6), torch.arange(500)
+
+    def learn(noise: Noise | None) -> tuple[Tensor, Tensor]:
+        timesteps = UniformTimesteps(low_discrepancy=True)
+        transform = ForwardDiffusion(ForwardProcess(betas), 5, timesteps, compile=False, noise=noise)
+        _, t, learned = transform(images, position)
+        return t, learned
+
+    t, plain = learn(None)
+    whole, part = (learn(noise)[1] - plain for noise in (noises.offset(1e4), noises.generalised_offset(1e4)))
+    torch.testing.assert_close(part / whole, psi[t].float().view(-1, 1, 1, 1).expand_as(part), rtol=1e-3, atol=1e-7)
+    assert psi[[0, 250, 999]].tolist() == pytest.approx([1.363e-4, 3.959e-3, 1], rel=3e-4)
+
+
+@pytest.mark.parametrize(
+    "process",
+    [
+        FLOW,
+        processes.edm(100),
+        ForwardProcess(schedules.zero_terminal_snr(schedules.linear(100))),
+        processes.from_log_snr(torch.tensor([5.0, -3.0, -200.0], dtype=torch.float64)),
+    ],
+    ids=["flow", "variance exploding", "no signal", "signal of 0 in float32"],
+)
+def test_generalised_offset_is_refused_where_it_is_not_defined(process: GaussianProcess) -> None:
+    with pytest.raises(ValueError, match=r"generalised_offset: .* Change `noise`, or `schedule`"):
+        ForwardDiffusion(process, noise=noises.generalised_offset())
 
 
 def test_input_perturbation_leaves_the_target_alone() -> None:
@@ -101,6 +147,7 @@ def test_settings_of_different_kinds_are_never_equal() -> None:
     """They are keys of what was compiled."""
     assert noises.offset(0.1) == noises.offset(0.1) != noises.offset(0.2)
     assert noises.offset(0.1) != noises.input_perturbation(0.1)
+    assert noises.offset(0.1) != noises.generalised_offset(0.1)
     assert noises.gaussian() is None
 
 
@@ -108,6 +155,7 @@ def test_settings_of_different_kinds_are_never_equal() -> None:
     ("make_noise", "message"),
     [
         (lambda: noises.offset(-0.1), "`strength`"),
+        (lambda: noises.generalised_offset(-0.1), "`strength`"),
         (lambda: noises.input_perturbation("much"), "`strength`"),  # type: ignore[arg-type]
         (lambda: noises.pyramid(discount=1.0), "`discount`"),
         (lambda: noises.pyramid(ratio=1.0), "`ratio`"),
