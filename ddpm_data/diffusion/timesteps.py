@@ -102,7 +102,8 @@ def draw_word(position: Tensor, key: Key, stage: Stage, low_discrepancy: bool, s
 
     With low discrepancy, any ``2**k`` consecutive positions have one word in each of ``2**k`` equal parts of the range:
     an Owen-scrambled van der Corput sequence (Owen 1995, "Randomly permuted (t,m,s)-nets and (t,s)-sequences"). So has
-    the part of a batch that one process gets, since it is consecutive.
+    the part of a batch that one process gets, since it is consecutive. A run across a multiple of ``2**32`` is an
+    exception: the sequence begins anew there, with another scrambling, so only its two parts are even.
 
     Args:
         position: Positions in the stage's stream, int64, shape ``(batch,)``.

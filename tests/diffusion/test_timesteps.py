@@ -98,6 +98,25 @@ def test_every_2_32_positions_every_seed_and_stage_are_scrambled_on_their_own() 
     assert len(drawn) == 27
 
 
+def test_a_run_across_a_multiple_of_2_32_is_even_on_either_side() -> None:
+    """Each side of 2**k positions has one word in each part; the run as a whole has at most two."""
+    for edge in (2**32, 2**53, 5 * 2**32):
+        for bits in (3, 6, 10):
+            words = draw_word(torch.arange(edge - 2**bits, edge + 2**bits), KEY, "train", True)
+            for side in words.chunk(2):
+                assert sorted((side >> (32 - bits)).tolist()) == list(range(2**bits))
+            assert not torch.equal(words[: 2**bits], words[2**bits :])
+
+
+def test_the_fewest_and_the_most_steps_are_drawn_evenly() -> None:
+    position = torch.arange(2**12) + 2**53 - 2**11
+    for steps in (1, 2, 2**16, 2**31):
+        t = UniformTimesteps(low_discrepancy=True)(position, steps, KEY, "val")
+        for side in t.chunk(2):
+            parts = min(steps, 2**11)
+            assert torch.bincount(side * parts // steps, minlength=parts).tolist() == [2**11 // parts] * parts
+
+
 def test_bits_are_reversed() -> None:
     words = torch.tensor([0, 1, 2**31, 0xFFFF0000, 0x12345678])
     assert reverse_bits(words).tolist() == [int(f"{word:032b}"[::-1], 2) for word in words.tolist()]

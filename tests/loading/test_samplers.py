@@ -9,6 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddpm_data._distributed import World
+from ddpm_data.diffusion.timesteps import draw_word
 from ddpm_data.images.processor import ImageProcessor
 from ddpm_data.loading.loader import make_loader
 from ddpm_data.loading.map_style import MapStyleBatches, MapStyleImages
@@ -31,6 +32,18 @@ def epoch(length: int, batch: int, world: int, drop_last: bool, number: int = 0)
         ranks.append(list(sampler))
         assert len(ranks[-1]) == len(sampler)
     return ranks
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
+def test_each_ranks_batch_has_one_t_in_each_part_of_the_range(world: int) -> None:
+    """Low discrepancy holds on every rank, in training and evaluation, if the batch size is a power of two."""
+    batch, batches = 16, 3
+    evaluation = [list(EvalSampler(world * batch * batches, batch, world, rank)) for rank in range(world)]
+    for ranks in (epoch(world * batch * batches + 5, batch, world, drop_last=True, number=2), evaluation):
+        assert [len(requests) for requests in ranks] == [batches] * world
+        for request in (request for requests in ranks for request in requests):
+            words = draw_word(torch.tensor(list(request.positions)), KEY, "val", low_discrepancy=True)
+            assert sorted((words >> 28).tolist()) == list(range(batch))
 
 
 def flat(ranks: list[list[BatchRequest]]) -> list[tuple[int, int]]:
