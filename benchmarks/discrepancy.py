@@ -42,7 +42,8 @@ def main() -> None:
     rows: list[harness.Row] = []
     for size in BATCH_SIZES:
         deviations = {name: measure(size, *draw, seeds, batches) for name, draw in DRAWS.items()}
-        row: harness.Row = {"batch": str(size)} | {name: f"{value:.1e}" for name, value in deviations.items()}
+        row: harness.Row = {"batch": str(size)}
+        row.update({name: f"{value:.1e}" for name, value in deviations.items()})
         rows.append(row | {"Weyl / Owen": deviations["Weyl"] / deviations["Owen"]})
     harness.print_report("discrepancy", rows, args.output_dir)
 
