@@ -95,7 +95,7 @@ def offset(strength: float = 0.1) -> Noise:
 
 @name_arguments
 def generalised_offset(strength: float = 0.1) -> Noise:
-    """Add :func:`offset`'s number, by a factor that rises with ``t`` (Kutsuna 2024, "Adjusted offset noise", Alg. 1).
+    """Add :func:`offset`'s number, by a factor that rises with ``t`` (Kutsuna 2024, arXiv 2412.03134, Alg. 1).
 
     The last step gets all of it, and the steps with little noise almost none. The factor is ``psi``, proportional to
     ``sigma / signal**2`` and 1 at the last step. (The algorithm's sum telescopes to that.) It makes the offset part of
