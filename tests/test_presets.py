@@ -11,8 +11,9 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch.utils.data import TensorDataset
 
-from ddpm_data import DDPMDataModule, DensityTimesteps, ForwardProcess, TargetTriple, Triple, processes
-from ddpm_data.diffusion.targets import error_ratio
+from ddpm_data import DDPMDataModule, ForwardProcess, TargetTriple, Triple, processes
+from ddpm_data.diffusion.objective import view_on_log_snr
+from ddpm_data.diffusion.timesteps import find_probabilities
 from ddpm_data.diffusion.transform import ForwardDiffusion
 from tests.conftest import uint8_images
 from tests.test_configs import composed, names
@@ -30,21 +31,15 @@ def build(*overrides: str) -> ForwardDiffusion:
 
 
 def probabilities(transform: ForwardDiffusion) -> torch.Tensor:
-    if isinstance(transform.timesteps, DensityTimesteps):
-        return transform.timesteps.probabilities(transform.process)
-    return torch.full((transform.process.num_timesteps,), 1 / transform.process.num_timesteps, dtype=torch.float64)
+    return find_probabilities(transform.timesteps, transform.process)
 
 
 def effective_weight(transform: ForwardDiffusion, at: list[float]) -> list[float]:
     """The weight on x_0's error per unit of log SNR, 1 at 0."""
-    process = transform.process
-    log_snr = process.exact.log_snr
-    on_x_0 = transform.objective.weight.double() * error_ratio(process, transform.objective.target)
-    inner = slice(1, -1)
-    per_unit = (probabilities(transform) * on_x_0)[inner] / ((log_snr[:-2] - log_snr[2:]) / 2)
-    grid, values = log_snr[inner].flip(0).numpy(), per_unit.log().flip(0).numpy()
-    curve = np.interp([*at, 0.0], grid, values)
-    return [float(value) for value in np.exp(curve[:-1] - curve[-1])]
+    view = view_on_log_snr(transform.process, transform.objective, probabilities(transform))
+    curve = np.interp([*at, 0.0], view.log_snr.flip(0).numpy(), view.weight.log().flip(0).numpy())
+    assert curve[-1] == pytest.approx(0, abs=1e-3)
+    return [float(value) for value in np.exp(curve[:-1])]
 
 
 def test_the_list_is_complete() -> None:

@@ -95,6 +95,8 @@ def _add_check_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_report_options(parser: argparse.ArgumentParser) -> None:
+    text = "config of a scheduler of diffusers (scheduler_config.json) to show beside; may be repeated"
+    parser.add_argument("--diffusers", type=Path, action="append", default=[], metavar="FILE", help=text)
     add_output_option(parser, OUTPUTS / "report", "outputs/report")
     add_config_options(parser)
 
@@ -131,12 +133,13 @@ check.json has all results, and check.png shows some images as the model will
 see them. An iterable dataset is read from its beginning, in one process.
 The exit status is 1 if anything is bad.""",
     "report": """\
-Show on one page what a noise schedule does: ddpm-data report schedule=cosine
+Show on one page what a training objective does: ddpm-data report preset=sd3
 
-report.png shows beta, the signal that is left, the signal-to-noise ratio, how
-often each step is drawn, its weight in the loss, and images of your dataset at
-several steps. The printed table has the numbers. To compare schedules in one
-picture, separate the values of any key by commas: schedule=linear,cosine""",
+report.png shows signal and noise at each step, how often it is drawn, its
+weight in the loss, the same over the signal-to-noise ratio, where objectives
+compare, and images of your dataset at several steps. The printed table has the
+numbers. To compare objectives in one picture, separate the values of any key
+by commas: preset=sd3,flux,edm or schedule=linear,cosine""",
     "verify": """\
 Check that one process and several see the same stream with your configuration.
 

@@ -1,13 +1,13 @@
 """The training objective as rows of a table: what the network predicts, and how its error is weighed, at each step."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ddpm_data.diffusion.process import GaussianProcess, combine, gather, keep_dtypes
-from ddpm_data.diffusion.targets import Solution, Target, make_table, solve
+from ddpm_data.diffusion.targets import Solution, Target, error_ratio, make_table, solve
 from ddpm_data.diffusion.weights import Weight
 
 _LARGEST_NORMAL = 6.8  # sqrt(-2 ln 2**-33): uniform numbers of 32 bits give no larger one
@@ -166,6 +166,46 @@ class Objective(nn.Module):
         """Move the buffers with a parent module to another device, but keep their dtype."""
         super()._apply(keep_dtypes(fn), recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         return self
+
+
+class LogSnrView(NamedTuple):
+    """An objective on the axis that all objectives share: the log of the signal-to-noise ratio.
+
+    The first and the last step are left out. All are float64, shape ``(num_timesteps - 2,)``.
+
+    Attributes:
+        log_snr: ``ln(signal**2 / sigma**2)``, falling.
+        density: How often a unit of it is trained on: the probability of a step, over the part of the axis that is its.
+        weight: The factor of the squared error of ``x_0`` in the expected loss, per unit; 1 at a log SNR of 0, so that
+            objectives of any scale compare. NaN where the steps do not reach 0.
+    """
+
+    log_snr: Tensor
+    density: Tensor
+    weight: Tensor
+
+
+def view_on_log_snr(process: GaussianProcess, objective: Objective, probabilities: Tensor) -> LogSnrView:
+    """Show an objective on the axis of log SNR, where two that look different may turn out to be the same.
+
+    (Kingma & Gao 2023, "Understanding diffusion objectives as the ELBO with simple data augmentation", Eq. 10.)
+
+    Args:
+        process: The forward process.
+        objective: Its target and weight.
+        probabilities: The probability of each step, float64, shape ``(num_timesteps,)``.
+    """
+    log_snr, inner = process.exact.log_snr, slice(1, -1)
+    density = probabilities[inner] / ((log_snr[:-2] - log_snr[2:]) / 2)
+    on_x_0 = objective.weight.cpu().double() * error_ratio(process, objective.target)
+    weight = density * on_x_0[inner]
+    log_snr = log_snr[inner]
+    after = int((log_snr > 0).sum())  # the first step at or below 0
+    if not 0 < after < len(log_snr):
+        return LogSnrView(log_snr, density, torch.full_like(weight, torch.nan))
+    share = log_snr[after - 1] / (log_snr[after - 1] - log_snr[after])
+    at_0 = torch.lerp(weight[after - 1].log(), weight[after].log(), share).exp()
+    return LogSnrView(log_snr, density, weight / at_0)
 
 
 def _compute_weight(process: GaussianProcess, target: Target, weight: Any) -> Tensor:  # noqa: ANN401  # the user's

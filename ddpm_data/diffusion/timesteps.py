@@ -9,13 +9,14 @@ from torch import Tensor
 from ddpm_data._keys import name_arguments
 from ddpm_data.diffusion.densities import Density, check_density, compute_thresholds
 from ddpm_data.diffusion.process import GaussianProcess
-from ddpm_data.rng.philox import MASK, Key, Purpose, words
+from ddpm_data.rng.philox import MASK, Key, Purpose, key_from, words
 from ddpm_data.types import Stage
 
 # The step of the Weyl sequence, as a fraction of 2**32. Not the golden ratio: its multiples by 8, 24, 48 and 72 lie so
 # close to whole numbers that at such world sizes each rank's steps would bunch up. tests/diffusion/test_timesteps.py
 # tries those strides.
 WEYL_STEP = 0x9D22D7FD
+_COUNTED = 2**20  # draws of a custom function, to find its density
 
 
 class UniformTimesteps:
@@ -160,6 +161,25 @@ def find_steps(thresholds: Tensor, word: Tensor) -> Tensor:
         higher = steps + (1 << bit)
         steps = torch.where(thresholds[(higher - 1).clamp(max=last)] <= word, higher, steps)
     return steps
+
+
+def find_probabilities(timesteps: "Timesteps", process: GaussianProcess) -> Tensor:
+    """Return the probability of each step, of a custom draw by its share of a million draws.
+
+    Args:
+        timesteps: How ``t`` is drawn.
+        process: The forward process.
+
+    Returns:
+        float64, shape ``(num_timesteps,)``.
+    """
+    steps = process.num_timesteps
+    if isinstance(timesteps, DensityTimesteps):
+        return timesteps.probabilities(process)
+    if isinstance(timesteps, UniformTimesteps):
+        return torch.full((steps,), 1 / steps, dtype=torch.float64)
+    t = timesteps(torch.arange(_COUNTED), steps, key_from(0), "train")
+    return torch.bincount(t, minlength=steps).double() / len(t)
 
 
 def _check_bool(call: str, name: str, value: object) -> bool:

@@ -146,14 +146,18 @@ def noise_images(process: GaussianProcess, images: Tensor, steps: Sequence[int])
         steps: Zero-based steps.
 
     Returns:
-        Noised images on the CPU, float32, shape ``(rows * len(steps), channels, height, width)``, row by row.
+        Noised images on the CPU, float32, shape ``(rows * len(steps), channels, height, width)``, row by row. Those of
+        a process that explodes are divided by their standard deviation.
     """
     rows, device = len(images), process.signal.device
     x_0 = scale_images(images.to(device))
     position = torch.arange(rows, device=device)
     noise = normals(key_from(0), Purpose.NOISE, "predict", position, x_0[0].numel()).view(x_0.shape)
     times = (torch.full((rows,), step, device=device) for step in steps)
-    return torch.stack([process.q_sample(x_0, t, noise).cpu() for t in times], dim=1).flatten(0, 1)
+    # Of an image of variance 1, x_t has this deviation: without it, processes that explode would be black and white.
+    deviation = (process.signal.square() + process.sigma.square()).sqrt().clamp(min=1)
+    noised = [process.q_sample(x_0, t, noise) / deviation[t].view(-1, 1, 1, 1) for t in times]
+    return torch.stack([images.cpu() for images in noised], dim=1).flatten(0, 1)
 
 
 def _decibels(process: GaussianProcess, t: Tensor) -> Tensor:

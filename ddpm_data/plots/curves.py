@@ -1,7 +1,7 @@
 """Pictures of curves: schedules, the runs of a sweep, and losses by timestep."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from math import isfinite
+from math import isfinite, log
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ddpm_data.diffusion.linear_denoiser import LinearBaseline
+from ddpm_data.diffusion.objective import Objective, view_on_log_snr
 from ddpm_data.diffusion.process import ForwardProcess, GaussianProcess
 from ddpm_data.diffusion.timestep_bins import BinLoss, TimestepBins
-from ddpm_data.diffusion.timesteps import DensityTimesteps, Timesteps, UniformTimesteps
+from ddpm_data.diffusion.timesteps import Timesteps, UniformTimesteps, find_probabilities
 from ddpm_data.plots._axes import (
     COLOURS,
     DPI,
@@ -24,14 +25,13 @@ from ddpm_data.plots._axes import (
     set_log_scale,
 )
 from ddpm_data.plots._tiles import Tiles, choose_steps, join_tiles, noise_images, show_tiles, title_steps
-from ddpm_data.rng.philox import key_from
 
-_DRAWS = 2**20  # draws of t, to count its density
-_BARS = 40  # bins for these draws: uniform draws are within 2% of the mean in each (3 sigma)
+_BARS = 40  # bins of the density of t
 _COLOURED = 2 * len(COLOURS)  # curves that can still be told apart
 _OTHERS = {"color": "#BBBBBB", "linewidth": 1, "zorder": 1}
 _STRIP_SIDE = 184  # pixels of an image: ten of them are as wide as the page
 _LINEAR: dict[str, Any] = {"color": COLOURS[1], "linewidth": 2, "linestyle": "--"}  # the best linear denoiser
+_SHOWN_WEIGHTS = 1e4  # weights of x_0's error that differ more from that at 0 dB are left out
 _EARLIER = 20  # earlier validations drawn beside the last one, spread over the training
 
 
@@ -69,8 +69,11 @@ def schedule_sheet(
     timesteps: Timesteps | Mapping[str, Timesteps] | None = None,
     images: Tensor | None = None,
     columns: int = 10,
+    objectives: Mapping[str, Objective] | None = None,
 ) -> None:
-    """Draw the curves of one or more schedules, and images noised by each.
+    """Draw the curves of one or more training objectives, and images noised by each.
+
+    The last row of curves is over the signal-to-noise ratio, the axis that all objectives share.
 
     Args:
         processes: Forward processes by name, at least one. Their numbers of steps may differ.
@@ -79,7 +82,9 @@ def schedule_sheet(
             a million draws.
         images: Images to noise, one per row: uint8, shape ``(rows, channels, height, width)``. ``None`` shows none.
         columns: Steps per row of images, spread evenly from the first to the last.
+        objectives: The target and weight of each, by name. ``None`` is the noise, with equal weights.
     """
+    objectives = objectives or {name: Objective(process) for name, process in processes.items()}
     if not isinstance(timesteps, Mapping):
         timesteps = dict.fromkeys(processes, timesteps or UniformTimesteps())
     lengths = {process.num_timesteps for process in processes.values()}
@@ -88,12 +93,13 @@ def schedule_sheet(
         {} if images is None else {name: _noise_strip(process, images, columns) for name, process in processes.items()}
     )
     shapes = [tiles.pixels.shape for tiles, _ in strips.values()]
-    heights = [0.3 + 0.25 * -(-len(processes) // 4), 6.6] + [12.9 * rows / width + 0.8 for rows, width, _ in shapes]
+    heights = [0.3 + 0.25 * -(-len(processes) // 4), 9.9] + [12.9 * rows / width + 0.8 for rows, width, _ in shapes]
     figure = Figure(figsize=(13, sum(heights)), layout="constrained")
     areas = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     legend_area, curve_area, *strip_areas = areas
     draw_legend(legend_area, {name: curve_style(number) for number, name in enumerate(processes)}, columns=4)
-    for axes, panel in zip(curve_area.subplots(2, 3).flat, _schedule_panels(processes, timesteps), strict=True):
+    panels = _objective_panels(processes, timesteps, objectives)
+    for axes, panel in zip(curve_area.subplots(3, 3).flat, panels, strict=True):
         _draw_panel(axes, panel, list(processes), num_timesteps)
     for number, (area, name) in enumerate(zip(strip_areas, strips, strict=True)):
         area.suptitle(name, x=0.01, ha="left", color=curve_style(number)["color"], weight="bold", fontsize=11)
@@ -136,42 +142,60 @@ def density(timesteps: Timesteps, process: GaussianProcess) -> Curve:
     """
     steps = process.num_timesteps
     bins = TimestepBins(steps, _BARS)
-    if isinstance(timesteps, DensityTimesteps):
-        shares = timesteps.probabilities(process)
-        share = torch.bincount(bins.find_bin(torch.arange(steps)), weights=shares, minlength=bins.count)
-    else:
-        t = timesteps(torch.arange(_DRAWS), steps, key_from(0), "train")
-        share = torch.bincount(bins.find_bin(t), minlength=bins.count) / len(t)
+    shares = find_probabilities(timesteps, process)
+    share = torch.bincount(bins.find_bin(torch.arange(steps)), weights=shares, minlength=bins.count)
     width = torch.tensor(bins.last) + 1 - torch.tensor(bins.first)
     middle = (torch.tensor(bins.first) + torch.tensor(bins.last)) / 2
-    return Curve(middle / steps, share * steps / width)
+    return Curve(middle / steps, (share * steps / width).float())
 
 
-def _schedule_panels(processes: Mapping[str, GaussianProcess], timesteps: Mapping[str, Timesteps]) -> Iterator[Panel]:
+def _objective_panels(
+    processes: Mapping[str, GaussianProcess], timesteps: Mapping[str, Timesteps], objectives: Mapping[str, Objective]
+) -> Iterator[Panel]:
     def curves_of(quantity: str) -> dict[str, Curve]:
         return {name: _schedule_curve(process, quantity) for name, process in processes.items()}
 
     yield Panel("beta, variance added per step", curves_of("beta"), is_log=True)
-    yield Panel("alphas_cumprod, signal variance left", curves_of("signal"))
-    yield Panel("signal-to-noise ratio, dB", curves_of("decibels"))
+    yield Panel("signal², factor of the image's variance", curves_of("signal"))
+    yield Panel("sigma², variance of the noise", curves_of("sigma"), is_log=True)
     densities = {name: density(timesteps[name], process) for name, process in processes.items()}
     yield Panel("density of t in training, uniform = 1", densities)
-    yield Panel("noise error's weight, min-SNR-5 (Hang 2023)", curves_of("min_snr"))
-    yield Panel("noise error's weight, VLB (DDPM, Eq. 12)", curves_of("vlb"), is_log=True)
+    weights = {name: Curve(_place(processes[name]), one.weight) for name, one in objectives.items()}
+    values = torch.cat([curve.values[curve.values > 0].cpu() for curve in weights.values()])
+    is_wide = len(values) > 0 and bool(values.max() > 10 * values.min())
+    yield Panel("loss weight of the target's squared error", weights, is_log=is_wide)
+    yield Panel("signal-to-noise ratio, dB", curves_of("decibels"))
+    views = {
+        name: view_on_log_snr(process, objectives[name], find_probabilities(timesteps[name], process))
+        for name, process in processes.items()
+    }
+    decibels = 10 / log(10)  # of a unit of log SNR
+    shares, on_x_0, sums = {}, {}, {}
+    for name, view in views.items():
+        x = view.log_snr * decibels
+        shares[name] = Curve(x, 1000 / decibels * view.density)
+        shown = (view.weight >= 1 / _SHOWN_WEIGHTS) & (view.weight <= _SHOWN_WEIGHTS)
+        on_x_0[name] = Curve(x, view.weight.where(shown, torch.nan))
+        sums[name] = Curve(x, 100 * (1 - find_probabilities(timesteps[name], processes[name]).cumsum(0)[1:-1]))
+    yield Panel("training per 10 dB, %", shares, over_snr=True)
+    yield Panel("weight of x_0's squared error per dB, 0 dB = 1", on_x_0, is_log=True, over_snr=True)
+    yield Panel("training with more noise than this, %", sums, over_snr=True)
+
+
+def _place(process: GaussianProcess) -> Tensor:
+    return torch.arange(process.num_timesteps, device=process.signal.device) / process.num_timesteps
 
 
 def _schedule_curve(process: GaussianProcess, quantity: str) -> Curve:
-    steps = torch.arange(process.num_timesteps, device=process.signal.device)
-    snr = process.snr(steps)
+    snr = process.snr(torch.arange(process.num_timesteps, device=process.signal.device))
     beta = process.betas if isinstance(process, ForwardProcess) else torch.full_like(snr, torch.nan)  # only chains do
     values = {
         "beta": beta,
         "signal": process.signal.square(),
+        "sigma": process.sigma.square(),
         "decibels": 10 * snr.log10(),
-        "min_snr": (5 / snr).clamp(max=1),  # min(SNR, 5) / SNR: Hang et al. 2023, "Efficient diffusion training"
-        "vlb": beta / (2 * (1 - beta) * process.sigma.square()),  # with sigma^2 = beta
     }[quantity]
-    return Curve(steps / process.num_timesteps, values)
+    return Curve(_place(process), values)
 
 
 def _noise_strip(process: GaussianProcess, images: Tensor, columns: int) -> tuple[Tiles, list[str]]:
