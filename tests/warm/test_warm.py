@@ -10,7 +10,10 @@ import pytest
 
 from tests import warm
 
-pytestmark = pytest.mark.skipif(warm.python() == sys.executable, reason="no server on this system, or COLD_PYTHON")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(warm.python() == sys.executable, reason="no server on this system, or COLD_PYTHON"),
+]
 STATE = """
 import json, os, sys
 import ddpm_data
@@ -20,8 +23,8 @@ print(ddpm_data.__file__, file=sys.stderr)
 
 SLEEPER = """
 import os, time
-print(os.getpid(), flush=True)
 try:
+    print(os.getpid(), flush=True)  # here, or the signal could come before the block
     time.sleep(600)
 except KeyboardInterrupt:
     print("stopped", flush=True)
