@@ -58,6 +58,7 @@ def test_every_preset_makes_batches(name: str) -> None:
     assert float(weight.max()) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "first", "middle", "last"),
     [  # FIELD, section F: abar at 0, T / 2 - 1, T - 1
@@ -177,6 +178,7 @@ def test_nothing_of_a_preset_stays_in_a_group_that_is_chosen_beside_it(name: str
 LATENTS = ["dataset=latents", "dataset.path=none.safetensors"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "scale", "shift"),
     [
@@ -197,6 +199,7 @@ def test_a_preset_scales_latents(name: str, scale: float, shift: float) -> None:
     assert build(f"preset={name}").latents is None
 
 
+@pytest.mark.slow
 def test_edm2s_latents_have_its_standard_deviation() -> None:
     latents = build("preset=edm2_512", *LATENTS).latents
     assert latents is not None
