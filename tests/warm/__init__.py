@@ -40,7 +40,9 @@ def start() -> None:
         kept = [listener.fileno()]
         # Pipes, or Python's streams would try to seek in what takes their place. The server ends when its input ends.
         pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-        server = subprocess.Popen(command, cwd=_HERE.parent.parent, pass_fds=kept, **pipes)
+        # PYTHONPATH is each command's own. Without it, all of the path after the folder is what the environment has.
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        server = subprocess.Popen(command, cwd=_HERE.parent.parent, env=environment, pass_fds=kept, **pipes)
     assert server.stdin is not None
     atexit.register(shutil.rmtree, folder)
     atexit.register(server.wait)

@@ -150,6 +150,5 @@ def run(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    ADDED = {os.getcwd(), *os.environ.get("PYTHONPATH", "").split(os.pathsep)}
-    OWN_PATH = [entry for entry in sys.path if entry not in ADDED]
+    OWN_PATH = sys.path[1:]  # the first is this folder, which an environment may have, too (pip install -e)
     run(become(serve(socket.socket(fileno=int(sys.argv[2]))), sys.argv[1], OWN_PATH))

@@ -52,6 +52,22 @@ def test_a_process_has_what_it_was_given(way: str, tmp_path: Path) -> None:
     assert answers[0][0] == 0
 
 
+@pytest.mark.parametrize("pythonpath", [None, str(Path(__file__).parents[2]), os.pathsep.join(["one", "/other"])])
+@pytest.mark.parametrize("way", ["script", "-m", "-c"])
+def test_it_looks_for_modules_where_python_does(way: str, pythonpath: str | None, tmp_path: Path) -> None:
+    """Above all in the folder that ``pip install -e`` names, which is also the server's own folder."""
+    code = "import sys; print(*dict.fromkeys(sys.path), sep=chr(10))"
+    (tmp_path / "mine.py").write_text(code)
+    arguments = {"script": ["mine.py"], "-m": ["-m", "mine"], "-c": ["-c", code]}[way]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"PYTHONPATH": pythonpath} if pythonpath else {}
+    found, expected = (
+        subprocess.run([executable, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        for executable in (warm.python(), sys.executable)
+    )
+    assert found.stdout.splitlines() == expected.stdout.splitlines() != []
+
+
 def test_no_two_draw_the_same() -> None:
     code = "import random, numpy, torch; print(random.random(), numpy.random.rand(), torch.rand(1).item())"
     drawn = [run("-c", code).stdout.split() for _ in range(2)]
