@@ -188,8 +188,10 @@ def test_the_built_pages_hold_no_markup_that_was_not_rendered(site: Path) -> Non
     for path in site.rglob("index.html"):
         article = path.read_text().partition("<article")[2].partition("</article")[0]
         prose = re.sub(r"<(pre|code|script|style)\b.*?</\1>", "", article, flags=re.DOTALL)
-        for wrong in ("<autoref", "``", ":class:", ":func:", "|---", "README.md:", "--8<--", "]("):
+        for wrong in ("<autoref", "``", ":class:", ":func:", ":attr:", "|---", "README.md:", "--8<--", "]("):
             assert wrong not in prose, f"{path}: {wrong}"
+        for returns in re.findall(r">Returns:</span>.*?</ul>", prose, re.DOTALL):
+            assert returns.count("<li") == 1, f"{path}: a sentence was cut in two: {returns}"
 
 
 @pytest.mark.slow
@@ -214,6 +216,17 @@ def test_formulas_are_typeset(site: Path) -> None:
         assert "<math " in page
         assert "arithmatex" not in page
         assert not re.search(r"<p>[^<]*\$\$", page)
+
+
+@pytest.mark.slow
+def test_code_is_broken_between_words(site: Path) -> None:
+    presets = (site / "objectives" / "index.html").read_text()
+    assert "<code>denoising_<wbr>diffusion_<wbr>pytorch</code>" in presets
+    check = (site / "how-to" / "check" / "index.html").read_text()
+    assert '<span class="option">--steps</span>' in check
+    assert not re.search(r"(?<=[\s>])--[a-z]", check.replace('"option">--', ""))
+    notation = (site / "notation" / "index.html").read_text()
+    assert "<wbr" not in "".join(re.findall(r"<math.*?</math>", notation, re.DOTALL)), "a formula is no name"
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import re
 
 from griffe import Extension, NameResolutionError, Object, Package
 
-_ROLE = re.compile(r":(?:class|func|meth|mod):`(~?)([\w.]+)`")
+_ROLE = re.compile(r":(?:class|func|meth|mod|attr):`(~?)([\w.]+)`")
 _TOGETHER = re.compile(
     r"^    (\w+(?:, \w+)+): (.*(?:\n {5,}.*)*)", re.MULTILINE
 )  # "flip, augment: ..."

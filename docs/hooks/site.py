@@ -1,6 +1,7 @@
 """What mkdocs does for this site beside its plugins.
 
-It reads the package's version, and it typesets formulas.
+It reads the package's version, typesets formulas, and says where code may
+be broken into lines.
 """
 
 import html
@@ -17,6 +18,10 @@ _OF_PAGES = re.compile(  # as pymdownx.arithmatex marks them
 _OF_NOTEBOOKS = re.compile(  # not in code
     r"<(script|style|pre)\b.*?</\1>|(\$\$?)([^$<]+)\2", re.DOTALL
 )
+_CELL = re.compile(r"<td>.*?</td>", re.DOTALL)
+_NAME = re.compile(r"<code>[^<]*</code>")
+_JOINT = re.compile(r"(?<=\w[_.=])(?=\w)")
+_OPTION = re.compile(r"(?<=[\s>])--[a-z][\w-]*(?![^<]*>)")  # --steps
 
 
 def on_config(config: Any) -> Any:  # noqa: ANN401, D103  # mkdocs's
@@ -31,16 +36,24 @@ def on_page_content(
     page: Any,  # noqa: ANN401  # mkdocs's
     **_: object,
 ) -> str:
-    """Turn LaTeX into MathML, which browsers draw by themselves.
+    """Turn LaTeX into MathML, which browsers draw by themselves, and mark code.
 
-    So no script and no font has to be sent.
+    So no script and no font has to be sent. A name in a table may be broken
+    after "_", "." and "=", so that the table is not wider than the page. An
+    option of a command is not broken.
     """
     if page.file.src_uri.endswith(".ipynb"):
         return _OF_NOTEBOOKS.sub(
             lambda it: _typeset(it[3], it[2] == "$$") if it[3] else it[0],
             content,
         )
+    content = _CELL.sub(lambda it: _NAME.sub(_break, it[0]), content)
+    content = _OPTION.sub(r'<span class="option">\g<0></span>', content)
     return _OF_PAGES.sub(lambda it: _typeset(it[2], it[1] == "div"), content)
+
+
+def _break(name: re.Match[str]) -> str:
+    return _JOINT.sub("<wbr>", name[0])
 
 
 def _typeset(latex: str, is_block: bool) -> str:
