@@ -92,11 +92,8 @@ def test_labels_are_the_folders_own(target_transform: Any, folder: Path) -> None
         images = MapStyleImages(data, processor, "train", conditions=Conditions(1))
         labels = [data[index][1] for index in range(len(data))]
         assert images.batch(torch.arange(len(data))).condition.tolist() == labels
-        assert (
-            pickle.loads(pickle.dumps(images)).batch([0]).condition.tolist() == labels[:1]
-            if not target_transform
-            else True
-        )
+        if target_transform is None:  # the other one, a lambda, cannot be pickled
+            assert pickle.loads(pickle.dumps(images)).batch([0]).condition.tolist() == labels[:1]
 
 
 class Changed(ImageFolder):  # type: ignore[misc]  # torchvision has no types
