@@ -112,7 +112,7 @@ def test_validate_before_fit_and_two_fits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["fast_dev_run", "barebones"])
-def test_runs_that_keep_nothing(mode: str, tmp_path: Path) -> None:
+def test_runs_without_loggers_and_checkpoints_draw_their_pictures(mode: str, tmp_path: Path) -> None:
     callbacks = [Throughput(2), NoisingStrip(folder=tmp_path), TimestepLoss(folder=tmp_path)]
     options = {mode: True, "logger": None, "callbacks": callbacks if mode == "fast_dev_run" else None}
     if mode == "barebones":
@@ -121,3 +121,4 @@ def test_runs_that_keep_nothing(mode: str, tmp_path: Path) -> None:
     if mode == "barebones":
         trainer.callbacks += callbacks
     trainer.fit(Model(), datamodule=data())
+    assert {path.name for path in tmp_path.iterdir()} == {"noising.png", "timestep_loss.csv", "timestep_loss.png"}
