@@ -192,6 +192,8 @@ def test_the_built_pages_hold_no_markup_that_was_not_rendered(site: Path) -> Non
             assert wrong not in prose, f"{path}: {wrong}"
         for returns in re.findall(r">Returns:</span>.*?</ul>", prose, re.DOTALL):
             assert returns.count("<li") == 1, f"{path}: a sentence was cut in two: {returns}"
+        for vague in ("see there", "see below", "the same class"):
+            assert vague not in prose, f"{path}: {vague!r} should be a link"
 
 
 @pytest.mark.slow

@@ -84,11 +84,11 @@ class DDPMDataModule(L.LightningDataModule):
     (:class:`~ddpm_data.diffusion.transform.ForwardDiffusion`). Training triples depend only on the seed and on each
     example's position in the stream. Validation, test and prediction triples are the same every time.
 
-    A dataset has ``__getitem__`` and ``__len__``, or at least ``__iter__`` (docs/stream.md explains both). Its
-    items are PIL images, tensors or arrays (CHW or HWC), or tuples or dicts that hold one. Instead of a dataset you can
-    give a factory: a function without arguments that returns one. It is called in ``prepare_data``, first on one
-    process per node, so that a download happens once. If it calls a collective of ``torch.distributed`` there, that
-    attempt is given up, and ``setup`` calls it on all processes together.
+    A dataset has ``__getitem__`` and ``__len__``, or at least ``__iter__``. Its items are PIL images, tensors or arrays
+    (CHW or HWC), or tuples or dicts that hold one. Instead of a dataset you can give a factory: a function without
+    arguments that returns one. It is called in ``prepare_data``, first on one process per node, so that a download
+    happens once. If it calls a collective of ``torch.distributed`` there, that attempt is given up, and ``setup``
+    calls it on all processes together.
 
     Args:
         train: Training dataset or factory.
@@ -102,7 +102,8 @@ class DDPMDataModule(L.LightningDataModule):
         seed: In ``[0, 2**64)``; decides shuffling, flips, ``t`` and noise.
         timesteps: How ``t`` is drawn, see :class:`~ddpm_data.diffusion.transform.ForwardDiffusion`.
         flip: Probability of mirroring a training image left to right, in ``[0, 1]``.
-        augment: How training batches are changed on the device before they are noised, see there.
+        augment: How training batches are changed on the device before they are noised, see
+            :class:`~ddpm_data.diffusion.transform.ForwardDiffusion`.
         image_key, image_size, value_range, channels, resize, crop, background: How items become images, see
             :class:`~ddpm_data.images.processor.ImageProcessor`.
         latents: The settings of latents, see :class:`~ddpm_data.latents.Latents`; ``None`` for images.
@@ -112,16 +113,22 @@ class DDPMDataModule(L.LightningDataModule):
             ``{"mask": "nearest", "edges": "bilinear"}``, see :class:`~ddpm_data.images.conditions.Conditions`. Label
             maps (nearest) arrive as int64, pictures (bilinear) in ``[-1, 1]`` like ``x_0``; both of shape ``(batch,
             channels, height, width)``.
-        condition_dropout, null_condition: How often training drops a condition, and what takes its place, see
+        condition_dropout: How often training drops a condition, see
             :class:`~ddpm_data.diffusion.guidance.ConditionDropout`.
+        null_condition: What takes the place of a dropped condition, of the same form.
         drop_last, prefetch_factor, persistent_workers, multiprocessing_context, pin_memory, timeout: See
             :class:`~ddpm_data.loading.options.LoaderOptions`.
-        on_bad_item, max_bad_fraction: The handling of items that cannot be used, see the same class.
+        on_bad_item: ``"raise"`` ends the run at an item that cannot be used, ``"replace"`` takes a neighbouring item.
+        max_bad_fraction: The share of an epoch that may be replaced, see
+            :class:`~ddpm_data.loading.options.LoaderOptions`.
         cache_dir: Folder for decoded images (:mod:`ddpm_data.cache`). Map-style datasets are decoded and resized once
             per node, in ``prepare_data``, and then read from this folder. A dataset in one array needs no cache.
         compile: Compile the batch transform, see :class:`~ddpm_data.diffusion.transform.ForwardDiffusion`.
-        target, weight, noise: What the network predicts, how its error is weighed by step, and variants of
-            the noise, see there. Batches are :class:`~ddpm_data.types.TargetTriple` if the target is not the noise.
+        target: What the network predicts, see :mod:`ddpm_data.diffusion.targets`. Batches are
+            :class:`~ddpm_data.types.TargetTriple` if it is not the noise.
+        weight: How :meth:`loss_weight` weighs the error by step, see :mod:`ddpm_data.weights`; ``None`` weighs the
+            target's squared error the same at every step.
+        noise: A variant of the noise, see :mod:`ddpm_data.noises`; ``None`` is standard normal noise.
 
     Raises:
         TypeError: An argument is of the wrong type.
