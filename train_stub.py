@@ -83,7 +83,7 @@ class UNet(nn.Module):
 
         Args:
             x: Noised images, float, shape ``(batch, channels, height, width)``.
-            condition: What it is told about their steps, whole numbers or floats, shape ``(batch,)``.
+            condition: What it is told about their steps, float, shape ``(batch,)``.
 
         Returns:
             The target, dtype and shape of ``x``.
@@ -165,8 +165,7 @@ class DDPM(L.LightningModule):
         """Predict the target. The network sees images of about variance 1, which ``x_t`` has with most processes."""
         signal, sigma = (table[t].view(-1, 1, 1, 1) for table in (self.process.signal, self.process.sigma))
         scale = (signal.square() + sigma.square()).rsqrt()
-        told = t if isinstance(self.process, ForwardProcess) else self.process.condition[t]
-        return cast(Tensor, net((x_t * scale).to(x_t.dtype), told))
+        return cast(Tensor, net((x_t * scale).to(x_t.dtype), self.process.condition[t]))
 
     def training_step(self, batch: Triple | TargetTriple, batch_idx: int) -> dict[str, Tensor]:
         """Return the weighted mean squared error of the prediction, and each example's without the weight."""

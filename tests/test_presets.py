@@ -118,6 +118,38 @@ def test_noise_levels(name: str, quantiles: list[float | None]) -> None:
             ), share
 
 
+def told(name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What a preset's network is told, the steps, and ``sigma / signal``, which is ``s / (1 - s)``, in float64."""
+    process = build(f"preset={name}").process
+    assert process.condition.dtype == torch.float32
+    steps = torch.arange(process.num_timesteps, dtype=torch.float64)
+    return process.condition.double(), steps, process.exact.sigma / process.exact.signal
+
+
+@pytest.mark.slow
+def test_what_the_network_is_told() -> None:
+    """FIELD, sections D and F; simple_diffusion's from its peer's code."""
+    expected = {
+        **dict.fromkeys(["ddpm", "dit", "sd1", "sdxl", "adm_64"], lambda t, _: t),
+        "u_vit": lambda t, _: t + 1,
+        "improved_ddpm": lambda t, _: t / 4,
+        **dict.fromkeys(["sit", "lightning_dit", "lumina2"], lambda _, sigma: 1 / (1 + sigma)),
+        **dict.fromkeys(["repa", "pi0"], lambda _, sigma: 1 - 1 / (1 + sigma)),
+        **dict.fromkeys(["sd3", "sd3_diffusers", "flux", "flux_kohya"], lambda _, sigma: 1000 - 1000 / (1 + sigma)),
+        **dict.fromkeys(["edm", "edm2_512", "edm2_64", "k_diffusion"], lambda _, sigma: sigma.log() / 4),
+        "edm_ve": lambda _, sigma: (sigma / 2).log(),
+        "edm_vp": lambda t, _: 999 * (1e-5 + (1 - 1e-5) * (t + 0.5) / len(t)),
+        "vdm": lambda _, sigma: 2 * sigma.log(),  # gamma
+        "simple_diffusion": lambda _, sigma: -2 * sigma.log(),
+        "trig_flow": lambda _, sigma: sigma.atan(),
+    }
+    for name, value in expected.items():
+        condition, steps, sigma = told(name)
+        torch.testing.assert_close(
+            condition, value(steps, sigma), rtol=1e-6, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
 @pytest.mark.parametrize(
     ("name", "golden"),
     [  # FIELD, section B: at log SNR -4, -2, 2, 4

@@ -28,7 +28,7 @@ def summarise(transform: ForwardDiffusion) -> Summary:
     if isinstance(timesteps, DensityTimesteps | UniformTimesteps):
         draw["low_discrepancy"] = str(timesteps.low_discrepancy)
     return {
-        "schedule": {"signal": _means(process, process.signal), "sigma": _means(process, process.sigma)},
+        "schedule": {name: _means(process, getattr(process, name)) for name in ("signal", "sigma", "condition")},
         "timesteps": draw,
         "target": {"name": objective.target},
         "weight": {"weight": _means(process, objective.base_weight)},

@@ -255,10 +255,12 @@ class ForwardProcess(GaussianProcess):
     Args:
         betas: Variance of the noise that each step adds, floating point (best float64), in ``[0, 1]``, shape
             ``(num_timesteps,)``; see :mod:`ddpm_data.schedules`.
+        condition: What the network is told at each step, floating point, same shape. Default: ``t``.
 
     Raises:
-        TypeError: ``betas`` is not a floating-point tensor.
-        ValueError: ``betas`` is empty, not one-dimensional, or has a value outside ``[0, 1]``.
+        TypeError: An argument is not a floating-point tensor.
+        ValueError: ``betas`` is empty, not one-dimensional, or has a value outside ``[0, 1]``, or ``condition`` has
+            another shape or is not finite.
     """
 
     betas: Tensor
@@ -276,9 +278,9 @@ class ForwardProcess(GaussianProcess):
     posterior_mean_coef2: Tensor
 
     @name_arguments
-    def __init__(self, betas: Tensor) -> None:
+    def __init__(self, betas: Tensor, condition: Tensor | None = None) -> None:
         buffers = _compute_buffers(check_betas("ForwardProcess", betas).cpu())
-        super().__init__(buffers["sqrt_alphas_cumprod"], buffers["sqrt_one_minus_alphas_cumprod"])
+        super().__init__(buffers["sqrt_alphas_cumprod"], buffers["sqrt_one_minus_alphas_cumprod"], condition)
         for name, values in buffers.items():
             self.register_buffer(name, values.float(), persistent=False)
 

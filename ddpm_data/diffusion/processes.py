@@ -10,7 +10,7 @@ of its square by 1.1%.
 """
 
 import math
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -19,26 +19,44 @@ from ddpm_data._checks import check_float, check_int
 from ddpm_data._keys import name_arguments
 from ddpm_data.diffusion.process import ForwardProcess, GaussianProcess
 
+Condition = Literal[
+    "t", "t + 1", "1000 t / T", "s", "1 - s", "1000 s", "ln(sigma) / 4", "ln(sigma / 2)", "log SNR", "-log SNR"
+]
+
 # Schedulers of diffusers that noise as DDPM's chain does. (Euler's and Heun's noise as variance exploding.)
 _CHAINS = {"DDPMScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDIMParallelScheduler", "PNDMScheduler"}
 _CHAINS |= {"LCMScheduler", "TCDScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"}
 
 
 @name_arguments
-def rectified_flow(num_timesteps: int = 1000, shift: float = 1.0) -> GaussianProcess:
+def chain(betas: Tensor, condition: Condition = "t") -> ForwardProcess:
+    """Return DDPM's chain whose network is told something else than ``t``.
+
+    Args:
+        betas: As :class:`~ddpm_data.diffusion.process.ForwardProcess` takes them.
+        condition: What the network is told: U-ViT ``"t + 1"``, improved DDPM ``"1000 t / T"``. See
+            :func:`compute_condition`.
+    """
+    process = ForwardProcess(betas)
+    return ForwardProcess(betas, compute_condition("chain", condition, *process.exact))
+
+
+@name_arguments
+def rectified_flow(num_timesteps: int = 1000, shift: float = 1.0, condition: Condition = "1000 s") -> GaussianProcess:
     """Return the straight path from image to noise: signal ``1 - s``, sigma ``s`` (Liu et al. 2022; Esser et al. 2024).
 
-    ``s_k = shifted((k + 1) / T)`` with ``shifted(s) = shift s / (1 + (shift - 1) s)``. The last step is pure noise. The
-    network is told ``1000 s``.
+    ``s_k = shifted((k + 1) / T)`` with ``shifted(s) = shift s / (1 + (shift - 1) s)``. The last step is pure noise.
 
     Args:
         num_timesteps: T, number of steps.
         shift: Above 0; a larger one moves the steps towards noise, for larger images (Esser et al. 2024, Eq. 23).
+        condition: What the network is told: Stable Diffusion 3 and Flux ``"1000 s"``, REPA and pi0 ``"s"``, SiT, whose
+            time runs towards the image, ``"1 - s"``. See :func:`compute_condition`.
     """
     steps = check_int("rectified_flow", "schedule.num_timesteps", num_timesteps, 1)
     shift = check_positive("rectified_flow", "schedule.shift", shift)
     s = shift_time(torch.arange(1, steps + 1, dtype=torch.float64) / steps, shift)
-    return GaussianProcess(1 - s, s, 1000 * s)
+    return GaussianProcess(1 - s, s, compute_condition("rectified_flow", condition, 1 - s, s))
 
 
 @name_arguments
@@ -54,7 +72,7 @@ def variance_exploding(sigmas: Tensor) -> GaussianProcess:
             f"variance_exploding: sigma is {sigmas[0]:.6g} at t=0, but the network is told ln(sigma) / 4, so every "
             "sigma must be above 0. Change `schedule.sigmas`."
         )
-    return GaussianProcess(torch.ones_like(sigmas), sigmas, sigmas.log() / 4)
+    return _explode(sigmas, "ln(sigma) / 4")
 
 
 @name_arguments
@@ -98,7 +116,7 @@ def karras(
 def log_uniform(num_timesteps: int = 65536, sigma_min: float = 0.02, sigma_max: float = 100.0) -> GaussianProcess:
     """Return variance exploding with ``ln sigma`` uniform (Song et al. 2021, VE; end points of Karras et al. 2022).
 
-    Row ``k`` has the ``(k + 0.5) / T`` quantile.
+    Row ``k`` has the ``(k + 0.5) / T`` quantile. The network is told ``ln(sigma / 2)`` (Karras et al. 2022, Table 1).
 
     Args:
         num_timesteps: T, number of rows.
@@ -108,7 +126,7 @@ def log_uniform(num_timesteps: int = 65536, sigma_min: float = 0.02, sigma_max: 
     s = _midpoints("log_uniform", num_timesteps)
     low = check_positive("log_uniform", "schedule.sigma_min", sigma_min)
     high = check_positive("log_uniform", "schedule.sigma_max", sigma_max)
-    return variance_exploding(low * (high / low) ** s)
+    return _explode(_check_ascending("log_uniform", "sigma_max", low * (high / low) ** s), "ln(sigma / 2)")
 
 
 @name_arguments
@@ -156,6 +174,7 @@ def continuous_cosine(
     noise_size: float = 64,
     noise_size_high: float | None = None,
     limit: float = 15.0,
+    condition: Condition = "log SNR",
 ) -> GaussianProcess:
     """Return the cosine schedule in continuous time, shifted or interpolated for larger images.
 
@@ -171,6 +190,8 @@ def continuous_cosine(
         noise_size: Size for which the plain cosine schedule is right, above 0.
         noise_size_high: The same at little noise, above 0; ``None`` shifts every step alike.
         limit: The unshifted ``log_snr`` at ``s = 0``, above 0.
+        condition: What the network is told: simple diffusion ``"log SNR"``, k-diffusion ``"ln(sigma) / 4"``. See
+            :func:`compute_condition`.
     """
     s = _midpoints("continuous_cosine", num_timesteps)
     size = check_positive("continuous_cosine", "schedule.image_size", image_size)
@@ -181,14 +202,16 @@ def continuous_cosine(
         high = check_positive("continuous_cosine", "schedule.noise_size_high", noise_size_high)
     shift = 2 * (s * math.log(low / size) + (1 - s) * math.log(high / size))
     end = math.atan(math.exp(-limit / 2))
-    return from_log_snr(-2 * torch.tan(end + s * (math.pi / 2 - 2 * end)).log() + shift)
+    return _from_log_snr(
+        "continuous_cosine", -2 * torch.tan(end + s * (math.pi / 2 - 2 * end)).log() + shift, condition
+    )
 
 
 @name_arguments
 def linear_log_snr(num_timesteps: int = 65536, start: float = 13.3, end: float = -5.0) -> GaussianProcess:
     """Return a straight line of ``log_snr`` over continuous time (Kingma et al. 2021, VDM: from 13.3 to -5).
 
-    Row ``k`` stands for ``s = (k + 0.5) / T``.
+    Row ``k`` stands for ``s = (k + 0.5) / T``. The network is told ``-log_snr``, the paper's gamma.
 
     Args:
         num_timesteps: T, number of rows.
@@ -203,7 +226,7 @@ def linear_log_snr(num_timesteps: int = 65536, start: float = 13.3, end: float =
             f"linear_log_snr(start={start}, end={end}): the signal-to-noise ratio falls with t, so start lies above "
             "end. Swap `schedule.start` and `schedule.end`."
         )
-    return from_log_snr(start + (end - start) * s)
+    return _from_log_snr("linear_log_snr", start + (end - start) * s, "-log SNR")
 
 
 @name_arguments
@@ -285,6 +308,57 @@ def from_diffusers(scheduler: Any) -> GaussianProcess:  # noqa: ANN401  # diffus
     )
 
 
+def compute_condition(call: str, condition: str, signal: Tensor, sigma: Tensor) -> Tensor:
+    """Compute what the network is told at each step.
+
+    ==================== ============================================ =============================================
+    condition            value                                        told by
+    ==================== ============================================ =============================================
+    t                    the step, from 0                             DDPM, guided-diffusion, DiT
+    t + 1                the step, from 1                             U-ViT on latents
+    1000 t / T           the step, as if of 1000                      improved-diffusion
+    s                    ``sigma / (signal + sigma)``                 REPA, pi0
+    1 - s                the same, time running towards the image     SiT, LightningDiT, Lumina
+    1000 s                                                            Stable Diffusion 3, Flux
+    ln(sigma) / 4        of ``sigma / signal``                        EDM, k-diffusion
+    ln(sigma / 2)        likewise                                     EDM's VE
+    log SNR              ``ln(signal**2 / sigma**2)``                 simple diffusion
+    -log SNR             gamma                                        VDM
+    ==================== ============================================ =============================================
+
+    Args:
+        call: The function that the user called, for error messages.
+        condition: One of these names.
+        signal: Factor of ``x_0`` at each step, float64, shape ``(num_timesteps,)``.
+        sigma: Factor of the noise, likewise.
+
+    Returns:
+        float64, shape ``(num_timesteps,)``; not finite where a logarithm is not.
+
+    Raises:
+        ValueError: There is no such condition.
+    """
+    t, s, log_sigma = torch.arange(len(signal), dtype=torch.float64), sigma / (signal + sigma), (sigma / signal).log()
+    values = {
+        "t": t,
+        "t + 1": t + 1,
+        "1000 t / T": 1000 * t / len(t),
+        "s": s,
+        "1 - s": signal / (signal + sigma),
+        "1000 s": 1000 * s,
+        "ln(sigma) / 4": log_sigma / 4,
+        "ln(sigma / 2)": log_sigma - math.log(2),
+        "log SNR": -2 * log_sigma,
+        "-log SNR": 2 * log_sigma,
+    }
+    if condition not in values:
+        raise ValueError(
+            f"{call}(condition={condition!r}): the network can be told {', '.join(get_args(Condition))}. Change "
+            "`schedule.condition`."
+        )
+    return values[condition]
+
+
 def shift_time(s: Tensor, shift: float) -> Tensor:
     """Move times in ``[0, 1]`` towards noise: ``shift s / (1 + (shift - 1) s)`` (Esser et al. 2024, Eq. 23)."""
     return shift * s / (1 + (shift - 1) * s)
@@ -297,6 +371,16 @@ def check_positive(call: str, key: str, value: object) -> float:
         name = key.rpartition(".")[2]
         raise ValueError(f"{call}({name}={number}): it must lie above 0. Change `{key}`.")
     return number
+
+
+def _explode(sigmas: Tensor, condition: Condition) -> GaussianProcess:
+    signal = torch.ones_like(sigmas)
+    return GaussianProcess(signal, sigmas, compute_condition("variance_exploding", condition, signal, sigmas))
+
+
+def _from_log_snr(call: str, log_snr: Tensor, condition: str) -> GaussianProcess:
+    process = from_log_snr(log_snr)
+    return from_log_snr(log_snr, compute_condition(call, condition, *process.exact))
 
 
 def _midpoints(call: str, num_timesteps: int) -> Tensor:

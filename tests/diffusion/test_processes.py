@@ -72,6 +72,15 @@ def test_rectified_flow_by_hand() -> None:
     torch.testing.assert_close(shifted[[249]], torch.tensor([0.5], dtype=torch.float64))  # 3/4 / (1 + 2/4)
 
 
+def test_a_chain_is_ddpms_whatever_its_network_is_told() -> None:
+    betas = schedules.cosine(8)
+    process, plain = processes.chain(betas, "t + 1"), ForwardProcess(betas)
+    assert process.condition.tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert plain.condition.tolist() == processes.chain(betas).condition.tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
+    for name, buffer in plain.named_buffers():
+        assert torch.equal(process.get_buffer(name), buffer) == (name != "condition"), name
+
+
 def test_edm_rows_are_quantiles_of_the_lognormal() -> None:
     sigma = processes.edm().exact.sigma
     middle = sigma[[32767, 32768]].log().mean()
@@ -163,6 +172,10 @@ def test_schedulers_of_diffusers_give_their_own_tables() -> None:
         (lambda: processes.linear_log_snr(start=-1, end=1), "`start`"),
         (lambda: processes.vp_sde(end=1.0), "`end`"),
         (lambda: processes.edm(log_std=0.0), "`log_std`"),
+        (lambda: processes.rectified_flow(10, condition="s + 1"), r"told t, t \+ 1, .*`condition`"),  # type: ignore[arg-type]
+        (lambda: processes.rectified_flow(10, condition="ln(sigma) / 4"), "condition is inf at t=9"),
+        (lambda: processes.chain(schedules.linear(10), 5), "`condition`"),  # type: ignore[arg-type]
+        (lambda: ForwardProcess(schedules.linear(10), torch.zeros(9)), r"condition has shape \(9,\)"),
     ],
 )
 def test_wrong_input_is_refused(make: Callable[[], object], message: str) -> None:
