@@ -79,6 +79,47 @@ def check_key(key: str, value: object) -> int | str | None:
         ) from error
 
 
+def check_table(
+    call: str, name: str, key: str, values: object, length: int | None = None, may_be_negative: bool = False
+) -> Tensor:
+    """Return a table with one value per step as float64 on the CPU, or refuse it.
+
+    Args:
+        call: The class or function that the user called, for error messages.
+        name: What the table is, likewise.
+        key: The config key that sets it.
+        values: The user's table, floating point, shape ``(num_timesteps,)``, finite in float32.
+        length: The number of steps, if it is known.
+        may_be_negative: Whether a value may lie below 0.
+
+    Returns:
+        float64, shape ``(num_timesteps,)``, on the CPU, detached from any graph.
+
+    Raises:
+        TypeError: ``values`` is not a floating-point tensor.
+        ValueError: It has another shape, or a value that is not finite or is negative.
+    """
+    if not isinstance(values, Tensor) or not values.is_floating_point():
+        kind = f"a tensor of {values.dtype}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
+        raise TypeError(
+            f"{call}: {name} must be a floating-point tensor with one value per step, not {kind}. Change `{key}`."
+        )
+    if values.dim() != 1 or values.numel() == 0 or (length is not None and len(values) != length):
+        wanted = "(num_timesteps,)" if length is None else f"({length},), since there are {length} steps"
+        raise ValueError(
+            f"{call}: {name} has shape {tuple(values.shape)}, but one value per step is needed: shape {wanted}. "
+            f"Change `{key}`."
+        )
+    values = values.detach().to("cpu", torch.float64)
+    largest = torch.finfo(torch.float32).max
+    is_valid = values.abs() <= largest if may_be_negative else (values >= 0) & (values <= largest)  # NaN is neither
+    if not bool(is_valid.all()):
+        step = int((~is_valid).nonzero()[0])
+        wanted = "finite in float32" if may_be_negative else "finite in float32 and at least 0"
+        raise ValueError(f"{call}: {name} is {values[step]:.6g} at t={step}, but it must be {wanted}. Change `{key}`.")
+    return values
+
+
 def check_betas(call: str, betas: Tensor) -> Tensor:
     """Return ``betas`` as float64, or refuse them if they are not one variance in ``[0, 1]`` per step.
 

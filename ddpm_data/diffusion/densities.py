@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ddpm_data._checks import check_float
+from ddpm_data._checks import check_float, check_table
 from ddpm_data._keys import name_arguments
 from ddpm_data.diffusion.process import GaussianProcess
 from ddpm_data.diffusion.processes import check_positive
@@ -196,23 +196,13 @@ def check_density(process: GaussianProcess, density: Density | Tensor) -> Tensor
         ValueError: There is not one probability per step, one is negative, or their sum is not 1.
     """
     probabilities = density if isinstance(density, Tensor) else density(process)
-    if not isinstance(probabilities, Tensor) or not probabilities.is_floating_point():
-        kind = type(probabilities).__name__
-        raise TypeError(
-            f"the density is a {kind}, but a floating-point tensor with one probability per step is needed, or a "
-            "function of the process that returns it. Change `timesteps.density`."
-        )
-    probabilities = probabilities.detach().to("cpu", torch.float64)
-    if probabilities.shape != (process.num_timesteps,):
-        raise ValueError(
-            f"the density has shape {tuple(probabilities.shape)}, but the process has {process.num_timesteps} steps, "
-            "each with a probability. Change `timesteps.density`, or `schedule`."
-        )
+    steps = process.num_timesteps
+    probabilities = check_table("DensityTimesteps", "the density", "timesteps.density", probabilities, steps)
     total = float(probabilities.sum())
-    if not bool((probabilities >= 0).all()) or not abs(total - 1) < 1e-6:
+    if abs(total - 1) >= 1e-6:
         raise ValueError(
-            f"the density's smallest value is {float(probabilities.min()):.3g} and their sum is {total:.6g}, but "
-            "probabilities are at least 0 and sum to 1. Change `timesteps.density`."
+            f"DensityTimesteps: the density's sum is {total:.6g}, but probabilities sum to 1. Change "
+            "`timesteps.density`."
         )
     return probabilities
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ddpm_data._checks import check_table
 from ddpm_data.diffusion.process import GaussianProcess, combine, gather, keep_dtypes
 from ddpm_data.diffusion.targets import Solution, Target, error_ratio, make_table, solve
 from ddpm_data.diffusion.weights import Weight
@@ -216,23 +217,4 @@ def _compute_weight(process: GaussianProcess, target: Target, weight: Any) -> Te
             f"ForwardDiffusion: weight is a {type(weight).__name__}, but a function (process, target) -> weights is "
             "needed, such as ddpm_data.weights.min_snr. Change `weight`."
         )
-    values = weight(process, target)
-    if not isinstance(values, Tensor) or not values.is_floating_point():
-        raise TypeError(
-            f"ForwardDiffusion: weight returned a {type(values).__name__}, but a floating-point tensor with one weight "
-            "per step is needed. Change `weight`."
-        )
-    values = values.detach().to("cpu", torch.float64)
-    if values.shape != (process.num_timesteps,):
-        raise ValueError(
-            f"ForwardDiffusion: weight returned shape {tuple(values.shape)}, but the process has "
-            f"{process.num_timesteps} steps, each with a weight. Change `weight`."
-        )
-    is_invalid = ~((values >= 0) & (values <= torch.finfo(torch.float32).max))
-    if bool(is_invalid.any()):
-        step = int(is_invalid.nonzero()[0])
-        raise ValueError(
-            f"ForwardDiffusion: the weight is {float(values[step]):.3g} at t={step}, but weights are finite and at "
-            "least 0. Change `weight`."
-        )
-    return values
+    return check_table("ForwardDiffusion", "the weight", "weight", weight(process, target), process.num_timesteps)

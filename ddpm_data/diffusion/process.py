@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ddpm_data._checks import check_betas
+from ddpm_data._checks import check_betas, check_table
 from ddpm_data._keys import name_arguments
 
 
@@ -81,8 +81,8 @@ class GaussianProcess(nn.Module):
     @name_arguments
     def __init__(self, signal: Tensor, sigma: Tensor, condition: Tensor | None = None) -> None:
         super().__init__()
-        signal = _check_table("signal", signal)
-        sigma = _check_table("sigma", sigma, len(signal))
+        signal = check_table("GaussianProcess", "signal", "schedule", signal)
+        sigma = check_table("GaussianProcess", "sigma", "schedule", sigma, len(signal))
         if bool(((signal == 0) & (sigma == 0)).any()):
             step = int(((signal == 0) & (sigma == 0)).nonzero()[0])
             raise ValueError(
@@ -93,7 +93,10 @@ class GaussianProcess(nn.Module):
         self.exact = ExactTables(signal, sigma)
         if condition is None:
             condition = torch.arange(self.num_timesteps, dtype=torch.float64)
-        tables = {"signal": signal, "sigma": sigma, "condition": _check_table("condition", condition, len(signal))}
+        condition = check_table(
+            "GaussianProcess", "condition", "schedule", condition, len(signal), may_be_negative=True
+        )
+        tables = {"signal": signal, "sigma": sigma, "condition": condition}
         for name, values in tables.items():
             self.register_buffer(name, values.float(), persistent=False)
         # Computed once, on the CPU: an ordinary schedule never has to check its steps on the device.
@@ -307,31 +310,6 @@ class ForwardProcess(GaussianProcess):
         """
         mean = combine(self.posterior_mean_coef1, x_0, self.posterior_mean_coef2, x_t, t)
         return Gaussian(mean, _broadcast(self.posterior_variance, x_0, t))
-
-
-def _check_table(name: str, values: object, length: int | None = None) -> Tensor:
-    """Return a table of the process as float64 on the CPU, or refuse it."""
-    if not isinstance(values, Tensor) or not values.is_floating_point():
-        kind = f"a tensor of {values.dtype}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
-        raise TypeError(
-            f"GaussianProcess: {name} must be a floating-point tensor with one value per step, not {kind}. Change "
-            "`schedule`."
-        )
-    if values.dim() != 1 or values.numel() == 0 or (length is not None and len(values) != length):
-        wanted = "(num_timesteps,)" if length is None else f"({length},), as signal has"
-        raise ValueError(
-            f"GaussianProcess: {name} has shape {tuple(values.shape)}, but one value per step is needed: shape "
-            f"{wanted}. Change `schedule`."
-        )
-    values = values.detach().to("cpu", torch.float64)
-    is_invalid = ~values.isfinite() if name == "condition" else ~((values >= 0) & values.isfinite())
-    if bool(is_invalid.any()):
-        step = int(is_invalid.nonzero()[0])
-        wanted = "finite" if name == "condition" else "finite and at least 0"
-        raise ValueError(
-            f"GaussianProcess: {name} is {values[step]:.6g} at t={step}, but it is {wanted}. Change `schedule`."
-        )
-    return values
 
 
 def make_process(schedule: Any) -> GaussianProcess:  # noqa: ANN401  # what is no process is for ForwardProcess to judge

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from ddpm_data._checks import check_float, check_int
+from ddpm_data._checks import check_float, check_int, check_table
 from ddpm_data._keys import name_arguments
 from ddpm_data.diffusion.process import ForwardProcess, GaussianProcess
 
@@ -161,7 +161,8 @@ def from_log_snr(log_snr: Tensor, condition: Tensor | None = None) -> GaussianPr
         log_snr: ``ln(signal**2 / sigma**2)``, floating point, descending, shape ``(num_timesteps,)``.
         condition: What the network is told at each step, same shape. Default: ``1000 (t + 0.5) / T``.
     """
-    log_snr = -_check_ascending("from_log_snr", "log_snr", -log_snr if isinstance(log_snr, Tensor) else log_snr)
+    log_snr = check_table("from_log_snr", "log_snr", "schedule.log_snr", log_snr, may_be_negative=True)
+    _check_ascending("from_log_snr", "log_snr", -log_snr)
     if condition is None:
         condition = 1000 * _midpoints("from_log_snr", len(log_snr))
     return GaussianProcess(torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr).sqrt(), condition)
@@ -395,20 +396,11 @@ def _normal_quantiles(call: str, num_timesteps: int) -> Tensor:
 
 
 def _check_ascending(call: str, name: str, values: object) -> Tensor:
-    if not isinstance(values, Tensor) or not values.is_floating_point():
-        kind = f"a tensor of {values.dtype}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
-        raise TypeError(f"{call}: {name} must be a floating-point tensor, not {kind}. Change `schedule.{name}`.")
-    if values.dim() != 1 or values.numel() == 0:
+    table = check_table(call, name, f"schedule.{name}", values, may_be_negative=True)
+    falls = table[1:] < table[:-1]
+    if bool(falls.any()):
         raise ValueError(
-            f"{call}: {name} has shape {tuple(values.shape)}, but one value per step is needed: shape "
-            f"(num_timesteps,). Change `schedule.{name}`."
-        )
-    values = values.detach().to("cpu", torch.float64)
-    falls = ~(values[1:] >= values[:-1])  # negated, so that NaN counts as falling
-    if bool(falls.any()) or not bool(values.isfinite().all()):
-        step = int(falls.nonzero()[0]) + 1 if bool(falls.any()) else int((~values.isfinite()).nonzero()[0])
-        raise ValueError(
-            f"{call}: {name} is wrong at t={step}. It must be finite, and steps ascend from least to most noise. Turn "
+            f"{call}: {name} is wrong at t={int(falls.nonzero()[0]) + 1}. Steps ascend from least to most noise. Turn "
             f"the table round, or change `schedule.{name}`."
         )
-    return values
+    return table

@@ -97,7 +97,11 @@ def p2(process: GaussianProcess, target: Target, k: float = 1.0, gamma: float = 
     """
     k, gamma = check_positive("p2", "weight.k", k), check_float("p2", "weight.gamma", gamma)
     snr = _snr(process)
-    return _derive("p2", process, target, snr / (k + snr) ** gamma)
+    # At a step without noise only the side of 0 and 1 on which gamma lies decides: there 1e30, the stand-in for an
+    # infinite SNR, to the power of a gamma near 0 would not be near 0 or infinity.
+    at_limit = ((gamma >= 0) + (gamma > 0) + (gamma >= 1) + (gamma > 1) - 1) / 2  # -0.5, 0, 0.5, 1 or 1.5
+    power = torch.full_like(snr, gamma).masked_fill(process.exact.sigma == 0, at_limit)
+    return _derive("p2", process, target, snr / (k + snr) ** power)
 
 
 @name_arguments
@@ -124,7 +128,7 @@ def vlb(process: GaussianProcess, target: Target) -> Tensor:
         target: What the network predicts.
     """
     snr = _snr(process)
-    return _derive("vlb", process, target, torch.cat([snr[:1], snr[:-1] - snr[1:]]) / 2)
+    return _derive("vlb", process, target, torch.cat([snr[:1], snr[:-1] - snr[1:]]) / 2, looks_back=True)
 
 
 @name_arguments
@@ -144,11 +148,12 @@ def sigmoid(process: GaussianProcess, target: Target, bias: float = 2.0) -> Tens
     falls = log_snr[:-1] - log_snr[1:]
     if not len(falls):
         raise ValueError("sigmoid: a process of one step has no fall of log SNR. Change `weight` or `schedule`.")
-    has_none = (process.exact.signal == 0) | (process.exact.sigma == 0)
-    falls = torch.where(_is_limit(process), torch.inf, torch.cat([falls[:1], falls]))
-    falls = torch.where(has_none, 1e15, falls)  # infinite, too, but times an SNR whose limit is 0 or infinite
+    falls = torch.where(_is_limit(process, looks_back=True), torch.inf, torch.cat([falls[:1], falls]))
+    falls = torch.where(
+        _is_limit(process, looks_back=False), 1e15, falls
+    )  # infinite, too, but times an SNR whose limit is 0 or infinite
     values = snr * torch.sigmoid(check_float("sigmoid", "weight.bias", bias) - log_snr) * falls
-    return _derive("sigmoid", process, target, values)
+    return _derive("sigmoid", process, target, values, looks_back=True)
 
 
 def _snr(process: GaussianProcess) -> Tensor:
@@ -157,10 +162,20 @@ def _snr(process: GaussianProcess) -> Tensor:
     return (signal / sigma).square()
 
 
-def _derive(name: str, process: GaussianProcess, target: Target, weight_of_x_0: Tensor) -> Tensor:
-    """Derive the weight of the target's error from that of x_0's: ``|d_target|**2 = ratio |d_x_0|**2``."""
+def _derive(
+    name: str, process: GaussianProcess, target: Target, weight_of_x_0: Tensor, looks_back: bool = False
+) -> Tensor:
+    """Derive the weight of the target's error from that of x_0's: ``|d_target|**2 = ratio |d_x_0|**2``.
+
+    Args:
+        name: The weight's name, for errors.
+        process: The forward process.
+        target: What the network predicts.
+        weight_of_x_0: float64, shape ``(num_timesteps,)``.
+        looks_back: Whether a step's weight depends on the step before.
+    """
     weight = weight_of_x_0 / error_ratio(process, check_target(name, target))
-    is_limit = _is_limit(process)
+    is_limit = _is_limit(process, looks_back)
     diverges = is_limit & ~(weight < _MOST)
     if bool(diverges.any()):
         step = int(diverges.nonzero()[0])
@@ -173,10 +188,11 @@ def _derive(name: str, process: GaussianProcess, target: Target, weight_of_x_0: 
     return torch.where(is_limit & (weight < 1 / _MOST), 0.0, weight)
 
 
-def _is_limit(process: GaussianProcess) -> Tensor:
-    """Tell at which steps weights are limits: those without signal or without noise, and those after one without noise.
+def _is_limit(process: GaussianProcess, looks_back: bool) -> Tensor:
+    """Tell at which steps a weight is a limit: those without signal or without noise.
 
-    The latter are the steps whose weight depends on the step before, which has no finite SNR.
+    A weight that depends on the step before is one at the step after one without noise, too.
     """
     no_noise = process.exact.sigma == 0
-    return (process.exact.signal == 0) | no_noise | torch.cat([no_noise[:1], no_noise[:-1]])
+    has_none = (process.exact.signal == 0) | no_noise
+    return has_none | torch.cat([no_noise[:1], no_noise[:-1]]) if looks_back else has_none

@@ -157,7 +157,8 @@ def test_importance_makes_up_for_the_density() -> None:
         ),  # type: ignore[arg-type]
         (lambda: DensityTimesteps(torch.ones(3) / 3).thresholds(CHAIN), r"shape \(3,\)"),
         (lambda: DensityTimesteps(torch.ones(1000)).thresholds(CHAIN), "sum is 1000"),
-        (lambda: DensityTimesteps(lambda process: 1.0).thresholds(CHAIN), "the density is a float"),  # type: ignore[arg-type,return-value]
+        (lambda: DensityTimesteps(torch.linspace(-1, 1, 1000)).thresholds(CHAIN), "the density is -1 at t=0"),
+        (lambda: DensityTimesteps(lambda process: 1.0).thresholds(CHAIN), "the density must be .* not a float"),  # type: ignore[arg-type,return-value]
         (lambda: densities.logit_normal(FLOW, std=0), "`std`"),
         (lambda: densities.mode(FLOW, 2.0), r"\[-1, 1.75194\]"),
         (lambda: densities.beta(FLOW, -1, 1), "`a`"),

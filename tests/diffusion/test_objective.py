@@ -217,6 +217,18 @@ def test_limits_without_noise() -> None:
         weights.uniform(process, "x_0")
     with pytest.raises(ValueError, match="no noise at t=0"):
         ForwardDiffusion(process, target="score")
+    for gamma in (1e-9, 0.3, 0.999, 1.0, 1.001, 5.0):  # of (k + SNR)**-gamma, however near 0
+        on_noise = weights.p2(process, "noise", gamma=gamma)
+        assert on_noise[0] == 0
+        torch.testing.assert_close(on_noise[1:], (1 + process.exact.log_snr[1:].exp()) ** -gamma, rtol=1e-12, atol=0)
+        if gamma < 1:
+            with pytest.raises(ValueError, match=r"infinite at t=0.*without noise"):
+                weights.p2(process, "x_0", gamma=gamma)
+        else:
+            assert weights.p2(process, "x_0", gamma=gamma)[0] == (1 if gamma == 1 else 0)
+    assert weights.p2(process, "noise", gamma=0.0).tolist() == pytest.approx([1.0] * 10, rel=1e-12)
+    with pytest.raises(ValueError, match=r"infinite at t=0.*without noise"):
+        weights.p2(process, "noise", gamma=-1e-9)
     for weight in (weights.sigmoid, weights.vlb):  # they look at the step before, whose SNR is infinite
         with pytest.raises(ValueError, match=r"infinite at t=1.*without noise"):
             weight(process, "noise")
@@ -251,7 +263,9 @@ def test_weights_are_looked_up() -> None:
         (lambda: ForwardDiffusion(SD, target="epsilon"), "the targets are noise, x_0"),  # type: ignore[arg-type]
         (lambda: ForwardDiffusion(processes.edm(10), target="velocity"), r"signal\^2 \+ sigma\^2 = 1"),
         (lambda: ForwardDiffusion(SD, weight="min_snr"), "weight is a str"),  # type: ignore[arg-type]
-        (lambda: ForwardDiffusion(SD, weight=lambda p, t: torch.ones(3)), r"shape \(3,\)"),
+        (lambda: ForwardDiffusion(SD, weight=lambda p, t: torch.ones(3)), r"weight has shape \(3,\).*\(1000,\)"),
+        (lambda: ForwardDiffusion(SD, weight=lambda p, t: torch.ones(1000).double() * 1e39), r"1e\+39 at t=0"),
+        (lambda: ForwardDiffusion(SD, weight=lambda p, t: [1.0] * 1000), "tensor with one value per step, not a list"),  # type: ignore[arg-type,return-value]
         (lambda: ForwardDiffusion(SD, weight=lambda p, t: -torch.ones(1000)), "the weight is -1 at t=0"),
         (lambda: ForwardDiffusion(SD, weight=lambda p, t: torch.full((1000,), math.nan)), "the weight is nan at t=0"),
         (lambda: ForwardDiffusion(SD, noise="offset"), "one of ddpm_data.noises"),  # type: ignore[arg-type]
