@@ -197,6 +197,29 @@ def test_what_is_chosen_beside_a_preset_wins() -> None:
 
 
 @pytest.mark.slow
+def test_the_shift_follows_the_images_size() -> None:
+    """A number, or one of the functions of the size, in a preset and on the command line."""
+    shift = "timesteps.density.shift={_target_:ddpm_data.densities.%s}"
+    for name, changes, expected in [
+        ("flux_kohya", [], math.exp(1.15)),
+        ("flux_kohya", ["timesteps.density.shift.sequence=1024"], 1.87761),
+        ("flux_kohya", ["timesteps.density.shift=2"], 2.0),
+        (
+            "flux_kohya",
+            [
+                "dataset.image_size=[512,512]",
+                "timesteps.density.shift.sequence={_target_:ddpm_data.densities.count_patches,size:${dataset.image_size}}",
+            ],
+            1.87761,
+        ),
+        ("sd3", ["dataset.image_size=512", shift % "sd3_shift,size:${dataset.image_size}"], 2.0),
+    ]:
+        assert build(f"preset={name}", *changes).timesteps.density.keywords["shift"] == pytest.approx(expected)  # type: ignore[union-attr]
+    sigma = build("preset=lumina2", "schedule.shift.sequence=256").process.exact.sigma
+    torch.testing.assert_close(sigma, processes.rectified_flow(1000, math.exp(0.5)).exact.sigma)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["sd3_diffusers", "denoising_diffusion_pytorch", "improved_ddpm", "ldm", "sd3", "k_diffusion"]
 )

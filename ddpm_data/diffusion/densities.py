@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ddpm_data._checks import check_float, check_table
+from ddpm_data._checks import check_float, check_int, check_table
 from ddpm_data._keys import name_arguments
 from ddpm_data.diffusion.process import GaussianProcess
 from ddpm_data.diffusion.processes import check_positive
@@ -172,16 +172,47 @@ def table(process: GaussianProcess, weights: Sequence[float] | Tensor) -> Tensor
 
 
 @name_arguments
+def sd3_shift(size: int | Sequence[int], reference: int | Sequence[int] = 256) -> float:
+    """Return the shift that keeps SD3's density right at another size: ``sqrt(m / n)`` (Esser et al. 2024, Eq. 23).
+
+    An image of more pixels shows more through the same noise. The paper itself settled for 3 at 1024 x 1024, where this
+    is 4. A batch has images of one size, so the shift is one number for all of them.
+
+    Args:
+        size: Your images' height and width in pixels, one number for squares. They have ``m`` pixels.
+        reference: Size for which a shift of 1 is right, likewise; its images have ``n`` pixels.
+    """
+    ours = _count_pixels("sd3_shift", "timesteps.density.shift.size", size)
+    return math.sqrt(ours / _count_pixels("sd3_shift", "timesteps.density.shift.reference", reference))
+
+
+@name_arguments
 def flux_shift(sequence: float, low: float = 0.5, high: float = 1.15) -> float:
     """Return Flux's shift for a sequence of patches: ``exp`` of a line through ``low`` at 256 and ``high`` at 4096.
 
+    The line goes on beyond 4096: at 16,384 patches (2048 x 2048 pixels) the shift is 25.
+
     Args:
-        sequence: Patches per image, above 0: for Flux's latents, height / 16 times width / 16 of the image.
+        sequence: Patches per image, above 0; see :func:`count_patches`.
         low: Logarithm of the shift at 256 patches.
         high: Logarithm of the shift at 4096 patches.
     """
-    sequence = check_positive("flux_shift", "timesteps.density.sequence", sequence)
+    sequence = check_positive("flux_shift", "timesteps.density.shift.sequence", sequence)
+    low = check_float("flux_shift", "timesteps.density.shift.low", low)
+    high = check_float("flux_shift", "timesteps.density.shift.high", high)
     return math.exp(low + (high - low) * (sequence - 256) / (4096 - 256))
+
+
+@name_arguments
+def count_patches(size: int | Sequence[int], patch: int = 16) -> float:
+    """Return the length of a transformer's sequence: how many patches an image has.
+
+    Args:
+        size: The images' height and width in pixels, one number for squares.
+        patch: Height and width of a patch in pixels: for Flux 16, an autoencoder's 8 times 2.
+    """
+    pixels = _count_pixels("count_patches", "timesteps.density.shift.sequence.size", size)
+    return pixels / check_int("count_patches", "timesteps.density.shift.sequence.patch", patch, 1) ** 2
 
 
 def check_density(process: GaussianProcess, density: Density | Tensor) -> Tensor:
@@ -222,6 +253,14 @@ def compute_thresholds(probabilities: Tensor) -> Tensor:
     edges = (probabilities.cumsum(0) * 2.0**32).round().long().clamp(0, 2**32)
     last = int(probabilities.nonzero()[-1])
     return torch.where(torch.arange(len(edges)) >= last, 2**32, edges)  # whatever the sum was rounded to
+
+
+def _count_pixels(call: str, key: str, size: object) -> int:
+    sides = size if isinstance(size, Sequence) and not isinstance(size, str) else (size, size)
+    if len(sides) != 2:
+        raise ValueError(f"{call}: {size!r} is no height and width. Change `{key}`.")
+    height, width = (check_int(call, key, side, 1) for side in sides)
+    return height * width
 
 
 def _edges(process: GaussianProcess) -> Tensor:

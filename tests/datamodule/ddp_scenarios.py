@@ -28,6 +28,11 @@ class Sharded(IterableDataset[Tensor]):
         return iter(uint8_images(24, 1, 4, 4)[world[1] * workers + worker :: world[0] * workers])
 
 
+SAVED = 6  # optimizer steps, of which an epoch has 4
+LOSS_AWARE: tuple[dict[str, Any], dict[str, Any]] = (
+    dict(batch_size=8, loss_aware=True),
+    dict(batch_size=4, loss_aware=True),
+)
 # What one process is told, and what two are: per-device batch size and the rest.
 SCENARIOS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "2 x 4": (dict(batch_size=8), dict(batch_size=4)),
@@ -37,7 +42,7 @@ SCENARIOS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "workers anew": (dict(batch_size=8), dict(batch_size=4, num_workers=1, persistent_workers=False)),
     "own sampler": (dict(batch_size=8), dict(batch_size=4, use_distributed_sampler=False)),
     "reloaded": (dict(batch_size=8), dict(batch_size=4, reload_dataloaders_every_n_epochs=1)),
-    "loss-aware": (dict(batch_size=8, loss_aware=True), dict(batch_size=4, loss_aware=True)),
+    "loss-aware": LOSS_AWARE,
     "loss-aware, accumulated": (
         dict(batch_size=8, loss_aware=True),
         dict(batch_size=2, accumulate_grad_batches=2, loss_aware=True),
@@ -62,16 +67,21 @@ ALONE: dict[str, dict[str, Any]] = {
 
 
 class Steps(Recorder):
-    """Also notes the optimizer step of every batch."""
+    """Also notes the optimizer step of every batch, and writes a checkpoint in the middle of the second epoch."""
 
-    def __init__(self) -> None:
+    def __init__(self, save: Path | None) -> None:
         super().__init__()
         self.step_of: list[int] = []
+        self.save = save
 
     def training_step(self, batch: Triple, batch_idx: int) -> Any:  # noqa: ANN401  # a dict; the Recorder's is a tensor
         self.step_of.append(self.global_step)
         loss = super().training_step(batch, batch_idx)
         return {"loss": loss, "losses": batch.x_t.square().flatten(1).mean(1) * (1 + batch.t)}
+
+    def on_train_batch_end(self, *_: Any) -> None:  # noqa: ANN401  # Lightning's
+        if self.save is not None and self.global_step == SAVED:
+            self.trainer.save_checkpoint(self.save)
 
 
 def run(
@@ -82,6 +92,8 @@ def run(
     iterable: bool = False,
     num_workers: int = 0,
     loss_aware: bool = False,
+    save: Path | None = None,
+    ckpt: Path | None = None,
     **options: Any,  # noqa: ANN401  # the DataModule's or the Trainer's
 ) -> dict[str, Any]:
     loading = {
@@ -98,9 +110,9 @@ def run(
         **loading,
     )
     fit = trainer(folder, devices=devices, strategy="ddp" if devices > 1 else "auto", max_epochs=2, **options)
-    model = Steps()
+    model = Steps(save)
     try:
-        fit.fit(model, datamodule=dm)
+        fit.fit(model, datamodule=dm, ckpt_path=ckpt)
     except ValueError as error:
         return {"error": str(error)}
     steps: list[list[bytes]] = [[] for _ in range(fit.global_step)]
@@ -115,6 +127,9 @@ def main(folder: Path) -> None:
     distributed.init_process_group("gloo")
     seen = {name: run(folder, 2, **two) for name, (_, two) in SCENARIOS.items()}
     seen |= {name: run(folder, 2, **options) for name, options in ALONE.items()}
+    two = LOSS_AWARE[1]
+    seen["taken up"] = run(folder, 2, ckpt=folder / "one.ckpt", **two)
+    run(folder, 2, save=folder / "two.ckpt", **two)
     torch.save(seen, folder / f"rank{distributed.get_rank()}.pt")
     distributed.barrier()
     distributed.destroy_process_group()

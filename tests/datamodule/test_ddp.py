@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT
-from tests.datamodule.ddp_scenarios import SCENARIOS
+from tests.datamodule.ddp_scenarios import LOSS_AWARE, SAVED, SCENARIOS
 from tests.datamodule.ddp_scenarios import run as scenario
 from tests.groups import PATIENCE, finished
 from tests.warm import python
@@ -151,9 +151,16 @@ def test_processes_that_hold_one_model_together_see_the_same_batches(data: int, 
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory: pytest.TempPathFactory) -> list[Rank]:
-    """What two processes saw in every scenario."""
+def loss_aware(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Rank]:
+    """A folder with a checkpoint that one process wrote in the middle of an epoch, and what it saw in the whole run."""
     folder = tmp_path_factory.mktemp("scenarios")
+    return folder, scenario(folder, 1, save=folder / "one.ckpt", **LOSS_AWARE[0])
+
+
+@pytest.fixture(scope="module")
+def together(loss_aware: tuple[Path, Rank]) -> list[Rank]:
+    """What two processes saw in every scenario."""
+    folder, _ = loss_aware
     command = [python(), "-m", "torch.distributed.run", "--nproc_per_node=2"]
     command += [f"--master_port={free_port()}", "-m", "tests.datamodule.ddp_scenarios", str(folder)]
     code, printed = finished(command, ROOT)
@@ -173,6 +180,24 @@ def test_the_cut_changes_nothing_in_any_optimizer_step(name: str, together: list
     for one_step, two_steps in zip(alone, zip(first, second, strict=True), strict=True):
         assert sorted(one_step) == sorted(two_steps[0] + two_steps[1])
         assert all(two_steps)
+
+
+def test_a_density_that_follows_the_loss_is_taken_up_by_another_world(
+    loss_aware: tuple[Path, Rank], together: list[Rank], tmp_path: Path
+) -> None:
+    """In the middle of an epoch, by two processes from one's checkpoint and by one from two's: steps and tables."""
+    folder, whole = loss_aware
+    saved = torch.load(folder / "one.ckpt", weights_only=True)
+    assert saved["ddpm_data_loss_aware"]["number"] > 0
+    assert len(set(saved["ddpm_data_loss_aware"]["shares"])) > 1
+    assert saved["epoch"] == 1
+    assert whole["tables"][0] != saved["ddpm_data_loss_aware"]["shares"]  # there are new tables in the rest
+    one = scenario(tmp_path, 1, ckpt=folder / "two.ckpt", **LOSS_AWARE[0])
+    both = [first + second for first, second in zip(*(rank["taken up"]["steps"] for rank in together), strict=True)]
+    for steps in (one["steps"], both):
+        assert steps[:SAVED] == [[]] * SAVED
+        assert [sorted(step) for step in steps[SAVED:]] == [sorted(step) for step in whole["steps"][SAVED:]]
+    assert all(rest["tables"] == whole["tables"] for rest in (one, *(rank["taken up"] for rank in together)))
 
 
 def test_a_rest_smaller_than_the_world_joins_the_batch_before(together: list[Rank]) -> None:

@@ -62,6 +62,9 @@ def test_golden_probabilities() -> None:
     assert cosmap[[0, 499]].tolist() == pytest.approx([6.3726e-4, 1.27324e-3], rel=1e-5)
     mode = densities.mode(FLOW) * 1000
     assert mode[[0, 499, 999]].tolist() == pytest.approx([0.43668, 3.79258, 0.43668], rel=1e-3)
+    assert [densities.sd3_shift(size) for size in (256, [256, 512], 512, (1024, 1024))] == [1, 2**0.5, 2, 4]
+    assert densities.sd3_shift(768, reference=[256, 1024]) == 1.5
+    assert [densities.count_patches(size) for size in (256, [512, 512], 1024, [1024, 2048])] == [256, 1024, 4096, 8192]
     assert [densities.flux_shift(n) for n in (256, 1024, 2304, 4096, 16384)] == pytest.approx(
         [1.64872, 1.87761, 2.33186, 3.15819, 25.28], rel=1e-4
     )
@@ -160,8 +163,14 @@ def test_importance_makes_up_for_the_density() -> None:
         (lambda: DensityTimesteps(torch.linspace(-1, 1, 1000)).thresholds(CHAIN), "the density is -1 at t=0"),
         (lambda: DensityTimesteps(lambda process: 1.0).thresholds(CHAIN), "the density must be .* not a float"),  # type: ignore[arg-type,return-value]
         (lambda: densities.logit_normal(FLOW, std=0), "`std`"),
+        (lambda: densities.logit_normal(FLOW, shift=[1.0, 3.0]), "expected a number, got list.*`shift`"),  # type: ignore[arg-type]
         (lambda: densities.mode(FLOW, 2.0), r"\[-1, 1.75194\]"),
         (lambda: densities.beta(FLOW, -1, 1), "`a`"),
+        (lambda: densities.sd3_shift(0), "`size`"),
+        (lambda: densities.sd3_shift(None), "`size`"),  # type: ignore[arg-type]
+        (lambda: densities.sd3_shift(256, [1, 2, 3]), r"\[1, 2, 3\] is no height and width. Change `reference`"),
+        (lambda: densities.flux_shift(0), "`sequence`"),
+        (lambda: densities.count_patches(512, patch=0), "`patch`"),
         (lambda: densities.table(FLOW, [1, -1, 1]), "none is negative"),
         (lambda: densities.table(FLOW, "even"), "list of at least two numbers"),
         (
