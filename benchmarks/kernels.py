@@ -28,6 +28,7 @@ CASES: dict[str, dict[str, object]] = {
     "float32, flips, odd sides": {"FLIP_BELOW": 2**31, "is_divisible": False},
     "float32 from float32": {"images": "*fp32", "IS_BYTES": False},
     "float32, t given": {"DRAW": "given"},
+    "float32, t of low discrepancy": {"DRAW": "low discrepancy"},
     "float32, t from a density": {"HAS_DENSITY": True},
     "float32, another target": {"PREDICTS_NOISE": False},
 }

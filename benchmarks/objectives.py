@@ -14,7 +14,16 @@ import torch
 
 from benchmarks import harness
 from benchmarks.transform import make_batch
-from ddpm_data import DensityTimesteps, ForwardDiffusion, ForwardProcess, densities, noises, processes, schedules
+from ddpm_data import (
+    DensityTimesteps,
+    ForwardDiffusion,
+    ForwardProcess,
+    UniformTimesteps,
+    densities,
+    noises,
+    processes,
+    schedules,
+)
 
 SHAPES = [(128, 3, 32, 32), (32, 3, 256, 256), (64, 4, 64, 64)]
 
@@ -29,7 +38,9 @@ def make_objectives() -> dict[str, ForwardDiffusion]:
         "logit-normal t, target flow": (flow, {"target": "flow", "timesteps": logit_normal}),
         "EDM, 65,536 rows": (edm, {"target": "edm"}),
         "Laplace density of t": (chain, {"timesteps": DensityTimesteps(densities.laplace)}),
+        "uniform t, low discrepancy": (chain, {"timesteps": UniformTimesteps(low_discrepancy=True)}),
         "offset noise": (chain, {"noise": noises.offset()}),
+        "generalised offset noise": (chain, {"noise": noises.generalised_offset()}),
         "target velocity, offset noise, Laplace t": (
             chain,
             {"target": "velocity", "noise": noises.offset(), "timesteps": DensityTimesteps(densities.laplace)},
