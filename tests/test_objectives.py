@@ -103,6 +103,22 @@ def test_schedules_may_be_betas_processes_or_functions(schedule: Any) -> None:  
     assert process.num_timesteps in (1000, 7, 5)
 
 
+def perfect_model(schedule: Any, target: Target, image: Tensor, deviation: float = 0.0) -> DDPM:  # noqa: ANN401
+    """A model whose prediction is the best there is, for data that are normal around an image."""
+    model = DDPM(schedule, channels=1, width=8, learning_rate=1e-3, ema_decay=0.9, target=target)
+    process = model.process
+    p, q = (values.float() for values in make_table(process, target))
+
+    def predict(net: object, x_t: Tensor, t: Tensor) -> Tensor:
+        a, b, of_x, of_n = (table[t].view(-1, 1, 1, 1) for table in (process.signal, process.sigma, p, q))
+        gain = a * deviation**2 / (a**2 * deviation**2 + b**2)
+        x_0 = image + gain * (x_t - a * image)
+        return of_x * x_0 + of_n * (x_t - a * x_0) / b
+
+    model.predict = predict  # type: ignore[assignment,method-assign]
+    return model
+
+
 @pytest.mark.parametrize(
     ("schedule", "target"),
     [
@@ -120,17 +136,26 @@ def test_schedules_may_be_betas_processes_or_functions(schedule: Any) -> None:  
 )
 def test_the_sampler_finds_the_only_image(schedule: Any, target: Target) -> None:  # noqa: ANN401  # betas or a process
     """With the perfect prediction for a dataset of one image, every sample is that image, for every objective."""
-    model = DDPM(schedule, channels=1, width=8, learning_rate=1e-3, ema_decay=0.9, target=target)
-    process, image = model.process, torch.linspace(-1, 1, 16).view(1, 1, 4, 4)
-    p, q = (values.float() for values in make_table(process, target))
-
-    def perfect(net: object, x_t: Tensor, t: Tensor) -> Tensor:
-        a, b, of_x, of_n = (table[t].view(-1, 1, 1, 1) for table in (process.signal, process.sigma, p, q))
-        return of_x * image + of_n * (x_t - a * image) / b
-
-    model.predict = perfect  # type: ignore[assignment,method-assign]
-    samples = model.sample((3, 1, 4, 4), seed=0)
+    image = torch.linspace(-1, 1, 16).view(1, 1, 4, 4)
+    samples = perfect_model(schedule, target, image).sample((3, 1, 4, 4), seed=0)
     torch.testing.assert_close(samples, image.expand(3, -1, -1, -1), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "target"),
+    [
+        (schedules.linear(), "noise"),
+        (schedules.scaled_linear(), "velocity"),
+        (processes.rectified_flow(), "flow_to_data"),
+        (processes.edm(), "edm"),
+    ],
+    ids=["ddpm", "sd2_v", "sit", "edm"],
+)
+def test_samples_have_the_datas_mean_and_deviation(schedule: Any, target: Target) -> None:  # noqa: ANN401
+    image = torch.linspace(-0.3, 0.3, 16).view(1, 1, 4, 4)
+    away = perfect_model(schedule, target, image, deviation=0.2).sample((512, 1, 4, 4), seed=0) - image
+    assert float(away.mean()) == pytest.approx(0, abs=0.01)  # of 8,192 numbers, whose mean deviates by 0.0022
+    assert float(away.std()) == pytest.approx(0.2, rel=0.05)  # by 0.8%, and by what the steps leave out
 
 
 def test_a_run_of_each_objective_sees_the_same_images_and_noise(tmp_path: Path) -> None:
