@@ -24,6 +24,7 @@ from ddpm_data import (
     UniformTimesteps,
     densities,
     noises,
+    processes,
     schedules,
     weights,
 )
@@ -308,6 +309,10 @@ def test_another_objective_is_refused(tmp_path: Path) -> None:
         (dict(target="velocity"), r"`target` \(noise there, velocity here\)\. A run"),
         (dict(weight=weights.min_snr), r"objective: `weight` \(weight 1 there, 0\.\d+ here, in range"),
         (dict(schedule=schedules.cosine(50)), r"`schedule` \(s\w+ 0\.\d+ there, 0\.\d+ here, in range"),
+        (
+            dict(schedule=processes.chain(BETAS, "t + 1")),
+            r"`schedule` \(condition 0 there, 1 here, in range 1 of 50 of t",
+        ),
         (dict(noise=noises.offset(0.1)), r"`noise` \(gaussian there, Offset\(strength=0\.1, rises=False\) here\)"),
         (dict(timesteps=density), r"`timesteps` \(UniformTimesteps there, DensityTimesteps here\)"),
         (dict(timesteps=UniformTimesteps(True)), r"`timesteps` \(low_discrepancy=False there, True here\)"),
