@@ -31,7 +31,10 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=500, help="samples to draw of each run")
     parser.add_argument("--picture", type=Path, help="file for a picture with a row of samples of each run")
     args = parser.parse_args()
-    samples = {run.resolve().name: draw_samples(run, args.count) for run in args.run}
+    names = [run.resolve().name for run in args.run]
+    if len(set(names)) < len(names):
+        parser.error("two of the run folders have the same name, and rows are named after them")
+    samples = {name: draw_samples(run, args.count) for name, run in zip(names, args.run, strict=True)}
     if args.picture is not None:
         draw_rows(samples, args.picture)
     print_table({f"samples, {name}" if len(samples) > 1 else "samples": of_run for name, of_run in samples.items()})

@@ -320,7 +320,7 @@ def compute_condition(call: str, condition: str, signal: Tensor, sigma: Tensor) 
     1000 t / T           the step, as if of 1000                      improved-diffusion
     s                    ``sigma / (signal + sigma)``                 REPA, pi0
     1 - s                the same, time running towards the image     SiT, LightningDiT, Lumina
-    1000 s                                                            Stable Diffusion 3, Flux
+    1000 s               the same as s, times 1000                    Stable Diffusion 3, Flux
     ln(sigma) / 4        of ``sigma / signal``                        EDM, k-diffusion
     ln(sigma / 2)        likewise                                     EDM's VE
     log SNR              ``ln(signal**2 / sigma**2)``                 simple diffusion
