@@ -56,12 +56,12 @@ def draw_rows(samples: Mapping[str, torch.Tensor], path: Path) -> None:
     height, width = tiles.pixels.shape[:2]
     figure = Figure((width / 100 + 1, height / 100), layout="constrained")
     axes = figure.add_subplot()
-    axes.imshow(tiles.pixels)
+    axes.imshow(tiles.pixels, interpolation="nearest")
     axes.set_xticks([])
     axes.set_yticks([bottom - 24 for bottom in tiles.bottoms], list(samples))
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=200)
 
 
 def print_table(samples: Mapping[str, torch.Tensor]) -> None:
