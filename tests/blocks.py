@@ -5,6 +5,7 @@ after a ``python`` block is what that prints.
 """
 
 import importlib.util
+import pkgutil
 import re
 import runpy
 import shlex
@@ -151,8 +152,7 @@ def _check_targets(node: object, where: str) -> None:
     if isinstance(node, DictConfig):
         target = OmegaConf.to_container(node).get("_target_")
         if target is not None:
-            module, _, attribute = target.rpartition(".")
-            assert callable(getattr(importlib.import_module(module), attribute, None)), f"{where}: {target}"
+            assert callable(pkgutil.resolve_name(target)), f"{where}: {target}"  # as Hydra finds it
         children = [node._get_node(key) for key in node]
     else:
         children = [node._get_node(index) for index in range(len(node))] if isinstance(node, ListConfig) else []
