@@ -61,7 +61,7 @@ def draw_rows(samples: Mapping[str, torch.Tensor], path: Path) -> None:
     axes.set_yticks([bottom - 24 for bottom in tiles.bottoms], list(samples))
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    figure.savefig(path, dpi=200)
+    figure.savefig(path, dpi=200, bbox_inches="tight")
 
 
 def print_table(samples: Mapping[str, torch.Tensor]) -> None:
