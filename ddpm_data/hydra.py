@@ -90,10 +90,10 @@ def _instantiate(config: Mapping[str, Any]) -> dict[str, Any]:
     """Instantiate what arguments hold; errors name keys, without Hydra's words around them."""
     groups = {key: value for key, value in config.items() if isinstance(value, dict)}  # Hydra would copy an object
     try:
-        built = instantiate(groups, _convert_="all")
+        built: dict[str, Any] = instantiate(groups, _convert_="all")
         for key, value in built.items():
             _check_partial(key, value)
-        return config | built
+        return {**config, **built}
     except (MissingMandatoryValue, InstantiationException) as error:
         message = explain(error, {})  # the names are given by whoever calls this
         if message is None:
