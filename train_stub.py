@@ -269,6 +269,11 @@ def check(cfg: DictConfig) -> None:
             check_int("Trainer", f"trainer.{key}", cfg.trainer[key], 1)
 
 
+def build(group: DictConfig | None) -> list[Any]:
+    """Build the callbacks or loggers of a config group; a null leaves one out, or all of them."""
+    return [built for built in instantiate(group or {}).values() if built is not None]
+
+
 def silence() -> None:
     """Leave out what Lightning tells a user who writes the Trainer's arguments: here they are in ``conf/trainer``."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # devices found, advice
@@ -299,9 +304,12 @@ def main(cfg: DictConfig) -> float | None:
         raise ValueError("this U-Net takes no condition. Leave `dataset.condition` null, or give a `model` that does.")
     trainer: L.Trainer = instantiate(
         cfg.trainer,
-        callbacks=list(instantiate(cfg.callbacks).values()),
-        logger=list(instantiate(cfg.logger).values()),
+        callbacks=build(cfg.get("callbacks")),
+        logger=build(cfg.get("logger")),
     )
+    if is_first_process():
+        count = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+        print(f"The model has {count:,} weights to train", flush=True)
     trainer.fit(model, datamodule=datamodule, ckpt_path=cfg.ckpt_path)
     metrics = trainer.callback_metrics
     if "train_loss" not in metrics:

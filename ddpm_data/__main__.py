@@ -5,8 +5,8 @@ import os
 import sys
 
 import ddpm_data
+from ddpm_data._console import allow_closed_output
 from ddpm_data.cli._command import run_command
-from ddpm_data.cli._console import allow_closed_output
 
 _COMMANDS = {
     "check": "look at every item of a dataset before you train on it",

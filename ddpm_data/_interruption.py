@@ -6,13 +6,15 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 Handler = Callable[[int, FrameType | None], Any] | int  # what signal.signal takes
 _NOT_OF_A_JOB = re.compile(r"[+~]*(ckpt_path|hydra[./](run\.dir|sweep|mode|launcher|sweeper)\b[^=]*)(=|$)")
+_SECONDS_TO_SAVE = 10  # that a sweep waits for the checkpoints of its jobs; a job in its setup will not write one
 _PLAIN_VALUE = re.compile(r"[\w\-./\\:%+@]+")  # what Hydra's grammar takes without quotes
 
 
@@ -21,6 +23,11 @@ def is_first_process() -> bool:
     ranks = [os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))]
     ranks += [os.environ.get(name, "0") for name in ("LOCAL_RANK", "NODE_RANK")]  # all that Lightning's launcher sets
     return all(rank == "0" for rank in ranks)
+
+
+def is_on_several_machines() -> bool:
+    """Tell whether the job has processes on several machines, that torchrun or SLURM started."""
+    return any(int(os.environ.get(name, "1")) > 1 for name in ("GROUP_WORLD_SIZE", "SLURM_NNODES"))
 
 
 def end_on_signals() -> dict[int, Handler]:
@@ -45,6 +52,43 @@ def end_on_signals() -> dict[int, Handler]:
 def _end(number: int, _: FrameType | None) -> None:
     # Lightning kills the first process if another one that it started fails.
     raise SystemExit(128 + number if is_first_process() else 0)
+
+
+def end_sweep_on_signals(find_running: Callable[[], Iterable[Path]]) -> None:
+    """Have Ctrl-C and SIGTERM end a sweep whose launcher runs each job in a process of its own.
+
+    Such launchers kill those processes as soon as the sweep ends, so it first waits for the jobs to save. A second
+    signal ends it at once. A terminal sends Ctrl-C to the jobs, too; SIGTERM is sent on to them.
+
+    Args:
+        find_running: Finds the folders of the jobs that have not ended.
+    """
+    received: list[int] = []
+
+    def receive(number: int, _: FrameType | None) -> None:
+        received.append(number)
+        if len(received) == 1:
+            # Windows has no groups. Where this process leads its group, that is the sweep and what it started.
+            if sys.platform != "win32" and number == signal.SIGTERM and os.getpgrp() == os.getpid():
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
+                os.killpg(0, signal.SIGINT)
+                signal.signal(signal.SIGINT, receive)
+            os.write(2, b"\nWaiting until the jobs have saved. Press Ctrl-C again to stop at once.\n")
+            _wait_for_checkpoints(find_running)
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, receive)
+
+
+def _wait_for_checkpoints(find_running: Callable[[], Iterable[Path]]) -> None:
+    began = time.time()
+    while time.time() < began + _SECONDS_TO_SAVE:
+        checkpoints = [find_checkpoint(folder) for folder in find_running()]
+        if all(path is not None and path.stat().st_mtime > began for path in checkpoints):
+            return
+        time.sleep(0.2)
 
 
 def find_checkpoint(folder: Path) -> Path | None:
@@ -77,6 +121,9 @@ def resume_command(overrides: Sequence[str], folder: Path, checkpoint: Path | No
         checkpoint: The checkpoint to resume from. ``None`` starts the job again, from the checkpoint that it had.
     """
     arguments, program = sys.argv[1:], sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1]
+    if "TORCHELASTIC_RUN_ID" in os.environ and not is_on_several_machines():  # torchrun has started it by python -u
+        processes = f"--nproc-per-node={os.environ['LOCAL_WORLD_SIZE']}"
+        program = ["torchrun", "--standalone", processes, *(word for word in program[1:] if word != "-u")]
     flags = [word for word in arguments if word.startswith("-") or not re.search("^~|=", word)]
     old_checkpoint = [word for word in overrides if checkpoint is None and word.lstrip("+").startswith("ckpt_path=")]
     words = [word for word in overrides if not _NOT_OF_A_JOB.match(word)] + old_checkpoint
@@ -84,10 +131,11 @@ def resume_command(overrides: Sequence[str], folder: Path, checkpoint: Path | No
         words.append(f"ckpt_path={_quote(checkpoint)}")
     words.append(f"hydra.run.dir={_quote(folder)}")
     flags = [flag for flag in flags if flag not in ("-m", "--multirun")]
-    return " ".join(map(_shell_quote, [*program, *flags, *words]))
+    return " ".join(map(shell_quote, [*program, *flags, *words]))
 
 
-def _shell_quote(word: str) -> str:
+def shell_quote(word: str) -> str:
+    """Write a word for a POSIX shell, in double quotes if it has single ones."""
     return f'"{word}"' if "'" in word and not re.search(r'["$`\\!]', word) else shlex.quote(word)
 
 

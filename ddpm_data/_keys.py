@@ -1,13 +1,16 @@
-"""Names in error messages, as the user knows them: arguments in Python, and config keys as they stand in the app.
+"""Names in errors and warnings, as the user knows them: arguments in Python, and config keys as they are in the app.
 
 Our code raises errors that name the keys of our own configs (`dataset.condition`). Where such an error leaves a
 function that the user has called, the keys become arguments (`condition`). Where it leaves what a config has built,
-they become the app's keys (`ddpm_data.dataset.condition`). The outermost of them decides.
+they become the app's keys (`ddpm_data.dataset.condition`). The outermost of them decides. Warnings do not leave
+functions, so :func:`warn` asks which function is the outermost at that moment.
 """
 
 import re
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import wraps
 from inspect import signature
 from typing import ParamSpec, TypeVar
@@ -17,6 +20,8 @@ GROUPS = ("dataset", "loader", "schedule", "timesteps", "target", "weight", "noi
 _KEY = re.compile(rf"`((?:{'|'.join(GROUPS)})(?:\.[^`]*)?)`")
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
+_Naming = tuple[Mapping[str, str] | None, Collection[str]]  # the arguments of naming_keys
+_NAMINGS: ContextVar[tuple[_Naming, ...]] = ContextVar("_NAMINGS", default=())  # those at work, the outermost first
 
 
 def name_arguments(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
@@ -32,13 +37,15 @@ def name_arguments(function: Callable[_Parameters, _Result]) -> Callable[_Parame
 
 @contextmanager
 def naming_keys(names: Mapping[str, str] | None, arguments: Collection[str] = ()) -> Iterator[None]:
-    """Name the config keys in the messages of errors that pass through as the user knows them.
+    """Name the config keys as the user knows them, in errors that pass through and in warnings.
 
     Args:
         names: Where our groups, and arguments of the DataModule that are given directly, stand in the app's config.
             ``None`` is a user who wrote Python.
         arguments: The names of the arguments, in Python.
     """
+    naming = (names, arguments)
+    _NAMINGS.set((*_NAMINGS.get(), naming))
     try:
         yield
     except NAMED as error:
@@ -46,6 +53,17 @@ def naming_keys(names: Mapping[str, str] | None, arguments: Collection[str] = ()
             error.keyed = keyed_text(error)  # type: ignore[union-attr]  # kept for whoever knows the names better
             error.args = (rename_keys(keyed_text(error), names, arguments),)
         raise
+    finally:  # a loop over a loader may end after one that has begun later
+        _NAMINGS.set(tuple(other for other in _NAMINGS.get() if other is not naming))
+
+
+def warn(message: str | Warning, stacklevel: int = 1) -> None:
+    """Warn as ``warnings.warn`` does, and name the config keys in the message as the user knows them."""
+    if type(message) is UserWarning:  # ours, from a worker
+        message = str(message)
+    if isinstance(message, str) and _NAMINGS.get():
+        message = rename_keys(message, *_NAMINGS.get()[0])
+    warnings.warn(message, stacklevel=stacklevel + 1)
 
 
 def keyed_text(error: BaseException) -> str:

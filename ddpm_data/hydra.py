@@ -2,11 +2,14 @@
 
 import atexit
 import difflib
+import inspect
 import json
+import os
 import signal
 import time
 import traceback
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +18,11 @@ from hydra.errors import InstantiationException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from hydra.utils import get_class, instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from ddpm_data import _interruption
-from ddpm_data._errors import app_keys, explain
+from ddpm_data._errors import app_keys, did_you_mean, explain
 from ddpm_data._errors import short_errors as short_errors
 from ddpm_data._interruption import is_first_process
 from ddpm_data._keys import GROUPS, naming_keys
@@ -66,6 +69,8 @@ def build_datamodule(
     names = _name_groups(namespace) if key_names is None else key_names
     for name in ("dataset", "loader"):  # what an argument overrides is not built, and may be missing
         group = config.get(name) or {}
+        if not isinstance(group, Mapping):
+            raise ValueError(f"`datamodule.{name}` is {group!r}, but it holds the config group. Write {name}={group}")
         config[name] = {key: value for key, value in group.items() if key not in config}
     for key, value in config["dataset"].items():  # a function in place of ImageFiles need not know of labels
         if isinstance(value, Mapping) and value.get("labels") is False:
@@ -85,12 +90,30 @@ def _instantiate(config: Mapping[str, Any]) -> dict[str, Any]:
     """Instantiate what arguments hold; errors name keys, without Hydra's words around them."""
     groups = {key: value for key, value in config.items() if isinstance(value, dict)}  # Hydra would copy an object
     try:
-        return {**config, **instantiate(groups, _convert_="all")}
+        built: dict[str, Any] = instantiate(groups, _convert_="all")
+        for key, value in built.items():
+            _check_partial(key, value)
+        return {**config, **built}
     except (MissingMandatoryValue, InstantiationException) as error:
         message = explain(error, {})  # the names are given by whoever calls this
         if message is None:
             raise
         raise ValueError(message) from error
+
+
+def _check_partial(key: str, value: object) -> None:
+    """Refuse misspelt arguments of a function that is called later, such as a loss weight.
+
+    Raises:
+        ValueError: It has no such argument.
+    """
+    if not isinstance(value, partial):
+        return
+    known = inspect.signature(value.func).parameters
+    wrong = [name for name in value.keywords if name not in known]
+    if wrong and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
+        where = f"{value.func.__module__}.{value.func.__qualname__}"
+        raise ValueError(f"`{key}.{wrong[0]}` is no argument of {where}.{did_you_mean(wrong[0], known, f'{key}.')}")
 
 
 def merge_groups(
@@ -196,18 +219,29 @@ class JobRecords(Callback):
         self._handlers: dict[int, _interruption.Handler] = {}
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:  # noqa: ANN401  # Hydra's
-        """Refuse a folder that another run has used.
+        """Refuse a folder that another run has used, unless SLURM has started the same job again: then resume it.
 
         Raises:
             SystemExit: It has.
         """
-        folder = Path(config.hydra.run.dir)
-        if not is_first_process() or "ckpt_path" not in config or not _interruption.is_used(folder):
-            return
-        resumes = config.ckpt_path is not None and Path(config.ckpt_path).resolve().is_relative_to(folder.resolve())
-        if resumes or list(folder.glob("hpc_ckpt_*.ckpt")):  # Lightning's own, when it has requeued a SLURM job
+        folders = [word.partition("=")[2] for word in config.hydra.overrides.hydra if word.startswith("hydra.run.dir=")]
+        if is_first_process() or not folders:
+            folder = Path(config.hydra.run.dir)
+        else:
+            folder = Path(folders[0])  # as typed: train_stub.py adds another one for these processes
+        if "ckpt_path" not in config or not _interruption.is_used(folder):
             return
         checkpoint = _interruption.find_checkpoint(folder)
+        if int(os.environ.get("SLURM_RESTART_COUNT", "0")) and checkpoint is not None:
+            with read_write(config):
+                config.ckpt_path = str(checkpoint)
+            if is_first_process():
+                print(f"SLURM has started this job again. It resumes from {checkpoint}", flush=True)
+            return
+        if not is_first_process():
+            return
+        if config.ckpt_path is not None and Path(config.ckpt_path).resolve().is_relative_to(folder.resolve()):
+            return
         raise SystemExit(
             f"{folder} holds the files of another run, and a run that starts anew would overwrite them. Set "
             "`hydra.run.dir` to another folder"
@@ -215,7 +249,7 @@ class JobRecords(Callback):
         )
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:  # noqa: ANN401  # Hydra's
-        """Refuse a folder that another sweep has used.
+        """Refuse a folder that another sweep has used, and listen to signals if jobs run in processes of their own.
 
         Raises:
             SystemExit: It has.
@@ -225,6 +259,9 @@ class JobRecords(Callback):
                 f"{folder} holds the files of another sweep, and this one would overwrite them. Set `hydra.sweep.dir` "
                 "to another folder, or remove this one."
             )
+        if config.hydra.launcher._target_.endswith((".JoblibLauncher", ".LocalLauncher")):  # they kill their jobs
+            _interruption.end_sweep_on_signals(lambda: _find_running(folder))
+            atexit.register(self._on_sweep_interruption, config)
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:  # noqa: ANN401  # Hydra's
         """Write the configuration and the overrides."""
@@ -233,7 +270,7 @@ class JobRecords(Callback):
         atexit.register(self._on_interruption, config)  # on_job_end is not called if SystemExit passes
         if is_first_process():
             (_folder(config) / ERROR).unlink(missing_ok=True)
-            _write(config, {"status": "started"})
+            _write(_folder(config), _list_overrides(config) | {"status": "started"})
             resolved = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
             try:
                 OmegaConf.save(resolved, _folder(config) / "config.yaml", resolve=True)
@@ -256,7 +293,7 @@ class JobRecords(Callback):
             value = job_return.return_value
             record |= {"status": "finished", "value": value if isinstance(value, int | float) else None}
         if is_first_process():
-            _write(config, record)
+            _write(_folder(config), _list_overrides(config) | record)
         if isinstance(error, Exception) and config.hydra.mode == RunMode.MULTIRUN:
             job_return.return_value, job_return.status = None, JobStatus.COMPLETED
             (_folder(config) / ERROR).write_text("".join(traceback.format_exception(error)), encoding="utf-8")
@@ -264,21 +301,19 @@ class JobRecords(Callback):
 
     def _on_interruption(self, config: DictConfig) -> None:
         """Write that the job was interrupted, and print how to go on with it."""
-        if not is_first_process():
-            return
-        folder = _folder(config)
-        checkpoint = _interruption.find_checkpoint(folder)
-        step = _interruption.read_step(checkpoint) if checkpoint else None
-        record = {"seconds": round(time.monotonic() - self._began, 1), "status": "interrupted"}
-        _write(config, record | ({} if step is None else {"step": step}))
-        overrides = [*config.hydra.overrides.task, *config.hydra.overrides.hydra]
-        command = _interruption.resume_command(overrides, folder, checkpoint)
-        print(f"\nInterrupted; the run's folder is {folder}")
-        if checkpoint is None:
-            print(f"There is no checkpoint in it yet. To start again:\n  {command}", flush=True)
-        else:
-            at = "" if step is None else f" after step {step}"
-            print(f"To resume from its checkpoint {checkpoint.name}{at}:\n  {command}", flush=True)
+        if is_first_process():
+            folder, seconds = _folder(config), round(time.monotonic() - self._began, 1)
+            print(f"\nInterrupted; the run's folder is {folder}")
+            _end_interrupted(folder, _list_overrides(config) | {"seconds": seconds}, config)
+
+    def _on_sweep_interruption(self, config: DictConfig) -> None:
+        """Do so for every job of a sweep whose launcher has killed it, before it could."""
+        folder = Path(config.hydra.sweep.dir)
+        print(f"\nInterrupted; the sweep's folder is {folder}")
+        for job in _find_running(folder):
+            print(f"Job {job.name}:")
+            record = json.loads((job / RECORD).read_text(encoding="utf-8"))
+            _end_interrupted(job, record, config)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:  # noqa: ANN401  # Hydra's
         """Print how many jobs finished, and name those that failed.
@@ -286,9 +321,9 @@ class JobRecords(Callback):
         Raises:
             SystemExit: A job has failed.
         """
+        atexit.unregister(self._on_sweep_interruption)
         folder = Path(config.hydra.sweep.dir)
-        paths = sorted(folder.rglob(RECORD), key=lambda path: (len(path.parent.name), path))
-        jobs = {path.parent: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+        jobs = _read_jobs(folder)
         failed = {path: job for path, job in jobs.items() if job["status"] != "finished"}
         print(f"\n{len(jobs) - len(failed)} of {len(jobs)} jobs finished; the sweep is in {folder}")
         print(f"To compare them: ddpm-data compare {folder}", flush=True)
@@ -306,6 +341,37 @@ def _folder(config: DictConfig) -> Path:
     return Path(config.hydra.runtime.output_dir)
 
 
-def _write(config: DictConfig, record: dict[str, object]) -> None:
-    record = {"overrides": OmegaConf.to_container(config.hydra.overrides.task)} | record
-    (_folder(config) / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+def _read_jobs(sweep: Path) -> dict[Path, dict[str, Any]]:
+    """Return the record of each job of a sweep, by the job's folder, in their order."""
+    paths = sorted(sweep.rglob(RECORD), key=lambda path: (len(path.parent.name), path))
+    return {path.parent: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+
+
+def _find_running(sweep: Path) -> list[Path]:
+    return [folder for folder, job in _read_jobs(sweep).items() if job["status"] in ("started", "interrupted")]
+
+
+def _end_interrupted(folder: Path, record: dict[str, Any], config: DictConfig) -> None:
+    """Write that a job was interrupted, and print the command that goes on with it."""
+    checkpoint = _interruption.find_checkpoint(folder)
+    step = _interruption.read_step(checkpoint) if checkpoint else None
+    record |= {"status": "interrupted"} | ({} if step is None else {"step": step})
+    _write(folder, record)
+    overrides = [*record["overrides"], *config.hydra.overrides.hydra]
+    command = _interruption.resume_command(overrides, folder, checkpoint)
+    if checkpoint is None:
+        print(f"There is no checkpoint in it yet. To start again:\n  {command}", flush=True)
+    else:
+        at = "" if step is None else f" after step {step}"
+        how = ", start it on every machine as before, with these arguments" * _interruption.is_on_several_machines()
+        print(f"To resume from its checkpoint {checkpoint.name}{at}{how}:\n  {command}", flush=True)
+
+
+def _write(folder: Path, record: Mapping[str, object]) -> None:
+    part = folder / f"{RECORD}.part"  # a sweep may read the record at the same time
+    part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    os.replace(part, folder / RECORD)
+
+
+def _list_overrides(config: DictConfig) -> dict[str, Any]:
+    return {"overrides": OmegaConf.to_container(config.hydra.overrides.task)}

@@ -14,11 +14,14 @@ from typing import Any
 import hydra
 import pytest
 from hydra.utils import instantiate
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig
 
 from ddpm_data import check as check_command
 from ddpm_data.hydra import explain, short_errors
-from tests.conftest import ROOT
+from tests.callbacks.helpers import data
+from tests.conftest import ROOT, Recorder, trainer
 from tests.groups import PATIENCE
 from tests.test_configs import composed
 from tests.warm import python
@@ -45,7 +48,36 @@ IN_COMPOSITION = {  # what is typed, and the whole message
     "+schedule=cosine": "`schedule` has a choice already. Replace it, without the plus: schedule=...",
     "schedule=linear,cosine": "`schedule=linear,cosine` gives one run several values. Add -m to run each of them, or "
     "write schedule=[linear,cosine] for a list.",
-    "~dataset.foo": "Could not delete from config. 'dataset.foo' does not exist.",
+    "trainer.MAX_EPOCHS=3": "the configuration has no `trainer.MAX_EPOCHS`. Did you mean `trainer.max_epochs`?",
+    "dataset.root=x": r"the configuration has no `dataset.root`. `dataset` has .*, write \+dataset.root=x",  # not crop
+    "noise.strength=1": "the configuration has no `noise.strength`. `noise` has no keys. To add it, write "
+    "+noise.strength=1",
+    "dataset/train=mnist": "the configuration has no `dataset/train`. Did you mean `dataset.train`?",
+    "+timestep@model.x=uniform": "`+timestep@model.x=uniform`: there is no config group timestep. Did you mean "
+    "`timesteps`?",
+    "~callbacks.timestep_los": "the configuration has no `callbacks.timestep_los`. Did you mean "
+    "`callbacks.timestep_loss`?",
+    "~callback.timestep_loss": "the configuration has no `callback.timestep_loss`. Did you mean "
+    "`callbacks.timestep_loss`?",
+    "~dataset.foo": "the configuration has no `dataset.foo`. `dataset` has .*, null_condition.",
+    "~ckpt_path": "`ckpt_path` is null.",
+    "~schedule=cosine": "`~schedule=cosine`: schedule is `linear`, not `cosine`. To delete it, write ~schedule",
+    "~schedule@model.x": "`~schedule@model.x`: the defaults list has no schedule@model.x. Did you mean `schedule`?",
+    "trainer=GPU": r"the config group trainer has no `GPU`. Did you mean `gpu`\? It has cpu, .*",
+    "hydra/launcher=slurm": r"the config group hydra/launcher has no `slurm`. Did you mean `submitit_slurm`\? It .*",
+    "schedule=preset/edm2": "the config group schedule has no `preset/edm2`. .*",
+    "callbacks=[checkpoint,throughputs]": r"the config group callbacks has no `throughputs`. Did you mean "
+    r"`throughput`\? It has .*",
+    "logger=null": "`logger=null`: the config group logger has csv, mlflow, tensorboard, wandb. To leave the group "
+    "out, write ~logger",
+    "samples:3": "cannot read `samples:3`: mismatched input '3'. Did you mean samples=3?",
+    "samples==3": "cannot read `samples==3`: extraneous input '='. Did you mean samples=3?",
+    "dataset.image_size=(8,8)": "cannot read `dataset.image_size=(8,8)`: extraneous input '('. Did you mean "
+    "'dataset.image_size=[8,8]'?",
+    "ckpt_path=a=b.ckpt": "cannot read `ckpt_path=a=b.ckpt`: mismatched input '='. Did you mean "
+    "\"ckpt_path='a=b.ckpt'\"?",
+    "trainer.devices[0]=1": "cannot read `trainer.devices[0]=1`: one item of a list cannot be set. Write the whole "
+    "list: trainer.devices=[...]",
     "samples": "cannot read `samples`: missing EQUAL at '<EOF>'. Write key=value, with quotes around signs: "
     "'key=\"a, b\"'.",
     "model.width=[8": r"cannot read `model.width=\[8`: .* Write key=value, with quotes around signs: 'key=\"a, b\"'.",
@@ -61,6 +93,9 @@ IN_THE_JOB = {
     "`schedule.num_timesteps`.",
     "++schedule.num_timestep=5": "`schedule.num_timestep` is no argument of ddpm_data.schedules.linear. Did you mean "
     "`schedule.num_timesteps`?",
+    "+weight.k=1": r"`weight.k` is no argument of ddpm_data\.diffusion\.weights\.uniform\.",
+    "+weight.off=noise": r"`weight.off` is no argument of .*\. Did you mean `weight\.of`\?",
+    "datamodule.dataset=mnist": "`datamodule.dataset` is 'mnist', but it holds the config group. Write dataset=mnist",
     "++loader.batchsize=5": "`loader.batchsize` is not a key of the config group loader, so it would have no effect. "
     "Did you mean `loader.batch_size`?",
     "dataset.flip=yes": "ForwardDiffusion(flip='yes'): expected a number, got str. Change `dataset.flip`.",
@@ -170,6 +205,19 @@ def test_in_an_app_the_keys_are_where_the_app_has_them_and_the_record_has_the_me
     assert json.loads(Path("run", "job.json").read_text())["error"] == error.value.code
 
 
+def test_a_reader_that_has_ended_ends_the_app_in_silence(
+    app: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        with pytest.raises(SystemExit) as error:
+            app("--help")
+    assert error.value.code == 141
+    assert capfd.readouterr() == ("", "")
+
+
 def test_before_an_app_starts_nothing_else_is_printed(
     app: Callable[..., None], capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -186,6 +234,21 @@ def test_before_an_app_starts_nothing_else_is_printed(
             app(typed)
         assert error.value.code == says
         assert capfd.readouterr() == ("", "")
+
+
+def test_a_wrong_option_that_lightning_finds_in_training_is_a_line_but_not_a_mistake_in_a_model(tmp_path: Path) -> None:
+    class Wrong(Recorder):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:  # noqa: ANN401  # Lightning's
+            self.log("a", 1.0, on_step=False, on_epoch=False)
+
+    told = []
+    for model, monitor in ((Recorder(), "valloss"), (Wrong(), "a")):
+        checkpoint = ModelCheckpoint(tmp_path, monitor=monitor)
+        with pytest.raises(MisconfigurationException) as error:
+            trainer(tmp_path, callbacks=[checkpoint], enable_checkpointing=True).fit(model, datamodule=data())
+        told.append(explain(error.value))
+    assert re.fullmatch(r".*monitor='valloss'.* \(HYDRA_FULL_ERROR=1 shows the traceback\.\)", str(told[0]))
+    assert told[1] is None
 
 
 @pytest.mark.slow

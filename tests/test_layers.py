@@ -22,6 +22,7 @@ ALLOWED: dict[str, set[str]] = {  # what each package, or module at the top, may
     "types": set(),
     "_bytes": set(),
     "_checks": set(),
+    "_console": set(),
     "_distributed": set(),
     "_interruption": set(),
     "_keys": set(),
@@ -35,13 +36,25 @@ ALLOWED: dict[str, set[str]] = {  # what each package, or module at the top, may
     "loading": LOWER | {"images", "sources"},
     "cache": LOWER | {"images", "sources", "loading"},
     "datamodule": LOWER | {"images", "sources", "loading", "cache", "diffusion"},
-    "_errors": {"_keys"},
+    "_errors": {"_console", "_interruption", "_keys"},
     "hydra": {"_errors", "_interruption", "_keys", "datamodule", "diffusion"},
     "plots": BASE | {"rng", "diffusion"},
     "callbacks": LOWER | {"images", "sources", "loading", "diffusion", "datamodule", "plots"},
     "cli": LOWER
-    | {"images", "sources", "loading", "cache", "diffusion", "datamodule", "plots", "callbacks", "hydra", "_errors"},
-    "__main__": {"cli"},
+    | {
+        "images",
+        "sources",
+        "loading",
+        "cache",
+        "diffusion",
+        "datamodule",
+        "plots",
+        "callbacks",
+        "hydra",
+        "_console",
+        "_errors",
+    },
+    "__main__": {"_console", "cli"},
 }
 DOORS = {"check", "verify", "report", "compare", "streaming", "losses", "loops"}  # paths that people type; a few lines
 

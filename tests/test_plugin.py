@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -16,6 +17,7 @@ from hydra.core.object_type import ObjectType
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from PIL import Image
 
 from ddpm_data import DDPMDataModule, ForwardDiffusion, ForwardProcess, UniformTimesteps, schedules
 from ddpm_data.cli._config import compose_datamodule
@@ -307,12 +309,17 @@ def test_a_missing_value_is_named_or_given_in_python(app: Path) -> None:
     assert (dm.batch_size, dm.transform.timesteps.low_discrepancy, dm.transform.seed) == (4, True, 7)
 
 
+DIM = [Image.fromarray(np.full((8, 8), 4000, np.uint16))] * 20  # all far below white, which is warned of
+
+
 def test_messages_of_setup_and_of_the_loader_name_a_key_as_it_is_in_the_app(app: Path) -> None:
     dm = instantiate(theirs(app, "whole", "ddpm_data.dataset.val=0.001").ddpm_data.datamodule)
     with pytest.raises(ValueError, match=r"Change `ddpm_data\.dataset\.val`"):
         dm.setup("fit")
     with pytest.raises(ValueError, match=r"Set `ddpm_data\.dataset\.test`"):
         dm.setup("test")
+    with pytest.warns(UserWarning, match=r"set `ddpm_data\.dataset\.value_range` to"):
+        instantiate(theirs(app, "whole").ddpm_data.datamodule, train=DIM).setup("fit")
 
 
 def test_messages_name_arguments_where_the_datamodule_is_made_in_python() -> None:
@@ -322,6 +329,9 @@ def test_messages_name_arguments_where_the_datamodule_is_made_in_python() -> Non
         dm.setup("fit")
     with pytest.raises(ValueError, match=r"flip=2.*Change `flip`\.$"):
         DDPMDataModule(train=images, schedule=schedules.jsd(), flip=2)
+    for workers in (0, 1):
+        with pytest.warns(UserWarning, match=r"set `value_range` to"):
+            DDPMDataModule(train=DIM, schedule=schedules.jsd(), num_workers=workers).setup("fit")
 
 
 class Subclass(DDPMDataModule):

@@ -82,6 +82,27 @@ def test_ctrl_c_ends_the_sweep_and_its_job_is_resumed_alone(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="real signals, a real shell")
+def test_ctrl_c_ends_jobs_side_by_side_and_each_is_resumed(tmp_path: Path) -> None:
+    """Joblib kills its processes at once, so the sweep waits until they have saved, and speaks for them."""
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    send = (
+        f"+callbacks.send={{_target_:tests.interrupting.Send,notes:{tmp_path},to_group:true,events:{{step 2:SIGINT}}}}"
+    )
+    parallel = ["sweep=joblib", "hydra.launcher.n_jobs=2", "trainer.max_epochs=100", "seed=0,1,2", send]
+    status, printed = sweep(tmp_path / "runs", *parallel)
+    assert status == 130, printed[-3000:]
+    assert "Traceback" not in printed
+    jobs = records(tmp_path / "runs")
+    assert {job["status"] for job in jobs} == {"interrupted"}
+    assert 2 in {job.get("step") for job in jobs}  # whichever came first
+    command = next(line for line in printed.splitlines() if line.startswith("  ") and "latest.ckpt" in line)
+    status, printed = shell(f"{command} trainer.max_epochs=2", tmp_path)
+    assert status == 0, printed[-3000:]
+    assert "finished" in {job["status"] for job in records(tmp_path / "runs")}
+
+
+@pytest.mark.slow
 def test_optuna_goes_on_without_the_jobs_that_fail(tmp_path: Path) -> None:
     search = ["schedule=choice(linear,cosine)", "model.width=choice(8,12)", "hydra.sweeper.n_trials=4"]
     status, printed = sweep(tmp_path / "runs", "sweep=optuna", *search)

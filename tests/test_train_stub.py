@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import runpy
 import shlex
 import signal
@@ -58,6 +59,10 @@ def test_the_main_job_trains_and_leaves_what_it_names(tmp_path: Path) -> None:
     assert "val_loss=" in printed
     assert "images_per_s=" in printed
     assert "Warning" not in printed
+    lines = printed.splitlines()
+    assert lines[0] == f"The run's folder is {folder}"
+    assert re.fullmatch(r"The model has [\d,]+ weights to train", lines[1])
+    assert not re.search("[┏│]", printed)  # no table of the model's parts
     last = printed[printed.index("The run took") :]
     assert str(folder) in last
     for name in (*PICTURES, "metrics.csv", "timestep_loss.csv", "config.yaml", "checkpoints/last.ckpt"):

@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
@@ -29,7 +30,8 @@ class LatestCheckpoint(ModelCheckpoint):
 
     With several processes it is enough that one of them gets the signal: all stop after the same step. The first
     process alone exits with that status, the others with 0, because Lightning kills the first one if another fails.
-    If Lightning requeues SLURM jobs on a signal, that signal is left to it.
+    If Lightning requeues SLURM jobs on SIGUSR1, it does so after the step, too, once ``latest.ckpt`` is written.
+    Lightning alone would save wherever the signal meets the program, perhaps in the middle of an optimizer step.
 
     Args:
         dirpath: Folder of ``latest.ckpt``. ``None`` is ``checkpoints`` in the logger's folder, as for Lightning's
@@ -52,6 +54,8 @@ class LatestCheckpoint(ModelCheckpoint):
         self._received = 0
         self._received_at = 0.0
         self._group: distributed.ProcessGroup | None = None
+        self._requeue: Callable[[int, None], object] | None = None  # Lightning's handler of SIGUSR1
+        self._receive: object = None  # ours
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Find the folder. A resumed run finds files in it, so Lightning's warning of them is left out."""
@@ -61,7 +65,7 @@ class LatestCheckpoint(ModelCheckpoint):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Forget the signals of an earlier run."""
-        self._received, self._group = 0, _make_cpu_group()
+        self._received, self._group, self._requeue = 0, _make_cpu_group(), None
 
     def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Listen to signals, now that Lightning has set its own handlers."""
@@ -113,14 +117,18 @@ class LatestCheckpoint(ModelCheckpoint):
 
         for name in _SIGNALS:
             number = getattr(signal, name, None)
-            if number is not None and (name != "SIGUSR1" or signal.getsignal(number) == signal.SIG_DFL):
-                signal.signal(number, receive)
+            if number is None:
+                continue
+            before = signal.signal(number, receive)
+            if name == "SIGUSR1" and callable(before) and before is not self._receive:
+                self._requeue = before
+        self._receive = receive
 
     def _stop_if_told(self, trainer: L.Trainer) -> None:
-        """Save the checkpoint and end the run, if a process has received a signal.
+        """Save the checkpoint, and end the run or have it requeued, if a process has received a signal.
 
         Raises:
-            SystemExit: One has.
+            SystemExit: One has, and the job is not requeued.
         """
         if trainer.state.fn != "fit":
             return
@@ -131,6 +139,10 @@ class LatestCheckpoint(ModelCheckpoint):
         is_cut = trainer.fit_loop.done and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         if not is_cut and not self._should_skip_saving_checkpoint(trainer):
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+        if self._requeue is not None and number == signal.SIGUSR1:
+            self._received = 0
+            self._requeue(number, None)
+            return  # SLURM ends the run
         raise SystemExit(128 + number if trainer.is_global_zero else 0)
 
 

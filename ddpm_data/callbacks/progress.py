@@ -77,6 +77,10 @@ class Progress(TQDMProgressBar):
         """Show the end."""
         if self._prints_lines:
             self._print_line(args[0])
+        elif self._first is not None:
+            self._describe(args[0])
+            self.train_progress_bar.n = self._batches(args[0]).current.processed
+            self.train_progress_bar.set_postfix(self.get_metrics(*args))
         super().on_train_end(*args)
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
@@ -127,8 +131,10 @@ class Progress(TQDMProgressBar):
 
     def _count_done(self, trainer: L.Trainer) -> int:
         """Count the batches done, those of before a restart included."""
-        batches: Any = trainer.fit_loop.epoch_loop.batch_progress  # Lightning types its trackers as their base class
-        return int(batches.total.processed)
+        return int(self._batches(trainer).total.processed)
+
+    def _batches(self, trainer: L.Trainer) -> Any:  # noqa: ANN401  # Lightning types its trackers as their base class
+        return trainer.fit_loop.epoch_loop.batch_progress
 
     def _count_all(self, trainer: L.Trainer) -> int | None:
         """Count the batches that the run will have done at its end, if that is known."""
@@ -137,7 +143,9 @@ class Progress(TQDMProgressBar):
         if length is not None and trainer.max_epochs is not None and trainer.max_epochs > 0:
             counts.append(length * trainer.max_epochs)
         if trainer.max_steps > 0:
-            counts.append(trainer.max_steps * trainer.accumulate_grad_batches)
+            every = trainer.accumulate_grad_batches
+            epochs, rest = divmod(trainer.max_steps, -(-length // every)) if length else (0, trainer.max_steps)
+            counts.append(epochs * (length or 0) + rest * every)  # an epoch's last step may take fewer batches
         return min(counts, default=None)
 
 

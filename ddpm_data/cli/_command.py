@@ -5,7 +5,7 @@ import os
 import sys
 from importlib import import_module
 
-from ddpm_data.cli._console import allow_closed_output, escape_unprintable
+from ddpm_data._console import allow_closed_output, escape_unprintable
 from ddpm_data.cli._parsers import parse
 
 

@@ -2,7 +2,6 @@
 
 import inspect
 import random
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddpm_data._keys import name_arguments
+from ddpm_data._keys import name_arguments, warn
 from ddpm_data.rng.philox import Key, Purpose, words
 
 Augment = Callable[..., Any]  # not -> Tensor: LightningCLI would take a class_path in YAML for a kind of Tensor
@@ -134,7 +133,7 @@ class KeyedAugment:
             augment = self.augment
             name = type(augment).__name__ if isinstance(augment, nn.Module) else getattr(augment, "__name__", augment)
             cause = "draws from a global random generator" if is_shared else "gave another result for the same images"
-            warnings.warn(
+            warn(
                 f"augment: {name} {cause}. So it decides once per batch, and the images that the model sees depend on "
                 "batch size, number of processes and restarts. Wrap it: augment=ddpm_data.PerExample(...) calls it "
                 "once per example with randomness of the example's own; or write augment(images, generator) or "

@@ -1,7 +1,6 @@
 """Items that cannot be used: named in errors, or replaced, counted and limited."""
 
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ddpm_data._keys import warn
 from ddpm_data.types import ImageBatch
 
 _WHITE, _DARK = 65535, 16383  # of 16-bit images: the white assumed, and a peak of 14 bits
@@ -78,7 +78,7 @@ class BadItemCounter:
         """
         self.seen += images
         for item in bad_items[: max(0, _WARNINGS_PER_EPOCH - len(self.bad_items))]:
-            warnings.warn(f"replaced by a neighbour: {item.reason}", stacklevel=2)
+            warn(f"replaced by a neighbour: {item.reason}", stacklevel=2)
         self.bad_items += bad_items
         # If the length is unknown, one bad item among the first few images does not yet exceed the limit.
         total = self.length if self.length is not None else max(self.seen, 1 / self.limit if self.limit else 0)
@@ -185,4 +185,4 @@ class PeakCounter:
     def warn(self, name: str) -> None:
         """Warn of such images, if there are any."""
         if message := self.message(name):
-            warnings.warn(message, stacklevel=2)
+            warn(message, stacklevel=2)

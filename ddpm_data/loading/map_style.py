@@ -1,7 +1,6 @@
 """Map-style datasets, which have ``__getitem__`` and ``__len__``: item by item, or whole batches from an array."""
 
 import shutil
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
@@ -13,6 +12,7 @@ from torch.utils.data import Dataset
 
 from ddpm_data._bytes import all_equal
 from ddpm_data._distributed import World
+from ddpm_data._keys import warn
 from ddpm_data.images.conditions import Conditions
 from ddpm_data.images.processor import ItemProcessor
 from ddpm_data.loading.bad_items import (
@@ -226,7 +226,7 @@ class MapStyleImages(Dataset[Tensor]):
             self._arrays = None
         for message in (inspection.small_images, inspection.dark_images):
             if warns and message:
-                warnings.warn(message, stacklevel=2)
+                warn(message, stacklevel=2)
         return inspection
 
     def _inspect(self) -> Inspection:

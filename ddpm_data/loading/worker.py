@@ -24,6 +24,7 @@ import torch
 from torch import distributed
 from torch.utils.data import DataLoader, Dataset
 
+from ddpm_data._keys import warn
 from ddpm_data.loading.bad_items import ITEM_ERRORS
 from ddpm_data.loading.options import LoaderOptions
 
@@ -95,7 +96,7 @@ def call_in_worker(options: LoaderOptions | None, name: str, function: Callable[
     with explain_lost_workers(name, options.timeout):
         [outcome] = loader
     for warning in outcome.warnings:
-        warnings.warn(warning, stacklevel=2)
+        warn(warning, stacklevel=2)
     if outcome.error is not None:
         raise outcome.error
     return outcome.value

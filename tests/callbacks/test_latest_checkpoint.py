@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from torch.utils.data import TensorDataset
 
 from ddpm_data import DDPMDataModule, schedules
@@ -111,15 +112,30 @@ def test_a_second_press_ends_the_run_at_once_and_writes_nothing(
 
 
 @pytest.mark.slow
-def test_a_handler_of_slurms_signal_stays(tmp_path: Path) -> None:
-    """Where Lightning requeues jobs, it is Lightning's."""
-    received: list[int] = []
-    before = signal.signal(signal.SIGUSR1, lambda number, _: received.append(number))
-    try:
-        fit(tmp_path, Send({"step 3": "SIGUSR1"}, str(tmp_path)))
-    finally:
-        signal.signal(signal.SIGUSR1, before)
-    assert received == [signal.SIGUSR1]
+def test_a_slurm_job_is_requeued_after_the_step_and_goes_on_until_slurm_ends_it(
+    whole: tuple[Path, DDPM], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real signal, and Lightning's own handler, which alone would save in the middle of the step."""
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/told\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    job = {"JOB_ID": "77", "JOB_NAME": "train", "NTASKS": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
+    for name, value in job.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+
+    class InTheStep(L.Callback):
+        def on_before_optimizer_step(self, trainer: L.Trainer, *_: object) -> None:
+            if trainer.global_step == 2:
+                os.kill(os.getpid(), signal.SIGUSR1)
+
+    fit(tmp_path, InTheStep(), plugins=[SLURMEnvironment(auto_requeue=True)])
+    assert (tmp_path / "told").read_text() == "requeue 77\n"
+    saved = torch.load(tmp_path / "hpc_ckpt_1.ckpt", weights_only=True)
+    assert saved["global_step"] == saved["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["completed"] == 3
+    assert torch.load(tmp_path / "latest.ckpt", weights_only=True)["global_step"] == 3
+    resumed = fit(tmp_path, ckpt_path=tmp_path / "hpc_ckpt_1.ckpt")
+    torch.testing.assert_close(resumed.state_dict(), whole[1].state_dict(), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("every", "error"), [(0, ValueError), (1.5, TypeError)])

@@ -216,7 +216,7 @@ def test_randomness_that_examples_share_is_warned_of_in_setup(kind: str) -> None
     random.seed(3)
     np.random.seed(3)
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index,union-attr]
-    with pytest.warns(UserWarning, match=r"augment: .*ddpm_data\.PerExample\(\.\.\.\).*`dataset\.augment`"):
+    with pytest.warns(UserWarning, match=r"augment: .*ddpm_data\.PerExample\(\.\.\.\).*Change `augment`\."):
         module(SHARED[kind]()).setup("fit")
     assert torch.equal(torch.get_rng_state(), states[0])
     assert (random.getstate(), np.random.get_state()[1].tolist()) == states[1:]  # type: ignore[index,union-attr]

@@ -158,7 +158,7 @@ def test_deep_images_that_end_far_below_white_are_told_once(
     options: dict[str, Any] = {"schedule": schedules.linear(10), "compile": False, "num_workers": workers}
     datamodule = DDPMDataModule(ImageFiles(tmp_path), **options)
     with pytest.warns(
-        UserWarning, match=rf"3 16-bit train images.*up to {peak}, .*\[0, {white}\].*\[0, 65535\]"
+        UserWarning, match=rf"3 16-bit train images.*up to {peak}, .*set `value_range` to \[0, {white}\].*\[0, 65535\]"
     ) as told:
         datamodule.setup("fit")
     assert len(told) == 1
@@ -192,7 +192,7 @@ def test_a_source_that_setup_does_not_look_at_is_told_on_the_way(count: int) -> 
             loader.set_epoch(epoch)  # type: ignore[attr-defined]  # ours
             assert sum(len(batch.images) for batch in loader) == count
 
-    with pytest.warns(UserWarning, match=r"16-bit train images.*value_range.*\[0, 4095\]") as told:
+    with pytest.warns(UserWarning, match=r"16-bit train images.*set `value_range` to \[0, 4095\]") as told:
         read_epochs()
     assert len(told) == 1
     assert f"up to {4000 + min(count - 1, 31)}" in str(told[0].message)

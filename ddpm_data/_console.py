@@ -1,4 +1,4 @@
-"""The console that the commands print to."""
+"""The console that the commands and jobs print to."""
 
 import io
 import os
@@ -21,7 +21,8 @@ def allow_closed_output() -> Iterator[None]:
         try:
             yield
         finally:
-            sys.stdout.flush()
+            if sys.stdout is not None:  # Python has none if it was started with a closed one
+                sys.stdout.flush()
     except BrokenPipeError:
         if not _is_closed(sys.stdout.fileno()):
             raise  # it was another pipe, such as a worker's
