@@ -8,6 +8,7 @@ took longer than making the triples of a small batch, because the model's step l
 
 import warnings
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
 from functools import cache, lru_cache
 from typing import Any, NamedTuple, Protocol
 
@@ -174,9 +175,13 @@ def compile_graph(graph: torch.fx.GraphModule, examples: Sequence[Any]) -> Compi
 
     # Make kernels write the quarters of an image directly into the result, instead of joining them in a second kernel.
     joins = ("max_pointwise_cat_inputs", "max_complex_pointwise_cat_inputs")
-    options: dict[str, int | bool] = {name: 0 for name in joins if hasattr(config, name)}
+    options: dict[str, Any] = {name: 0 for name in joins if hasattr(config, name)}
     # Otherwise code compiled while torch has one thread would always use one, whatever torch.set_num_threads() says.
     options["cpp.dynamic_threads"] = True
+    with suppress(ImportError):  # of an older torch
+        from ddpm_data.diffusion._fusion import KeepLoopsApart
+
+        options["_post_fusion_custom_pass"] = KeepLoopsApart()
     with config.patch(options):
         compiled: Any = compile_fx(graph, list(examples))
     return compiled  # type: ignore[no-any-return]  # compile_fx has other results, for other options

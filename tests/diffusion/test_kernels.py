@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._inductor.codegen.cpp import CppKernelProxy
 
 from ddpm_data import (
     DensityTimesteps,
@@ -160,6 +161,30 @@ def test_another_schedule_seed_and_device_state_need_no_other_code(compilations:
     assert torch.equal(first.noise, second.noise)
     assert not second.x_t.is_inference()
     assert len(compilations) == 1
+
+
+@pytest.mark.slow
+def test_code_is_generated_once_and_found_on_disk_by_the_next_process(
+    compilations: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Inductor generated the code of a pass with a draw of t twice."""
+    pytest.importorskip("ddpm_data.diffusion._fusion", reason="an older torch")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    generated: list[int] = []
+    real = CppKernelProxy.codegen_nodes
+
+    def counted(self: CppKernelProxy, nodes: list[Any]) -> None:
+        generated.append(len(nodes))
+        real(self, nodes)
+
+    monkeypatch.setattr(CppKernelProxy, "codegen_nodes", counted)
+    first = make(flip=0.0)(*batch(4, 3, 16, 16))
+    assert len(generated) == 2  # the loop over the batch, and the one over its pixels
+    _compile.cache_clear()
+    again = make(flip=0.0)(*batch(4, 3, 16, 16))
+    assert len(generated) == 2
+    assert len(compilations) == 2
+    assert torch.equal(first.noise, again.noise)
 
 
 @pytest.mark.slow
