@@ -350,6 +350,9 @@ def _find_near(wrong: str, parent: DictConfig) -> str | None:
     everywhere = [] if wrong.startswith("hydra.") else list(_list_keys(parent._get_root()))
     if "/" in wrong and (key := wrong.replace("/", ".")) in everywhere:
         return key
+    above, _, group = wrong.rpartition("/")
+    if above == "ddpm_data":  # in an app that mounts our groups
+        return f"{above}/{near}" if (near := _find_similar(group, _GROUPS)) else None
     beside = [str(key) for key in parent if not str(key).startswith("_")] + ([] if place else list(_GROUPS))
     if near := _find_similar(name, beside, 0.65):
         return f"{place}.{near}" if place else near

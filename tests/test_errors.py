@@ -225,6 +225,7 @@ def test_before_an_app_starts_nothing_else_is_printed(
     not_a_folder = tmp_path / "file" / "run"
     for typed, says in {
         "noise.num_timestep=5": "the configuration has no `noise.num_timestep`. Did you mean `noise.num_timesteps`?",
+        "ddpm_data/datset=a": "the configuration has no `ddpm_data/datset`. Did you mean `ddpm_data/dataset`?",
         "valu=2": "the configuration has no `valu`. Did you mean `value`?",
         "--value=2": "`--value=2` is no option. Overrides have no dashes: value=2",
         "--mutirun": "`--mutirun` is no option. Did you mean `--multirun`? --hydra-help lists the options.",
