@@ -111,7 +111,8 @@ class LatestCheckpoint(ModelCheckpoint):
             if not self._received:
                 self._received, self._received_at = number, time.monotonic()
                 if number == signal.SIGINT and trainer.is_global_zero:
-                    os.write(2, b"\nFinishing this step, then saving. Press Ctrl-C again to stop at once.\n")
+                    os.write(2, b"\nFinishing this step, then saving what was trained. ")
+                    os.write(2, b"Press Ctrl-C again to stop at once.\n")
             elif number == signal.SIGINT and time.monotonic() - self._received_at > _SECONDS_BETWEEN_PRESSES:
                 _end_at_once(trainer, number)
 
