@@ -205,8 +205,8 @@ def test_sampling_recovers_a_distribution_it_knows() -> None:
     process, mean, std = model.process, 0.3, 0.2
 
     class Exact(torch.nn.Module):
-        def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-            abar = process.alphas_cumprod[t].view(-1, 1, 1, 1)
+        def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+            abar = process.alphas_cumprod[condition.long()].view(-1, 1, 1, 1)
             return (1 - abar).sqrt() * (x - abar.sqrt() * mean) / (abar * std**2 + 1 - abar)
 
     model.ema = Exact()  # type: ignore[assignment]

@@ -22,7 +22,8 @@ print(ddpm_data.__file__, file=sys.stderr)
 """
 
 SLEEPER = """
-import os, time
+import os, signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest in the background of a script ignores it
 try:
     print(os.getpid(), flush=True)  # here, or the signal could come before the block
     time.sleep(600)
