@@ -181,7 +181,8 @@ def compile_graph(graph: torch.fx.GraphModule, examples: Sequence[Any]) -> Compi
     with suppress(ImportError):  # of an older torch
         from ddpm_data.diffusion._fusion import KeepLoopsApart
 
-        options["_post_fusion_custom_pass"] = KeepLoopsApart()
+        if hasattr(config, "_post_fusion_custom_pass"):  # it saves time only, so a torch without it compiles as well
+            options["_post_fusion_custom_pass"] = KeepLoopsApart()
     with config.patch(options):
         compiled: Any = compile_fx(graph, list(examples))
     return compiled  # type: ignore[no-any-return]  # compile_fx has other results, for other options

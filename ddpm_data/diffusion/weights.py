@@ -149,9 +149,8 @@ def sigmoid(process: GaussianProcess, target: Target, bias: float = 2.0) -> Tens
     if not len(falls):
         raise ValueError("sigmoid: a process of one step has no fall of log SNR. Change `weight` or `schedule`.")
     falls = torch.where(_is_limit(process, looks_back=True), torch.inf, torch.cat([falls[:1], falls]))
-    falls = torch.where(
-        _is_limit(process, looks_back=False), 1e15, falls
-    )  # infinite, too, but times an SNR whose limit is 0 or infinite
+    # Infinite, too, but times an SNR whose limit is 0 or infinite.
+    falls = torch.where(_is_limit(process, looks_back=False), 1e15, falls)
     values = snr * torch.sigmoid(check_float("sigmoid", "weight.bias", bias) - log_snr) * falls
     return _derive("sigmoid", process, target, values, looks_back=True)
 
