@@ -51,7 +51,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as cache:
             for state in ("cold", "warm"):
                 command = [sys.executable, "-m", "benchmarks.transform", "--first"]
-                env = os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache}
+                env = os.environ | {"TORCH_EXTENSIONS_DIR": cache}
                 seconds = subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
                 print(f"first batch of a process, {state} on-disk cache: {seconds} s")
 

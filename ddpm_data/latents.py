@@ -1,7 +1,6 @@
 """Latents of an autoencoder in place of images: floats, stored as mean and standard deviation or as samples."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -60,7 +59,9 @@ class Latents:
         """Whether items store a mean and a standard deviation."""
         return self.stacked or self.std_key is not None
 
-    def sample(self, key: Key, values: Tensor, position: Tensor, stage: Stage) -> Tensor:
+    def sample(
+        self, key: Key, values: Tensor, position: Tensor, stage: Stage, draw: Callable[..., Tensor] = normals
+    ) -> Tensor:
         """Sample the latents if they are stored as mean and standard deviation, then shift and scale them.
 
         Args:
@@ -69,6 +70,7 @@ class Latents:
                 twice as many channels: first the mean's, then the standard deviation's.
             position: Positions in the stage's stream, int64, shape ``(batch,)``.
             stage: The stage whose stream the positions belong to.
+            draw: What draws as :func:`~ddpm_data.rng.philox.normals` does.
 
         Returns:
             The latents to noise, float32, shape ``(batch, channels, ...)``.
@@ -76,8 +78,7 @@ class Latents:
         latents = values.float()
         if self.has_std:
             mean, std = latents.chunk(2, dim=1)
-            numel = math.prod(mean.shape[1:])  # a symbol while this is compiled
-            noise = normals(key, Purpose.LATENT, stage, position, numel).view(mean.shape)
+            noise = draw(key, Purpose.LATENT, stage, position, mean.shape[1:].numel()).view(mean.shape)
             latents = mean + std * noise
         if isinstance(self.shift, float) and isinstance(self.scale, float):
             return (latents - self.shift) * self.scale

@@ -1,8 +1,8 @@
 """The arithmetic of the batch transform: draw ``t`` and noise, compute ``x_t`` (DDPM, Eq. 4) and the target.
 
-These are plain functions of tensors, written to be compiled into one pass over the images. They process the four
-quarters of an image side by side, because a block of four Philox words gives one number to each quarter. So a compiled
-kernel reads and writes contiguous memory and keeps words, noise and ``x_t`` in registers.
+These are plain functions of tensors, for any device. ``_triton`` and ``_cpp`` do the same in one pass over the images,
+on CUDA devices and CPUs. All process the four quarters of an image side by side, because a block of four Philox words
+gives one number to each quarter.
 """
 
 import math
@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ddpm_data.diffusion.noises import Noise, Steps
 from ddpm_data.diffusion.timesteps import draw_word, find_steps
-from ddpm_data.latents import Latents
 from ddpm_data.rng.philox import Key, Purpose, normal_quarters, words
 from ddpm_data.types import Stage
 
@@ -50,7 +50,6 @@ class TripleInputs(NamedTuple):
         dtype: The dtype of ``x_t`` and the target.
         predicts_noise: Whether the target is the noise, so that no other is computed.
         noise: A variant of the noise; ``None`` is standard normal noise.
-        channels: Channels of the images, where these are flattened and the noise depends on it.
     """
 
     images: Tensor
@@ -61,7 +60,6 @@ class TripleInputs(NamedTuple):
     dtype: torch.dtype
     predicts_noise: bool = True
     noise: Noise | None = None
-    channels: int | None = None
 
 
 class Tables(NamedTuple):
@@ -85,7 +83,7 @@ class Tables(NamedTuple):
     key: Tensor
 
     def key_words(self) -> Key:
-        """Return the key's words as tensors, so that one compiled graph serves any seed."""
+        """Return the key's words as tensors on the device, which nothing has to wait for."""
         return Key(self.key[0], self.key[1])
 
 
@@ -106,25 +104,21 @@ def mirror(images: Tensor, mirrored: Tensor) -> Tensor:
 
 def make_triple(tables: Tables, batch: TripleInputs) -> tuple[Tensor, Tensor, Tensor]:
     """Make ``x_t``, ``t`` and the target: contiguous tensors, computed in float32 and cast last."""
-    images, position, _, flip, stage, dtype, predicts_noise, _, channels = batch
+    images, position, _, flip, stage, dtype, predicts_noise, _ = batch
     if flip:
         images = mirror(images, flip_mask(tables, position, flip))
     t = draw_timesteps(tables, batch)
     flat = images.flatten(1)
-    numel = flat.shape[1]  # a symbol while the code is compiled, which Size.numel() would turn into a number
-    missing = int(-numel % 4)  # a number, for which the code is compiled
-    quarter = (numel + missing) // 4
-    if missing:  # by cat, because F.pad cannot be traced with symbols
-        flat = torch.cat([flat, flat.new_zeros((flat.shape[0], missing))], dim=1)
+    quarter = -(-flat.shape[1] // 4)
+    flat = F.pad(flat, (0, 4 * quarter - flat.shape[1]))
     quarters = flat.view(-1, 4, quarter)
     x_0 = [scale_images(quarters[:, i]) for i in range(4)]
     noise = normal_quarters(tables.key_words(), Purpose.NOISE, stage, position, quarter)
     added: Sequence[Tensor] = noise
     learned: Sequence[Tensor] = noise
     if batch.noise is not None:
-        shape = images.shape if channels is None else (images.shape[0], channels, numel // channels)
         steps = Steps(t, tables.signal, tables.sigma)
-        added, learned = batch.noise(noise, x_0, tables.key_words(), stage, position, shape, steps)
+        added, learned = batch.noise(noise, x_0, tables.key_words(), stage, position, images.shape, steps)
     signal, sigma = tables.signal[t][:, None], tables.sigma[t][:, None]
     x_t = [signal * x + sigma * n for x, n in zip(x_0, added, strict=True)]
     target = list(learned)
@@ -147,57 +141,6 @@ def make_triple_in_blocks(tables: Tables, batch: TripleInputs) -> tuple[Tensor, 
         part = batch._replace(images=images[block], position=position[block], timesteps=t[block])
         x_t[block], _, target[block] = make_triple(tables, part)
     return x_t, t, target
-
-
-class FlipMaskKernel(NamedTuple):
-    """A kernel that calls :func:`flip_mask`."""
-
-    probability: float
-
-    def __call__(self, *tensors: Tensor) -> tuple[Tensor]:
-        """Take the tables and positions, and return the mask."""
-        *tables, position = tensors
-        return (flip_mask(Tables(*tables), position, self.probability),)
-
-
-class TripleKernel(NamedTuple):
-    """A kernel that calls :func:`make_triple`; ``draw`` is ``None`` if ``t`` is its last argument."""
-
-    draw: Draw | None
-    stage: Stage
-    dtype: torch.dtype
-    predicts_noise: bool
-    noise: Noise | None
-    channels: int | None  # which some noise depends on
-
-    def __call__(self, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Take the tables, images and positions, and return ``x_t``, ``t`` and the target."""
-        tables, (images, position, *given) = Tables(*tensors[: len(Tables._fields)]), tensors[len(Tables._fields) :]
-        timesteps = given[0] if self.draw is None else self.draw
-        batch = TripleInputs(
-            images,
-            position,
-            timesteps,
-            0.0,
-            self.stage,
-            self.dtype,
-            self.predicts_noise,
-            self.noise,
-            self.channels,
-        )
-        return make_triple(tables, batch)
-
-
-class LatentKernel(NamedTuple):
-    """A kernel that calls :meth:`~ddpm_data.latents.Latents.sample`."""
-
-    latents: Latents
-    stage: Stage
-
-    def __call__(self, *tensors: Tensor) -> tuple[Tensor]:
-        """Take the tables, stored values and positions, and return the latents."""
-        *tables, values, position = tensors
-        return (self.latents.sample(Tables(*tables).key_words(), values, position, self.stage),)
 
 
 def scale_images(images: Tensor) -> Tensor:

@@ -18,7 +18,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ddpm_data.diffusion._kernels import Tables, TripleInputs
-from ddpm_data.rng.philox import STAGES
+from ddpm_data.rng.philox import STAGES, Key, Purpose
+from ddpm_data.types import Stage
 
 _BLOCK = 256  # numbers of a quarter per program, four per thread, so that a thread reads 4 bytes and writes 16
 _WARPS = 2
@@ -51,6 +52,26 @@ def compile_kernel(
     with _on_device(batch.images):
         _kernel.warmup(*arguments, grid=(1,), **_choose_constants(batch))
     return make_triple
+
+
+def draw_normals(key: Key, purpose: Purpose, stage: Stage, position: Tensor, numel: int) -> Tensor:
+    """Draw what :func:`~ddpm_data.rng.philox.normals` draws, within 1e-5, on a CUDA device."""
+    normals = torch.empty(len(position), numel, device=position.device)
+    quarter = -(-numel // 4)
+    blocks = -(-quarter // _BLOCK)
+    use = purpose + 256 * STAGES[stage]
+    launch = _normals_kernel[len(position) * blocks,]
+    with _on_device(position):
+        launch(position.contiguous(), key.low, key.high, normals, numel, quarter, blocks, use, _BLOCK, num_warps=_WARPS)
+    return normals
+
+
+def compile_normals(key: Key, position: Tensor) -> Callable[[Key, Purpose, Stage, Tensor, int], Tensor]:
+    """Compile what :func:`draw_normals` launches, without launching it; returns that function."""
+    pointers = position, key.low, key.high, torch.empty(1, device=position.device)
+    with _on_device(position):
+        _normals_kernel.warmup(*pointers, 16, 4, 1, Purpose.LATENT, _BLOCK, num_warps=_WARPS, grid=(1,))
+    return draw_normals
 
 
 def _on_device(images: Tensor) -> AbstractContextManager[object]:
@@ -154,6 +175,25 @@ def _kernel(
     _write(x_t, target, start_1, index, mask_1, value_1, z_1, a, b, p, q, IS_BYTES, PREDICTS_NOISE)
     _write(x_t, target, start_2, index, mask_2, value_2, z_2, a, b, p, q, IS_BYTES, PREDICTS_NOISE)
     _write(x_t, target, start_3, index, mask_3, value_3, z_3, a, b, p, q, IS_BYTES, PREDICTS_NOISE)
+
+
+@triton.jit(do_not_specialize=["use", "blocks"])
+def _normals_kernel(position, key_low, key_high, normals, numel, quarter, blocks, use, BLOCK: tl.constexpr):
+    example = (tl.program_id(0) // blocks).to(tl.int64)
+    normals = normals + example * numel
+    index = tl.arange(0, BLOCK)
+    start = tl.program_id(0) % blocks * BLOCK
+    n = tl.load(position + example)
+    low, high = n.to(tl.uint32), (n >> 32).to(tl.uint32)
+    k0, k1 = tl.load(key_low).to(tl.uint32), tl.load(key_high).to(tl.uint32)
+    place = start + index
+    w_0, w_1, w_2, w_3 = _philox(place.to(tl.uint32), low * 0 + use.to(tl.uint32), low, high, k0, k1, 7)
+    z_0, z_1 = _box_muller(w_0, w_1)
+    z_2, z_3 = _box_muller(w_2, w_3)
+    tl.store(normals + place, z_0, (place < quarter) & (place < numel))
+    tl.store(normals + quarter + place, z_1, (place < quarter) & (place < numel - quarter))
+    tl.store(normals + 2 * quarter + place, z_2, (place < quarter) & (place < numel - 2 * quarter))
+    tl.store(normals + 3 * quarter + place, z_3, (place < quarter) & (place < numel - 3 * quarter))
 
 
 @triton.jit

@@ -14,7 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -44,12 +44,10 @@ class Steps(NamedTuple):
 
 
 class Noise(Protocol):
-    """A variant of the noise. It is hashable; equal ones do the same."""
+    """A variant of the noise."""
 
-    compiles: ClassVar[bool]  # whether it can be part of the compiled pass
-
-    def __hash__(self) -> int:
-        """Return the same hash for equal ones."""
+    def for_cpp(self, stage: Stage) -> tuple[int, float] | None:
+        """Return its number in ``triple.cpp`` and its strength; ``None`` if it is not part of that pass."""
         ...
 
     def __call__(
@@ -70,7 +68,7 @@ class Noise(Protocol):
             key: The seed's key.
             stage: The stage whose stream the positions belong to.
             position: Positions of the examples, int64, shape ``(batch,)``.
-            shape: Shape of the images, ``(batch, channels, height, width)`` or ``(batch, channels, pixels)``.
+            shape: Shape of the images, ``(batch, channels, height, width)``.
             steps: The examples' steps.
         """
         ...
@@ -163,7 +161,10 @@ def nearest(candidates: int = 4) -> Noise:
 class _Offset:
     strength: float
     rises: bool = False  # with t, see generalised_offset
-    compiles: ClassVar[bool] = True
+
+    def for_cpp(self, stage: Stage) -> tuple[int, float]:
+        """Return one of two kinds of offset."""
+        return 2 if self.rises else 1, self.strength
 
     def __call__(
         self,
@@ -181,17 +182,19 @@ class _Offset:
         if self.rises:
             psi = steps.sigma / steps.signal.square()
             numbers = numbers * (psi[steps.t] / psi[-1])[:, None]
-        pixels = math.prod(shape[2:])  # a symbol while this is compiled
-        result = [
-            values + _spread(numbers, number, quarter, pixels, position.device) for number, values in enumerate(noise)
-        ]
+        places = torch.arange(4 * quarter, device=position.device).view(4, quarter)
+        channel = (places // math.prod(shape[2:])).clamp(max=channels - 1)  # the last quarter may be padded
+        result = [values + numbers[:, channel[i]] for i, values in enumerate(noise)]
         return result, result
 
 
 @dataclass(frozen=True)
 class _InputPerturbation:
     strength: float
-    compiles: ClassVar[bool] = True
+
+    def for_cpp(self, stage: Stage) -> tuple[int, float]:
+        """Return the perturbation, in training."""
+        return (3, self.strength) if stage == "train" else (0, 0.0)
 
     def __call__(
         self,
@@ -215,7 +218,9 @@ class _Pyramid:
     discount: float
     levels: int
     ratio: float
-    compiles: ClassVar[bool] = False
+
+    def for_cpp(self, stage: Stage) -> None:
+        """Return nothing: it is made uncompiled."""
 
     def __call__(
         self,
@@ -251,7 +256,9 @@ class _Pyramid:
 @dataclass(frozen=True)
 class _Nearest:
     candidates: int
-    compiles: ClassVar[bool] = False
+
+    def for_cpp(self, stage: Stage) -> None:
+        """Return nothing: it is made uncompiled."""
 
     def __call__(
         self,
@@ -301,24 +308,6 @@ def _check_strength(name: str, strength: float) -> float:
     if strength < 0:
         raise ValueError(f"{name}(strength={strength}): it must be at least 0. Change `noise.strength`.")
     return strength
-
-
-def _spread(numbers: Tensor, number: int, quarter: int, pixels: int, device: torch.device) -> Tensor:
-    """Return each channel's number at the places of that channel, in one quarter of the flattened image.
-
-    Comparisons instead of a look-up: a quarter of an image with a few channels lies in two or three of them, and a CPU
-    compares several places at once.
-    """
-    channels = numbers.shape[1]
-    place = torch.arange(quarter, device=device) + number * quarter
-    if channels > 16:
-        return numbers[:, (place // pixels).clamp(max=channels - 1)]
-    first = number * channels // 4
-    last = min(channels - 1, (number + 1) * channels // 4 + 3)  # padding moves tiny images by up to 3
-    result = numbers[:, first : first + 1].expand(-1, quarter)
-    for channel in range(first + 1, last + 1):
-        result = torch.where(place >= channel * pixels, numbers[:, channel : channel + 1], result)
-    return result
 
 
 def _distance(noise: Quarters, x_0: Quarters, numel: int) -> Tensor:

@@ -149,18 +149,11 @@ def _scramble(word: Tensor, first: Tensor, second: Tensor, factor: Tensor) -> Te
 def find_steps(thresholds: Tensor, word: Tensor) -> Tensor:
     """Return how many thresholds are at most each word: int64, shape of ``word``.
 
-    By bisection: ``torch.searchsorted`` would compile for one size of batch only.
-
     Args:
         thresholds: From :meth:`DensityTimesteps.thresholds`; the last is greater than every word.
         word: Words, int64 in ``[0, 2**32)``.
     """
-    last = len(thresholds) - 1
-    steps = torch.zeros_like(word)
-    for bit in reversed(range(last.bit_length())):  # from the highest: is this bit of the number set?
-        higher = steps + (1 << bit)
-        steps = torch.where(thresholds[(higher - 1).clamp(max=last)] <= word, higher, steps)
-    return steps
+    return torch.searchsorted(thresholds, word, right=True)
 
 
 def find_probabilities(timesteps: "Timesteps", process: GaussianProcess) -> Tensor:

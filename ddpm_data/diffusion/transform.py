@@ -1,6 +1,6 @@
 """The batch transform: images and their positions in, the training triple out, on the images' device."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import import_module
 from types import ModuleType
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ddpm_data._checks import check_float, check_int
 from ddpm_data._keys import name_arguments
-from ddpm_data.diffusion import _kernels
+from ddpm_data.diffusion import _cpp, _kernels
 from ddpm_data.diffusion._compiler import Compiler
 from ddpm_data.diffusion.augment import Augment, KeyedAugment
 from ddpm_data.diffusion.loss_aware import LossAwareTimesteps, spread_shares
@@ -22,7 +22,7 @@ from ddpm_data.diffusion.targets import Target
 from ddpm_data.diffusion.timesteps import DensityTimesteps, Timesteps, UniformTimesteps
 from ddpm_data.diffusion.weights import Weight
 from ddpm_data.latents import Latents
-from ddpm_data.rng.philox import STAGES, key_from
+from ddpm_data.rng.philox import STAGES, key_from, normals
 from ddpm_data.types import Stage, TargetTriple, Triple
 
 # On a CPU, images of fewer values run uncompiled, since a batch takes less than a millisecond either way. The size of
@@ -98,7 +98,7 @@ class ForwardDiffusion(nn.Module):
                 f"ForwardDiffusion: process is a {type(process).__name__}, not a GaussianProcess. Pass "
                 "ForwardProcess(betas), or one of ddpm_data.processes."
             )
-        if noise is not None and (isinstance(noise, type) or not callable(noise) or not hasattr(noise, "compiles")):
+        if noise is not None and (isinstance(noise, type) or not callable(noise) or not hasattr(noise, "for_cpp")):
             raise TypeError(
                 f"ForwardDiffusion: noise is a {type(noise).__name__}, but one of ddpm_data.noises is needed, such as "
                 "noises.offset(0.1), or null. Change `noise`."
@@ -138,7 +138,7 @@ class ForwardDiffusion(nn.Module):
         self.objective = Objective(process, target, weight, probabilities)
         self.register_buffer("_thresholds", thresholds, persistent=False)
         self.register_buffer("_key_words", torch.tensor(key_from(seed)), persistent=False)
-        self._compiler = Compiler()
+        self._compiler: Compiler[Callable[..., Any]] = Compiler()
 
     def forward(
         self,
@@ -177,13 +177,13 @@ class ForwardDiffusion(nn.Module):
         with torch.no_grad():
             if stage == "train" and (augment := self.find_augment()) is not None:
                 images = augment(images, position)
-            compiles = self._should_compile(images, dtype)
+            compiles = self._should_compile(tables, images, position, stage, dtype)
             if self.latents is not None:
                 images = self._sample_latents(tables, images, position, stage, compiles)
             flip = self.flip if stage == "train" else 0.0
             batch = _kernels.TripleInputs(
-                images,
-                position,
+                images.contiguous(),
+                position.contiguous(),
                 self._choose_timesteps(position, stage, strided),
                 flip,
                 stage,
@@ -232,11 +232,7 @@ class ForwardDiffusion(nn.Module):
         """
         if not self.flip or stage != "train":
             return None
-        kernel, tables = _kernels.FlipMaskKernel(self.flip), self._find_tables()
-        compiles = self._compiles and len(position) > 0 and position.device.type == "cpu"  # as forward() draws it there
-        with torch.no_grad():
-            masks = self._compiler(kernel, tables, [position.contiguous()]) if compiles else None
-            return (masks or kernel(*tables, position))[0]
+        return _kernels.flip_mask(self._find_tables(), position, self.flip)
 
     def mirror(self, images: Tensor, mask: Tensor | None) -> Tensor:
         """Mirror some images left to right; the others, and ``images`` itself, stay as they are.
@@ -276,14 +272,17 @@ class ForwardDiffusion(nn.Module):
             own["_key_words"],
         )
 
-    def _should_compile(self, images: Tensor, dtype: torch.dtype) -> bool:
+    def _should_compile(
+        self, tables: _kernels.Tables, images: Tensor, position: Tensor, stage: Stage, dtype: torch.dtype
+    ) -> bool:
         if not self._compiles or images.numel() == 0:
             return False
-        if self.noise is not None and not self.noise.compiles:
+        if self.noise is not None and self.noise.for_cpp(stage) is None:
             return False
         if images.device.type == "cuda":  # the kernel for CUDA devices knows no variants of the noise
             return self.noise is None and images.dtype in (torch.uint8, *_CUDA_DTYPES) and dtype in _CUDA_DTYPES
-        return images.device.type == "cpu" and images.shape[1:].numel() >= _MIN_COMPILED_VALUES
+        is_large = images.device.type == "cpu" and images.shape[1:].numel() >= _MIN_COMPILED_VALUES
+        return is_large and position.device.type == "cpu" and _cpp.can_read(tables)
 
     def _sample_latents(
         self, tables: _kernels.Tables, values: Tensor, position: Tensor, stage: Stage, compiles: bool
@@ -291,45 +290,21 @@ class ForwardDiffusion(nn.Module):
         assert self.latents is not None
         if not values.is_floating_point():
             raise TypeError(f"images are {values.dtype}, but latents must be floats. Change `dataset.latents`.")
-        kernel = _kernels.LatentKernel(self.latents, stage)
-        flat = values.flatten(2).contiguous()
-        outputs = self._compiler(kernel, tables, [flat, position.contiguous()]) if compiles else None
-        latents = outputs[0] if outputs is not None else kernel(*tables, flat, position)[0]
-        return latents.view(*latents.shape[:2], *values.shape[2:])
+        draw = None
+        if compiles:
+            code = _import_code(values.device.type)
+            draw = self._compiler(
+                ("normals", values.device), lambda: code.compile_normals(tables.key_words(), position)
+            )
+        return self.latents.sample(tables.key_words(), values, position, stage, draw or normals)
 
     def _make_compiled(self, tables: _kernels.Tables, batch: _kernels.TripleInputs) -> tuple[Tensor, Tensor, Tensor]:
-        images, position, timesteps, flip, stage, dtype, predicts_noise, noise, _ = batch
-        position = position.contiguous()
-        if images.device.type == "cuda":
-            if isinstance(timesteps, Tensor):
-                timesteps = timesteps.contiguous()
-            inputs = batch._replace(images=images.contiguous(), position=position, timesteps=timesteps)
-            return self._make_on_cuda(tables, inputs)
-        if flip:
-            # Mirror in a separate pass over the bytes. It costs less than reading backwards within the compiled pass,
-            # which slows a CPU's vector units down.
-            masks = self._compiler(_kernels.FlipMaskKernel(flip), tables, [position])
-            if masks is None:
-                return _kernels.make_triple_in_blocks(tables, batch)
-            images = _kernels.mirror(images, masks[0])
-        tensors = [images.contiguous().flatten(1), position]
-        draw = None if isinstance(timesteps, Tensor) else timesteps
-        if isinstance(timesteps, Tensor):
-            tensors.append(timesteps.contiguous())
-        channels = None if noise is None else images.shape[1]
-        kernel = _kernels.TripleKernel(draw, stage, dtype, predicts_noise, noise, channels)
-        outputs = self._compiler(kernel, tables, tensors)
-        if outputs is None:
-            return _kernels.make_triple_in_blocks(tables, batch)
-        x_t, t, target = outputs
-        return x_t.view(images.shape), t, target.view(images.shape)
-
-    def _make_on_cuda(self, tables: _kernels.Tables, batch: _kernels.TripleInputs) -> tuple[Tensor, Tensor, Tensor]:
         draw = None if isinstance(batch.timesteps, Tensor) else batch.timesteps
         kind = (
             batch.images.dtype, batch.images.device, draw, batch.flip, batch.stage, batch.dtype, batch.predicts_noise
         )  # fmt: skip
-        make_triple = self._compiler.compile_once(kind, lambda: _import_triton().compile_kernel(tables, batch))
+        code = _import_code(batch.images.device.type)
+        make_triple = self._compiler(kind, lambda: code.compile_kernel(tables, batch))
         x_t, t, target = (make_triple or _kernels.make_triple_in_blocks)(tables, batch)
         return x_t, t, target
 
@@ -349,13 +324,13 @@ class ForwardDiffusion(nn.Module):
                 f"shape ({len(position)},). Change `timesteps`; a density stands in DensityTimesteps(...)."
             )
         self.process.check_steps(t)
-        return t
+        return t.contiguous()
 
 
 @cache
-def _import_triton() -> ModuleType:
-    """Import the kernel for CUDA devices; torch's packages for CUDA bring Triton."""
-    return import_module("ddpm_data.diffusion._triton")
+def _import_code(device: str) -> ModuleType:
+    """Import what compiles for a device; torch's packages for CUDA bring Triton."""
+    return import_module(f"ddpm_data.diffusion.{'_triton' if device == 'cuda' else '_cpp'}")
 
 
 def _drawn_probabilities(thresholds: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ class Key(NamedTuple):
     """The two words of Philox's key, which hold a seed.
 
     Attributes:
-        low: The seed's low 32 bits; a tensor without dimensions if one compiled graph has to serve any seed.
+        low: The seed's low 32 bits; a tensor without dimensions where it lies on the device.
         high: Its high 32 bits, likewise.
     """
 
@@ -121,8 +121,7 @@ def words(key: Key, purpose: Purpose, stage: Stage, position: Tensor, blocks: in
     Returns:
         Four tensors, int64 in ``[0, 2**32)``, shape ``(batch, blocks)``.
     """
-    # Without the mask, inductor takes the first product for an index, and Triton computes indices in 32 bits.
-    block = torch.arange(blocks, device=position.device)[None, :] & MASK
+    block = torch.arange(blocks, device=position.device)[None, :]
     n = position[:, None]
     use = torch.full_like(n, purpose + 256 * STAGES[stage])
     return philox_4x32((block, use, n & MASK, (n >> 32) & MASK), key, rounds)

@@ -1,5 +1,6 @@
-"""The compiled transform: the same triples as the eager one, few compilations, and a way on where none is possible."""
+"""The compiled transform on CPUs: the same triples as the eager one, and a way on where nothing can be compiled."""
 
+import os
 import pickle
 import subprocess
 import sys
@@ -8,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
-from torch._inductor.codegen.cpp import CppKernelProxy
 
 from ddpm_data import (
     DensityTimesteps,
@@ -20,10 +22,10 @@ from ddpm_data import (
     noises,
     schedules,
 )
-from ddpm_data.diffusion import _compiler
-from ddpm_data.diffusion._compiler import _compile
+from ddpm_data.diffusion import _cpp
+from ddpm_data.diffusion import transform as transform_module
 from ddpm_data.diffusion._kernels import mirror
-from ddpm_data.types import Stage
+from ddpm_data.rng.philox import Key, Purpose, normals
 from tests.conftest import ROOT, uint8_images
 
 PROCESS = ForwardProcess(schedules.linear(1000))
@@ -38,161 +40,163 @@ def batch(*shape: int, dtype: torch.dtype = torch.uint8) -> tuple[Tensor, Tensor
     return images if dtype == torch.uint8 else (images.float() / 127.5 - 1).to(dtype), torch.arange(shape[0]) * 1001
 
 
-@pytest.fixture
-def compilations(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Grows by one with every call of the compiler."""
-    _compile.cache_clear()
-    calls: list[Any] = []
-    real = _compiler.compile_graph
-
-    def counted(graph: Any, examples: Any) -> Any:  # noqa: ANN401  # inductor's
-        calls.append(graph)
-        return real(graph, examples)
-
-    monkeypatch.setattr(_compiler, "compile_graph", counted)
-    return calls
+DRAWS: dict[str, Any] = {
+    "independent": UniformTimesteps(),
+    "low discrepancy": UniformTimesteps(low_discrepancy=True),
+    "density": DensityTimesteps(densities.logit_normal),
+    "density, low discrepancy": DensityTimesteps(densities.laplace, low_discrepancy=True),
+    "given": lambda position, num_timesteps, key, stage: position * 31 % num_timesteps,
+}
+NOISES = [None, noises.offset(0.5), noises.generalised_offset(0.5), noises.input_perturbation(0.5)]
 
 
-@pytest.mark.parametrize(
-    ("shape", "stage"),
-    [
-        pytest.param((16, 3, 16, 16), "train", marks=pytest.mark.slow),
-        pytest.param((16, 3, 16, 16), "val", marks=pytest.mark.slow),
-        pytest.param((9, 1, 23, 25), "train", marks=pytest.mark.slow),
-        pytest.param((1, 3, 16, 16), "test", marks=pytest.mark.slow),
-    ],
-    ids=str,
-)
-def test_compiled_and_eager_agree(shape: tuple[int, ...], stage: Stage, compilations: list[Any]) -> None:
-    images, position = batch(*shape)
-    for low_discrepancy in (False, True):
-        timesteps = UniformTimesteps(low_discrepancy)
-        compiled = make(timesteps=timesteps)(images, position, stage)
-        eager = make(False, timesteps=timesteps)(images, position, stage)
-        assert torch.equal(compiled.t, eager.t)
-        torch.testing.assert_close(compiled.noise, eager.noise, rtol=0, atol=1e-5)
-        torch.testing.assert_close(compiled.x_t, eager.x_t, rtol=1e-5, atol=1e-5)  # flips would show as 2
-    assert len(compilations) == (3 if stage == "train" else 2)  # training: mirrored, and t drawn in two ways
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_compiled_and_eager_agree(data: st.DataObject) -> None:
+    """For every draw of t, noise, target, stage, dtype and size: t and flips to the bit, the rest within 1e-5."""
+    shape = tuple(data.draw(st.integers(1, most), name) for name, most in zip("bchw", (5, 5, 40, 40), strict=True))
+    stage = data.draw(st.sampled_from(["train", "train", "val", "predict"]), "stage")
+    dtype = data.draw(st.sampled_from([torch.float32, torch.float32, torch.bfloat16, torch.float16, torch.float64]))
+    kind = data.draw(
+        st.sampled_from([torch.uint8, torch.uint8, torch.float32, torch.bfloat16, torch.float64]), "images"
+    )
+    strided, low = data.draw(st.booleans(), "strided"), data.draw(st.integers(0, 2**62), "position")
+    options = {
+        "seed": data.draw(st.sampled_from([0, 3, 2**64 - 1]), "seed"),
+        "flip": data.draw(st.sampled_from([0.0, 0.5, 1.0]), "flip"),
+        "timesteps": DRAWS[data.draw(st.sampled_from(sorted(DRAWS)), "draw")],
+        "noise": data.draw(st.sampled_from(NOISES), "noise"),
+        "target": data.draw(st.sampled_from(["noise", "x_0", "velocity", "edm"]), "target"),
+    }
+    images, position = batch(*shape, dtype=kind)[0], low + torch.arange(shape[0]) * 2**31 % 2**62
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transform_module, "_MIN_COMPILED_VALUES", 0)
+        compiled, eager = (
+            ForwardDiffusion(PROCESS, compile=compile, **options)(images, position, stage, dtype, strided)  # type: ignore[arg-type]
+            for compile in (True, False)
+        )
+    assert torch.equal(compiled.t, eager.t)
+    tolerance = 1e-5 if dtype in (torch.float32, torch.float64) else 8 * torch.finfo(dtype).eps
+    for result, wanted in zip(compiled, eager, strict=True):
+        assert result.dtype == wanted.dtype
+        assert result.is_contiguous()
+        torch.testing.assert_close(result.double(), wanted.double(), rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("shape", [(16, 3, 16, 16), (5, 1, 23, 25), (3, 4, 13, 11), (3, 12, 9, 9)], ids=str)
-def test_every_objective_compiles_into_one_pass(shape: tuple[int, ...], compilations: list[Any]) -> None:
-    images, position = batch(*shape)
-    options: list[dict[str, Any]] = [
-        {"target": "velocity", "noise": noises.offset(0.5), "timesteps": DensityTimesteps(densities.logit_normal)},
-        {"target": "velocity", "noise": noises.generalised_offset(0.5)},
-        {
-            "target": "edm",
-            "noise": noises.input_perturbation(0.5),
-            "timesteps": DensityTimesteps(densities.laplace, True),
-        },
-    ]
-    if shape[1] > 3:  # the kinds of noise find an image's channels in the same way
-        options = options[:1]
-    for chosen in options:
-        compiled, eager = (make(compile, flip=0.0, **chosen) for compile in (True, False))
-        results, expected = compiled(images, position), eager(images, position)
-        assert torch.equal(results.t, expected.t)
-        for result, wanted in zip(results, expected, strict=True):
-            torch.testing.assert_close(result, wanted, rtol=1e-5, atol=2e-5)
-        compiled(images[:2], position[:2])  # another size of batch
-    assert len(compilations) == len(options)
+def test_a_density_is_drawn_alike_at_its_thresholds() -> None:
+    """A word equal to a threshold belongs to the step above it, also among steps that are never drawn."""
+    share = torch.zeros(1000, dtype=torch.float64)
+    share[[0, 3, 999]] = torch.tensor([0.25, 0.5, 0.25], dtype=torch.float64)
+    images, position = torch.zeros(4096, 1, 32, 16, dtype=torch.uint8), torch.arange(4096)
+    t = [make(compile, timesteps=DensityTimesteps(share, True))(images, position).t for compile in (True, False)]
+    assert torch.equal(*t)
+    assert torch.bincount(t[0], minlength=1000)[[0, 3, 999]].tolist() == [1024, 2048, 1024]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(16, 3, 16, 16), (9, 1, 23, 25)], ids=str)
 def test_x_t_is_the_forward_process_to_the_last_bit(shape: tuple[int, ...]) -> None:
     images, position = batch(*shape)
     x_t, t, noise = make(flip=0.0)(images, position)
-    expected = PROCESS.q_sample(images.float() / 127.5 - 1, t, noise)
-    if not torch.equal(x_t, expected):  # older inductors (torch 2.6) multiply by 1 / 127.5 instead
-        assert torch.equal(x_t, PROCESS.q_sample(images.float() * torch.tensor(1 / 127.5) - 1, t, noise))
-        assert torch.__version__ < "2.7"
+    assert torch.equal(x_t, PROCESS.q_sample(images.float() / 127.5 - 1, t, noise))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("given", [torch.uint8, torch.float32])
-def test_precisions_and_memory_formats_agree(dtype: torch.dtype, given: torch.dtype) -> None:
-    images, position = batch(8, 3, 16, 16, dtype=given)
-    images = images.to(memory_format=torch.channels_last)
-    compiled = make()(images, position, "train", dtype)
-    eager = make(False)(images, position, "train", dtype)
-    assert compiled.x_t.dtype == compiled.noise.dtype == dtype
-    assert compiled.x_t.is_contiguous(memory_format=torch.channels_last)
-    for a, b in ((compiled.x_t, eager.x_t), (compiled.noise, eager.noise)):
-        torch.testing.assert_close(a.double(), b.double(), rtol=torch.finfo(dtype).eps, atol=1e-5)
+@pytest.mark.parametrize("numel", [1, 5, 2048, 2052, 9999])
+def test_normals_are_those_of_philox(numel: int) -> None:
+    key, position = Key(2**32 - 1, 7), torch.arange(9) * 2**33 + 5
+    drawn = _cpp.load_library().draw_normals(key, Purpose.LATENT, "val", position, numel)
+    torch.testing.assert_close(drawn, normals(key, Purpose.LATENT, "val", position, numel), rtol=0, atol=1e-6)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", ["train", "val"])
-def test_one_compilation_serves_every_batch_and_size(stage: Stage, compilations: list[Any]) -> None:
-    transform = make(flip=0.0)
-    for shape in ((3, 16, 16), (3, 48, 96), (3, 96, 48), (1, 24, 24), (4, 128, 8)):
-        images, position = batch(40, *shape)
-        whole = transform(images, position, stage)
-        eager = make(False, flip=0.0)(images, position, stage)
-        torch.testing.assert_close(whole.x_t, eager.x_t, rtol=1e-5, atol=1e-5)
-        for size in (16, 7, 1, 40):
-            part = transform(images[:size], position[:size], stage)
-            assert all(torch.equal(a, b[:size]) for a, b in zip(part, whole, strict=True))
-    assert len(compilations) == 1
+def test_images_in_another_memory_format_come_back_in_it() -> None:
+    images, position = batch(8, 3, 16, 16)
+    x_t, _, noise = make()(images.to(memory_format=torch.channels_last), position)
+    expected = make()(images, position)
+    assert x_t.is_contiguous(memory_format=torch.channels_last)
+    assert noise.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(x_t, expected.x_t)
+    assert torch.equal(noise, expected.noise)
 
 
-@pytest.mark.slow
-def test_sizes_that_are_no_multiple_of_four_are_compiled_once_per_remainder(compilations: list[Any]) -> None:
-    transform = make(flip=0.0)
-    for shape in ((1, 23, 25), (1, 27, 29), (3, 25, 23)):  # 575, 783 and 1,725 values: remainders 3, 3 and 1
-        images, position = batch(9, *shape)
-        triple, eager = transform(images, position), make(False, flip=0.0)(images, position)
-        assert triple.x_t.is_contiguous()
-        assert triple.noise.is_contiguous()
-        assert torch.equal(triple.t, eager.t)
-        torch.testing.assert_close(triple.noise, eager.noise, rtol=0, atol=1e-5)
-        torch.testing.assert_close(triple.x_t, eager.x_t, rtol=1e-5, atol=1e-5)
-    assert len(compilations) == 2
+def test_an_examples_bits_depend_on_no_batch_and_no_number_of_threads() -> None:
+    threads = torch.get_num_threads()
+    try:
+        for shape in ((3, 16, 16), (3, 96, 48), (1, 25, 23), (4, 128, 9)):
+            images, position = batch(40, *shape)
+            torch.set_num_threads(3)
+            whole = make()(images, position)
+            for size, count in ((16, 1), (7, 2), (1, 3)):
+                torch.set_num_threads(count)
+                part = make()(images[:size], position[:size])
+                assert all(torch.equal(a, b[:size]) for a, b in zip(part, whole, strict=True))
+    finally:
+        torch.set_num_threads(threads)
 
 
-@pytest.mark.slow
-def test_another_schedule_seed_and_device_state_need_no_other_code(compilations: list[Any]) -> None:
+@pytest.mark.parametrize("vectors", [(), _cpp._VECTORS["AVX2"]], ids=["none", "AVX2"])
+def test_processors_with_shorter_vectors_give_the_same_bits(
+    vectors: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    expected = make()(*batch(5, 3, 25, 23))
+    monkeypatch.setattr(_cpp, "_VECTORS", dict.fromkeys(["AVX512", "AVX2"][: 1 + (not vectors)], vectors))
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    library = _cpp.load_library.__wrapped__()
+    monkeypatch.setattr(_cpp, "load_library", lambda: library)
+    assert all(torch.equal(a, b) for a, b in zip(make()(*batch(5, 3, 25, 23)), expected, strict=True))
+
+
+def test_tables_of_another_kind_are_not_read_as_floats() -> None:
+    images, position = batch(4, 3, 16, 16)
+    expected = make()(images, position)
+    for transform in (make().double(), make()):
+        if transform.objective.target_x.dtype == torch.float32:
+            transform.process.double()
+        x_t, _, noise = transform(images, position)
+        torch.testing.assert_close(noise, expected.noise, rtol=0, atol=1e-5)
+        torch.testing.assert_close(x_t, expected.x_t, rtol=1e-5, atol=1e-5)
+
+
+def test_triples_of_inference_mode_are_not_kept() -> None:
     transform = make(flip=0.0)
     with torch.inference_mode():
         first = transform(*batch(4, 3, 16, 16))
     second = transform(*batch(4, 3, 16, 16))
     assert torch.equal(first.noise, second.noise)
     assert not second.x_t.is_inference()
-    assert len(compilations) == 1
 
 
 @pytest.mark.slow
-def test_code_is_generated_once_and_found_on_disk_by_the_next_process(
-    compilations: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Inductor generated the code of a pass with a draw of t twice."""
-    pytest.importorskip("ddpm_data.diffusion._fusion", reason="an older torch")
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    generated: list[int] = []
-    real = CppKernelProxy.codegen_nodes
+def test_the_next_process_finds_the_code_on_disk(tmp_path: Path) -> None:
+    """Where it is damaged, it is compiled again; where it cannot be kept, each process compiles its own."""
+    code = """
+import subprocess, torch
+calls, real = [], subprocess.run
+subprocess.run = lambda command, **options: calls.append(command) or real(command, **options)
+from ddpm_data import ForwardDiffusion, ForwardProcess, schedules
+transform = ForwardDiffusion(ForwardProcess(schedules.linear()))
+x_t, _, _ = transform(torch.zeros(4, 3, 16, 16, dtype=torch.uint8), torch.arange(4))
+print(float(x_t.double().sum()), sum("--version" not in call for call in calls))
+"""
 
-    def counted(self: CppKernelProxy, nodes: list[Any]) -> None:
-        generated.append(len(nodes))
-        real(self, nodes)
+    def run(folder: Path) -> list[str]:
+        environment = os.environ | {"TORCH_EXTENSIONS_DIR": str(folder)}
+        command = [sys.executable, "-c", code]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT, check=True)
+        return result.stdout.split()
 
-    monkeypatch.setattr(CppKernelProxy, "codegen_nodes", counted)
-    first = make(flip=0.0)(*batch(4, 3, 16, 16))
-    assert len(generated) == 2  # the loop over the batch, and the one over its pixels
-    _compile.cache_clear()
-    again = make(flip=0.0)(*batch(4, 3, 16, 16))
-    assert len(generated) == 2
-    assert len(compilations) == 2
-    assert torch.equal(first.noise, again.noise)
+    folder = tmp_path / "extensions"
+    total, compiled = run(folder)
+    [library] = (folder / "ddpm_data").iterdir()
+    assert (library.suffix, compiled) == (".so", "2")
+    assert run(folder) == [total, "0"]
+    library.write_bytes(b"damaged")
+    assert run(folder) == [total, "2"]
+    (tmp_path / "file").write_text("")
+    assert run(tmp_path / "file") == [total, "2"]
 
 
-@pytest.mark.slow
 def test_a_custom_draw_of_t_stays_outside_the_compiler() -> None:
     def timesteps(position: Tensor, num_timesteps: int, *_: object) -> Tensor:
-        steps = [int(n) % num_timesteps for n in position]  # .item() would break a graph
+        steps = [int(n) % num_timesteps for n in position]
         return torch.tensor(steps).repeat_interleave(2)[::2]  # not contiguous
 
     _, t, _ = make(timesteps=timesteps)(*batch(4, 3, 16, 16))
@@ -201,9 +205,10 @@ def test_a_custom_draw_of_t_stays_outside_the_compiler() -> None:
         make(timesteps=lambda position, *_: position * 5000 // 3003)(*batch(4, 3, 16, 16))
 
 
-def test_small_images_are_not_worth_it(compilations: list[Any]) -> None:
-    make()(*batch(64, 3, 8, 8))
-    assert not compilations
+def test_small_images_are_not_worth_it() -> None:
+    transform = make()
+    transform(*batch(64, 3, 8, 8))
+    assert not transform._compiler._compiled
 
 
 @pytest.mark.parametrize("shape", [(9, 3, 7, 5), (4, 1, 1, 1)])
@@ -233,13 +238,12 @@ print(ours[0])
 eager = make(flip=0.5, compile=False)(images, position)
 assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(eager, first, second))
 """
-    without = {"PATH": str(tmp_path), "CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    without = {"PATH": str(tmp_path), "CXX": "no-such-compiler", "TORCH_EXTENSIONS_DIR": str(tmp_path / "cache")}
     result = subprocess.run([sys.executable, "-c", code], env=without, capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 0, result.stderr[-3000:]
     assert "`compile=false`" in result.stdout
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("when", ["compiling", "running"])
 def test_only_the_compilers_failure_ends_compiling(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory may be short for one batch. The next one is compiled again, so it gets the bits that other ranks get."""
@@ -254,8 +258,7 @@ def test_only_the_compilers_failure_ends_compiling(when: str, monkeypatch: pytes
             for key in transform._compiler._compiled:
                 patch.setitem(transform._compiler._compiled, key, fail)
         else:
-            _compile.cache_clear()
-            patch.setattr(_compiler, "compile_graph", fail)
+            patch.setattr(_cpp, "load_library", fail)
         with pytest.raises(torch.OutOfMemoryError, match="tried to allocate"):
             transform(*images)
     assert all(torch.equal(a, b) for a, b in zip(transform(*images), make()(*images), strict=True))
@@ -284,10 +287,8 @@ print(len(threads[1] - threads[0]))
     assert result.stdout.strip() == "2"
 
 
-@pytest.mark.slow
 def test_a_compiled_transform_can_be_sent_to_another_process() -> None:
     transform = make()
     first = transform(*batch(4, 3, 16, 16))
-    _compile.cache_clear()
     again = pickle.loads(pickle.dumps(transform))(*batch(4, 3, 16, 16))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))

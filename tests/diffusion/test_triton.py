@@ -15,9 +15,11 @@ import contextlib
 import torch
 from ddpm_data import DensityTimesteps, ForwardDiffusion, ForwardProcess, UniformTimesteps, densities, schedules
 from ddpm_data.diffusion import _triton
+from ddpm_data.rng.philox import Key, Purpose, normals
 
 _triton._on_device = lambda images: contextlib.nullcontext()
 process = ForwardProcess(schedules.linear(1000))
+key = Key(*torch.tensor([7, 9]))
 draws = {
     "independent": UniformTimesteps(),
     "low discrepancy, strided": UniformTimesteps(low_discrepancy=True),
@@ -47,15 +49,17 @@ for shape, flip, stage, dtype, images_dtype in cases:
         transform = ForwardDiffusion(process, 2**63 + 5, timesteps, flip, compile=False, target=target)
         strided = number % 2 == 1
         expected = transform(images, position, stage, dtype, strided)
-        transform._compiles, transform._make_compiled = True, transform._make_on_cuda  # as on a device
-        transform._should_compile = lambda images, dtype: True
-        transform._compiler.compile_once = lambda *_: _triton.make_triple  # the interpreter compiles nothing
+        transform._should_compile = lambda *_: True  # as on a device
+        transform._compiler = lambda *_: _triton.make_triple  # the interpreter compiles nothing
         x_t, t, result = transform(images, position, stage, dtype, strided)
         assert torch.equal(t, expected.t), (shape, name)
         error = 1e-5 if dtype in (torch.float32, torch.float64) else torch.finfo(dtype).eps * 8
         assert x_t.dtype == result.dtype == dtype and x_t.shape == result.shape == images.shape
         for found, wanted in ((result, expected[2]), (x_t, expected.x_t)):
             assert float((found.double() - wanted.double()).abs().max()) <= error, (shape, flip, stage, name, dtype)
+for numel in (4, 1024, 1030, 5000):
+    drawn = [draw(key, Purpose.LATENT, "val", position, numel) for draw in (normals, _triton.draw_normals)]
+    assert float((drawn[0] - drawn[1]).abs().max()) <= 1e-5, numel
 print("agrees")
 """
 

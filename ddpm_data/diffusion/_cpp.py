@@ -1,0 +1,222 @@
+"""The transform as one pass in C++ for CPUs: ``triple.cpp``, which is compiled on first use and kept on disk.
+
+Torch has few operations on uint32, so ``_kernels`` computes with int64, and of these a CPU's vectors take half as many.
+Inductor compiled them for half a minute into code that was a fourth as fast on a processor with AVX2
+(``benchmarks/transform.md``). g++ and clang++ compile the file in a second, for the kind of vectors that torch finds.
+"""
+
+import ctypes
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch._appdirs import user_cache_dir
+
+from ddpm_data.diffusion._kernels import Draw, Tables, TripleInputs
+from ddpm_data.rng.philox import STAGES, Key, Purpose
+from ddpm_data.types import Stage
+
+_SOURCE = Path(__file__).with_name("triple.cpp")
+_FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
+_VECTORS = {
+    "AVX2": ("-mavx2", "-mfma"),
+    "AVX512": ("-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mfma", "-mprefer-vector-width=512"),
+}
+_MIN_NUMBERS_PER_THREAD = 2**14  # fewer take less time than to wake a thread
+
+
+class _Batch(ctypes.Structure):
+    """The struct of the same name in ``triple.cpp``."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("images", "position", "signal", "sigma", "target_x", "target_n")),
+        *((name, ctypes.c_void_p) for name in ("thresholds", "key", "x_t", "t", "target")),
+        *((name, ctypes.c_int64) for name in ("batch", "numel", "pixels", "width", "num_timesteps", "flip_below")),
+        *((name, ctypes.c_int64) for name in ("stage", "draw", "noise", "is_bytes", "predicts_noise", "threads")),
+        ("strength", ctypes.c_double),
+    )
+
+
+class Library:
+    """The compiled code.
+
+    Args:
+        path: The shared library.
+    """
+
+    def __init__(self, path: Path) -> None:
+        library = ctypes.CDLL(str(path))
+        self._make_triple = library.make_triple
+        self._make_triple.argtypes = [ctypes.POINTER(_Batch)]
+        self._make_triple.restype = None
+        self._draw_normals = library.draw_normals
+        pointer, number = ctypes.c_void_p, ctypes.c_int64
+        self._draw_normals.argtypes = [number, number, number, pointer, number, number, pointer, number]
+        self._draw_normals.restype = None
+
+    def make_triple(self, tables: Tables, batch: TripleInputs) -> tuple[Tensor, Tensor, Tensor]:
+        """Make ``x_t``, ``t`` and the target of contiguous images on the CPU; computed in float32, cast last.
+
+        Args:
+            tables: The tables of the process and the objective, and the key.
+            batch: Everything else that the triple is made of; at least one image, and ``noise`` that is ``for_cpp``.
+        """
+        images = batch.images if batch.images.dtype == torch.uint8 else batch.images.float()
+        given = batch.timesteps
+        t = given if isinstance(given, Tensor) else torch.empty_like(batch.position)
+        x_t = torch.empty(images.shape, dtype=torch.float32)
+        target = torch.empty_like(x_t)
+        noise, strength = (batch.noise and batch.noise.for_cpp(batch.stage)) or (0, 0.0)
+        numel, (height, width) = x_t.numel(), images.shape[2:]
+        arguments = _Batch(
+            images.data_ptr(),
+            batch.position.data_ptr(),
+            tables.signal.data_ptr(),
+            tables.sigma.data_ptr(),
+            tables.target_x.data_ptr(),
+            tables.target_n.data_ptr(),
+            tables.thresholds.data_ptr() if isinstance(given, Draw) and given.has_density else None,
+            tables.key.data_ptr(),
+            x_t.data_ptr(),
+            t.data_ptr(),
+            target.data_ptr(),
+            len(images),
+            numel // len(images),
+            height * width,
+            width,
+            len(tables.signal),
+            round(batch.flip * 2**32),
+            256 * STAGES[batch.stage],
+            _number_draw(given, batch.stage),
+            noise,
+            images.dtype == torch.uint8,
+            batch.predicts_noise,
+            _choose_threads(numel),
+            strength,
+        )
+        self._make_triple(arguments)
+        if batch.dtype != torch.float32:
+            x_t, target = x_t.to(batch.dtype), target.to(batch.dtype)
+        return x_t, t, target
+
+    def draw_normals(self, key: Key, purpose: Purpose, stage: Stage, position: Tensor, numel: int) -> Tensor:
+        """Draw what :func:`~ddpm_data.rng.philox.normals` draws, within 1e-5."""
+        position = position.contiguous()
+        normals = torch.empty(len(position), numel, dtype=torch.float32)
+        self._draw_normals(
+            purpose + 256 * STAGES[stage],
+            int(key.low),
+            int(key.high),
+            position.data_ptr(),
+            len(position),
+            numel,
+            normals.data_ptr(),
+            _choose_threads(normals.numel()),
+        )
+        return normals
+
+
+def compile_kernel(
+    tables: Tables, batch: TripleInputs
+) -> Callable[[Tables, TripleInputs], tuple[Tensor, Tensor, Tensor]]:
+    """Return :meth:`Library.make_triple`, which serves every kind of batch."""
+    return load_library().make_triple
+
+
+def compile_normals(key: Key, position: Tensor) -> Callable[[Key, Purpose, Stage, Tensor, int], Tensor]:
+    """Return :meth:`Library.draw_normals`."""
+    return load_library().draw_normals
+
+
+@cache
+def load_library() -> Library:
+    """Load the code, compiled now if this machine has not compiled it before.
+
+    Raises:
+        RuntimeError: There is no compiler, or it failed.
+    """
+    _keep_freed_memory()
+    command = _find_compiler()
+    vectors = torch.backends.cpu.get_cpu_capability() if platform.machine().lower() in ("x86_64", "amd64") else ""
+    version = _run([*command, "--version"])
+    is_gcc = "Free Software Foundation" in version
+    # Torch's wheels bring GNU's OpenMP, whose threads a library of clang's could not share.
+    flags = [*_FLAGS, *_VECTORS.get(vectors, ()), *(("-fopenmp", "-mtune=native") if is_gcc else ())]
+    if os.name != "nt":
+        flags.append("-fPIC")
+    kind = "\n".join([_SOURCE.read_text(encoding="utf-8"), version, *flags, torch.__version__])
+    root = os.environ.get("TORCH_EXTENSIONS_DIR") or user_cache_dir("torch_extensions")  # type: ignore[no-untyped-call]
+    path = Path(root) / "ddpm_data" / f"{sha256(kind.encode()).hexdigest()[:16]}.so"
+    with suppress(OSError):  # it is not there, or damaged
+        return Library(path)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # Windows keeps open files
+        objects, built = Path(folder) / "triple.o", Path(folder) / "triple.so"
+        _run([*command, *flags, "-c", str(_SOURCE), "-o", str(objects)])
+        # Linked to torch and not to OpenMP, it finds the OpenMP that torch has loaded, under whatever name.
+        torch_folder = Path(torch.__file__).parent / "lib"
+        links = ["-Wl,--no-as-needed", f"-L{torch_folder}", "-ltorch_cpu"] if is_gcc else []
+        _run([*command, "-shared", str(objects), "-o", str(built), *links])
+        with suppress(OSError):  # of a folder that cannot be written to
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_name(f"{path.name}.{os.getpid()}")
+            shutil.copy(built, part)
+            os.replace(part, path)  # whole, or not at all, where many processes compile it
+        return Library(built)
+
+
+def _find_compiler() -> list[str]:
+    """Return the compiler's command: the environment's CXX, which may have options, or what is installed."""
+    chosen = os.environ.get("CXX")
+    usual = [["clang++"]] if os.name == "nt" else [["g++"], ["clang++"]]  # g++ aligns no vectors on Windows' stack
+    for command in [shlex.split(chosen)] if chosen else usual:
+        if shutil.which(command[0]):
+            return command
+    raise RuntimeError(f"no compiler: {f'CXX={chosen}' if chosen else 'neither g++ nor clang++'} was found")
+
+
+def _run(command: list[str]) -> str:
+    result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if result.returncode:
+        reason = next((line for line in result.stderr.splitlines() if "error" in line), result.stderr.strip())
+        raise RuntimeError(f"{command[0]}: {reason}")
+    return result.stdout
+
+
+def can_read(tables: Tables) -> bool:
+    """Tell whether the code can read the tables; what moves or converts a module may have changed them."""
+    columns = tables.signal, tables.target_x  # one of each submodule, whose buffers move together
+    return all(column.dtype == torch.float32 and column.device.type == "cpu" for column in columns)
+
+
+def _number_draw(timesteps: Draw | Tensor, stage: Stage) -> int:
+    if isinstance(timesteps, Tensor):
+        return 0
+    if not timesteps.low_discrepancy and stage == "train":
+        return 1
+    return 2 if timesteps.strided else 3
+
+
+def _choose_threads(numbers: int) -> int:
+    return max(1, min(torch.get_num_threads(), numbers // _MIN_NUMBERS_PER_THREAD))
+
+
+def _keep_freed_memory() -> None:
+    """Make glibc keep up to 64 MiB of freed memory instead of returning it to the system.
+
+    Each batch frees the previous triple and allocates a new one. glibc returns large freed blocks to the system, which
+    clears every page before it hands it out again. In a Trainer's loop that caused up to 1,800 page faults per batch,
+    depending on the layout of the heap (``benchmarks/transform.md``). Freeing one block just below 32 MiB makes glibc
+    raise its limit to that size for the rest of the process (mallopt(3), ``M_MMAP_THRESHOLD``). The cost is up to
+    64 MiB of memory per process. Other allocators ignore this.
+    """
+    torch.empty(31 * 2**20, dtype=torch.uint8)
