@@ -20,8 +20,8 @@ GROUPS = ("dataset", "loader", "schedule", "timesteps", "target", "weight", "noi
 _KEY = re.compile(rf"`((?:{'|'.join(GROUPS)})(?:\.[^`]*)?)`")
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
-_Naming = tuple[Mapping[str, str] | None, Collection[str]]  # the arguments of naming_keys
-_NAMINGS: ContextVar[tuple[_Naming, ...]] = ContextVar("_NAMINGS", default=())  # those at work, the outermost first
+Naming = tuple[Mapping[str, str] | None, Collection[str]]  # the arguments of naming_keys
+_NAMINGS: ContextVar[tuple[Naming, ...]] = ContextVar("_NAMINGS", default=())  # those at work, the outermost first
 
 
 def name_arguments(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
@@ -44,7 +44,7 @@ def naming_keys(names: Mapping[str, str] | None, arguments: Collection[str] = ()
             ``None`` is a user who wrote Python.
         arguments: The names of the arguments, in Python.
     """
-    naming = (names, arguments)
+    naming = (names, tuple(arguments))
     _NAMINGS.set((*_NAMINGS.get(), naming))
     try:
         yield
@@ -55,6 +55,16 @@ def naming_keys(names: Mapping[str, str] | None, arguments: Collection[str] = ()
         raise
     finally:  # a loop over a loader may end after one that has begun later
         _NAMINGS.set(tuple(other for other in _NAMINGS.get() if other is not naming))
+
+
+def find_naming() -> Naming | None:
+    """Return how warnings name keys at this moment, for :func:`use_naming` in another process; it can be pickled."""
+    return next(iter(_NAMINGS.get()), None)
+
+
+def use_naming(naming: Naming | None) -> None:
+    """Have this process's warnings name keys as :func:`find_naming` has found."""
+    _NAMINGS.set(() if naming is None else (naming,))
 
 
 def warn(message: str | Warning, stacklevel: int = 1) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,11 +10,12 @@ from torch.utils.data import DataLoader
 
 from ddpm_data._checks import check_int
 from ddpm_data._distributed import World
+from ddpm_data._keys import find_naming
 from ddpm_data.loading.bad_items import BadItemCounter, WorkerBatch
 from ddpm_data.loading.options import LoaderOptions
 from ddpm_data.loading.samplers import Order
 from ddpm_data.loading.stage_images import StageBatches, StageImages
-from ddpm_data.loading.worker import check_importable, explain_lost_workers, outlast_signals, wait_before_fork
+from ddpm_data.loading.worker import check_importable, explain_lost_workers, start_worker, wait_before_fork
 from ddpm_data.rng.philox import key_from
 from ddpm_data.types import ImageBatch, Stage
 
@@ -61,6 +63,7 @@ class StreamLoader(DataLoader[WorkerBatch]):
         if self.num_workers:
             context = self.multiprocessing_context
             check_importable(self.counter.name, context and context.get_start_method(), self.dataset)
+            self.worker_init_fn = partial(start_worker, find_naming())
             wait_before_fork()
         self.dataset.set_epoch(self.order.current_epoch())
         for batch in self.order.place_batches(self._count(super().__iter__()), self.num_workers):
@@ -170,7 +173,6 @@ def make_loader(
         prefetch_factor=options.prefetch_factor if num_workers else None,
         persistent_workers=options.persistent_workers and num_workers > 0,
         multiprocessing_context=options.start_method if num_workers else None,
-        worker_init_fn=outlast_signals if num_workers else None,
         generator=torch.Generator().manual_seed(
             (seed + world.rank) % 2**63
         ),  # otherwise drawn from the global generator

@@ -24,7 +24,7 @@ import torch
 from torch import distributed
 from torch.utils.data import DataLoader, Dataset
 
-from ddpm_data._keys import warn
+from ddpm_data._keys import Naming, use_naming, warn
 from ddpm_data.loading.bad_items import ITEM_ERRORS
 from ddpm_data.loading.options import LoaderOptions
 
@@ -174,13 +174,14 @@ def explain_lost_workers(name: str, timeout: float) -> Iterator[None]:
         ) from error
 
 
-def outlast_signals(_: int) -> None:
-    """Have a worker serve the step that the main process finishes when a signal ends the run.
+def start_worker(naming: Naming | None, _: int) -> None:
+    """Have a worker name keys as the main process does, and serve the step that it finishes when a signal ends the run.
 
     A terminal sends Ctrl-C to the workers too, and SLURM and ``timeout`` send them SIGTERM. A worker that died of it
     would end the run with an error instead. The main process ends its workers by SIGTERM as well, if they hang, so
     they only outlast the first one, and not for long.
     """
+    use_naming(naming)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform != "win32":
         signal.signal(signal.SIGTERM, _outlast_one_signal)

@@ -1,15 +1,18 @@
 """With workers, nothing of a dataset's runs in the parent: what it opens with its first item is never inherited."""
 
 import os
+import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
+from torch.utils.data import IterableDataset
 
 from ddpm_data import DDPMDataModule, schedules
 from ddpm_data.callbacks import NoisingStrip
@@ -170,6 +173,37 @@ if __name__ == "__main__":
     )
     code, output = finished([python(), str(script)], ROOT, timeout=PATIENCE)
     assert (code, output.split()[-1]) == (0, str(COUNT)), output
+
+
+class Deep(IterableDataset[Any]):
+    """Images of 12 bits in 16."""
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from [Image.fromarray(np.full((8, 8), 4095, np.uint16))] * 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("names", [None, {"dataset": "my.data"}], ids=["Python", "an app"])
+def test_spawned_workers_name_keys_as_the_main_process_does(names: dict[str, str] | None, tmp_path: Path) -> None:
+    """The warning arises in the worker, so it is printed there."""
+    script = tmp_path / "run.py"
+    script.write_text(
+        f"""
+from ddpm_data import DDPMDataModule, schedules
+from tests.loading.test_worker import Deep
+
+if __name__ == "__main__":
+    options = dict(schedule=schedules.linear(10), batch_size=4, num_workers=1, multiprocessing_context="spawn")
+    dm = DDPMDataModule(Deep(), image_size=8, **options)
+    dm.key_names = {names!r}
+    dm.setup("fit")
+    assert sum(len(batch.images) for batch in dm.train_dataloader()) == 4
+"""
+    )
+    code, output = finished([python(), str(script)], ROOT, timeout=PATIENCE)
+    assert code == 0, output
+    found = re.findall(r"set `(\S*value_range)` to", output)
+    assert set(found) == {"value_range" if names is None else "my.data.value_range"}, output
 
 
 class Picky(Records):
