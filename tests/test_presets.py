@@ -215,6 +215,9 @@ def test_the_shift_follows_the_images_size() -> None:
         ("sd3", ["dataset.image_size=512", shift % "sd3_shift,size:${dataset.image_size}"], 2.0),
     ]:
         assert build(f"preset={name}", *changes).timesteps.density.keywords["shift"] == pytest.approx(expected)  # type: ignore[union-attr]
+    by_size = "timesteps.shift_by_size={_target_:ddpm_data.densities.flux_shift_by_size,_partial_:true,patch:2}"
+    timesteps = build("preset=sd3", "timesteps.density.shift=1", by_size).timesteps
+    assert timesteps.shift_by_size((64, 64)) == pytest.approx(1.87761)  # type: ignore[union-attr,misc]
     sigma = build("preset=lumina2", "schedule.shift.sequence=256").process.exact.sigma
     torch.testing.assert_close(sigma, processes.rectified_flow(1000, math.exp(0.5)).exact.sigma)
 

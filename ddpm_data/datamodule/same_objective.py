@@ -17,6 +17,7 @@ from ddpm_data.diffusion.transform import ForwardDiffusion
 
 Summary = dict[str, dict[str, str | list[float]]]
 _BINS = 64
+_SIZES = ((32, 32), (256, 256), (512, 1024))  # at which shifts by size are compared
 
 
 def summarise(transform: ForwardDiffusion) -> Summary:
@@ -25,6 +26,9 @@ def summarise(transform: ForwardDiffusion) -> Summary:
     draw: dict[str, str | list[float]] = {"name": _name(timesteps)}
     if isinstance(timesteps, DensityTimesteps) and not isinstance(timesteps, LossAwareTimesteps):
         draw["probabilities"] = _means(process, timesteps.probabilities(process))
+        if timesteps.shift_by_size is not None:
+            shifts = (float(timesteps.shift_by_size(size)) for size in _SIZES)
+            draw["shift_by_size"] = ", ".join(f"{shift:.4g}" for shift in shifts)
     if isinstance(timesteps, DensityTimesteps | UniformTimesteps):
         draw["low_discrepancy"] = str(timesteps.low_discrepancy)
     return {

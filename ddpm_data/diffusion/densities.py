@@ -176,7 +176,7 @@ def sd3_shift(size: int | Sequence[int], reference: int | Sequence[int] = 256) -
     """Return the shift that keeps SD3's density right at another size: ``sqrt(m / n)`` (Esser et al. 2024, Eq. 23).
 
     An image of more pixels shows more through the same noise. The paper itself settled for 3 at 1024 x 1024, where this
-    is 4. A batch has images of one size, so the shift is one number for all of them.
+    is 4. For a dataset of several sizes give it to ``DensityTimesteps(shift_by_size=...)``.
 
     Args:
         size: Your images' height and width in pixels, one number for squares. They have ``m`` pixels.
@@ -213,6 +213,19 @@ def count_patches(size: int | Sequence[int], patch: int = 16) -> float:
     """
     pixels = _count_pixels("count_patches", "timesteps.density.shift.sequence.size", size)
     return pixels / check_int("count_patches", "timesteps.density.shift.sequence.patch", patch, 1) ** 2
+
+
+@name_arguments
+def flux_shift_by_size(size: int | Sequence[int], patch: int = 16, low: float = 0.5, high: float = 1.15) -> float:
+    """Return :func:`flux_shift` for the patches of an image, for ``DensityTimesteps(shift_by_size=...)``.
+
+    Args:
+        size: The images' height and width, one number for squares.
+        patch: Height and width of a patch: for Flux 16 pixels of an image, or 2 of a latent.
+        low: See :func:`flux_shift`.
+        high: Likewise.
+    """
+    return flux_shift(count_patches(size, patch), low, high)
 
 
 def check_density(process: GaussianProcess, density: Density | Tensor) -> Tensor:

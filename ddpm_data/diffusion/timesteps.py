@@ -1,6 +1,7 @@
 """Draws of ``t`` for each example: integer arithmetic on keyed bits, so the same on every device."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from ddpm_data._keys import name_arguments
 from ddpm_data.diffusion.densities import Density, check_density, compute_thresholds
 from ddpm_data.diffusion.process import GaussianProcess
+from ddpm_data.diffusion.processes import check_positive
 from ddpm_data.rng.philox import MASK, Key, Purpose, key_from, words
 from ddpm_data.types import Stage
 
@@ -67,13 +69,23 @@ class DensityTimesteps:
         importance: Whether the loss weight makes up for the density by ``1 / (T p_t)``. The density then changes
             only the variance of the loss. The objective is that of uniform ``t``. Otherwise the density is part of the
             objective. Your loss has to use ``datamodule.loss_weight(t)``.
+        shift_by_size: For batches of several sizes: a function of the images' ``(height, width)``, such as
+            ``ddpm_data.densities.sd3_shift``. It returns the ``shift`` that ``density`` is given for a batch of such
+            images, or of such latents.
 
     Raises:
-        TypeError: ``density`` is no function or tensor, or another argument is not a bool.
+        TypeError: ``density`` is no function or tensor, or another argument has the wrong type.
+        ValueError: ``shift_by_size`` is given beside ``importance``, or beside another ``shift``.
     """
 
     @name_arguments
-    def __init__(self, density: Density | Tensor, low_discrepancy: bool = False, importance: bool = False) -> None:
+    def __init__(
+        self,
+        density: Density | Tensor,
+        low_discrepancy: bool = False,
+        importance: bool = False,
+        shift_by_size: Callable[[tuple[int, int]], float] | None = None,
+    ) -> None:
         if isinstance(density, type) or not (isinstance(density, Tensor) or callable(density)):
             raise TypeError(
                 f"DensityTimesteps(density={density!r}): expected a function of the process that returns "
@@ -83,19 +95,53 @@ class DensityTimesteps:
         self.density = density
         self.low_discrepancy = _check_bool("DensityTimesteps", "low_discrepancy", low_discrepancy)
         self.importance = _check_bool("DensityTimesteps", "importance", importance)
+        self.shift_by_size = shift_by_size
+        if shift_by_size is not None:
+            self._check_shift_by_size()
 
-    def probabilities(self, process: GaussianProcess) -> Tensor:
+    def _check_shift_by_size(self) -> None:
+        if not callable(self.shift_by_size) or isinstance(self.density, Tensor):
+            raise TypeError(
+                f"DensityTimesteps(shift_by_size={self.shift_by_size!r}): expected a function of (height, width), "
+                "beside a density that takes a shift. Change `timesteps.shift_by_size` (a function from a config needs "
+                "`_partial_: true`)."
+            )
+        if self.importance:
+            raise ValueError(
+                "DensityTimesteps: importance=True divides the loss weight by one density, but with shift_by_size "
+                "there is one for each size of image. Leave out `timesteps.importance` or `timesteps.shift_by_size`."
+            )
+        shift = getattr(self.density, "keywords", {}).get("shift", 1)
+        if shift != 1:
+            raise ValueError(
+                f"DensityTimesteps: the density has shift={shift}, but shift_by_size gives each size its own. Leave "
+                "out `timesteps.density.shift` or `timesteps.shift_by_size`."
+            )
+
+    def probabilities(self, process: GaussianProcess, size: tuple[int, int] | None = None) -> Tensor:
         """Return the probability of each step of a process: float64, shape ``(num_timesteps,)``, sum 1.
+
+        Args:
+            process: The forward process.
+            size: Height and width of the images, for ``shift_by_size``; ``None`` is a shift of 1.
 
         Raises:
             TypeError: The density is no tensor of floats, or no function of a process that returns one.
             ValueError: It does not fit the process, or its values are no probabilities.
         """
-        return check_density(process, self.density)
+        density = self.density
+        if self.shift_by_size is not None and not isinstance(density, Tensor):
+            shift = 1.0 if size is None else self.shift_by_size(size)
+            shift = check_positive("DensityTimesteps", "timesteps.shift_by_size", shift)
+            density = partial(density, shift=shift)  # type: ignore[call-arg]  # of those that take one
+        return check_density(process, density)
 
-    def thresholds(self, process: GaussianProcess) -> Tensor:
-        """Return the thresholds that words are compared with: int64 in ``[0, 2**32]``, shape ``(num_timesteps,)``."""
-        return compute_thresholds(self.probabilities(process))
+    def thresholds(self, process: GaussianProcess, size: tuple[int, int] | None = None) -> Tensor:
+        """Return the thresholds that words are compared with: int64 in ``[0, 2**32]``, shape ``(num_timesteps,)``.
+
+        See :meth:`probabilities`.
+        """
+        return compute_thresholds(self.probabilities(process, size))
 
 
 def draw_word(position: Tensor, key: Key, stage: Stage, low_discrepancy: bool, strided: bool = False) -> Tensor:

@@ -137,6 +137,7 @@ class ForwardDiffusion(nn.Module):
                 probabilities = _drawn_probabilities(thresholds)
         self.objective = Objective(process, target, weight, probabilities)
         self.register_buffer("_thresholds", thresholds, persistent=False)
+        self._thresholds_by_size: dict[tuple[int, int, torch.device], Tensor] = {}
         self.register_buffer("_key_words", torch.tensor(key_from(seed)), persistent=False)
         self._compiler: Compiler[Callable[..., Any]] = Compiler()
 
@@ -181,6 +182,8 @@ class ForwardDiffusion(nn.Module):
             if self.latents is not None:
                 images = self._sample_latents(tables, images, position, stage, compiles)
             flip = self.flip if stage == "train" else 0.0
+            if isinstance(self.timesteps, DensityTimesteps) and self.timesteps.shift_by_size is not None:
+                tables = tables._replace(thresholds=self._find_thresholds(images))
             batch = _kernels.TripleInputs(
                 images.contiguous(),
                 position.contiguous(),
@@ -271,6 +274,17 @@ class ForwardDiffusion(nn.Module):
             own["_thresholds"],
             own["_key_words"],
         )
+
+    def _find_thresholds(self, images: Tensor) -> Tensor:
+        """Return the thresholds for images of their size; each size's are made once."""
+        assert isinstance(self.timesteps, DensityTimesteps)
+        height, width = images.shape[2:]
+        key = height, width, images.device
+        if key not in self._thresholds_by_size:
+            with torch.inference_mode(False):
+                thresholds = self.timesteps.thresholds(self.process, (height, width))
+                self._thresholds_by_size[key] = thresholds.to(images.device)
+        return self._thresholds_by_size[key]
 
     def _should_compile(
         self, tables: _kernels.Tables, images: Tensor, position: Tensor, stage: Stage, dtype: torch.dtype

@@ -19,6 +19,7 @@ from torch.utils.data import IterableDataset, TensorDataset, get_worker_info
 from ddpm_data import (
     DDPMDataModule,
     DensityTimesteps,
+    ForwardDiffusion,
     LossAwareTimesteps,
     Triple,
     UniformTimesteps,
@@ -28,6 +29,7 @@ from ddpm_data import (
     schedules,
     weights,
 )
+from ddpm_data.datamodule.same_objective import Summary, find_differences, summarise
 from tests.conftest import Recorder, trainer, uint8_images
 
 BETAS = schedules.linear(50)
@@ -305,6 +307,7 @@ def test_another_objective_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "saved" / "003-on_train_batch_end.ckpt"
     nudged = BETAS * (1 + 1e-9)  # as on another machine
     density = DensityTimesteps(densities.logit_normal)
+    by_size = DensityTimesteps(densities.logit_normal, shift_by_size=densities.sd3_shift)
     changes: list[tuple[dict[str, Any], str]] = [
         (dict(target="velocity"), r"`target` \(noise there, velocity here\)\. A run"),
         (dict(weight=weights.min_snr), r"objective: `weight` \(weight 1 there, 0\.\d+ here, in range"),
@@ -316,6 +319,10 @@ def test_another_objective_is_refused(tmp_path: Path) -> None:
         (dict(noise=noises.offset(0.1)), r"`noise` \(gaussian there, Offset\(strength=0\.1, rises=False\) here\)"),
         (dict(timesteps=density), r"`timesteps` \(UniformTimesteps there, DensityTimesteps here\)"),
         (dict(timesteps=UniformTimesteps(True)), r"`timesteps` \(low_discrepancy=False there, True here\)"),
+        (
+            dict(timesteps=by_size),
+            r"`timesteps` \(UniformTimesteps there, DensityTimesteps here",
+        ),
         (dict(schedule=nudged), ""),
     ]
     for change, says in changes:
@@ -335,6 +342,17 @@ def test_another_objective_is_refused(tmp_path: Path) -> None:
     model, dm = Model(), DDPMDataModule(*data, schedule=BETAS, batch_size=4, weight=weights.min_snr)
     trainer(tmp_path).fit(model, datamodule=dm, ckpt_path=tmp_path / "older.ckpt")
     assert model.seen
+
+
+def test_another_shift_by_size_is_another_objective() -> None:
+    def summary(shift_by_size: Any) -> Summary:  # noqa: ANN401  # a function of a size, or None
+        density = DensityTimesteps(densities.logit_normal, shift_by_size=shift_by_size)
+        return summarise(ForwardDiffusion(processes.rectified_flow(100), timesteps=density))
+
+    saved, now = summary(densities.sd3_shift), summary(densities.flux_shift_by_size)
+    assert find_differences(saved, saved) == {}
+    assert find_differences(saved, now)["timesteps"].startswith("shift_by_size=0.125, 1, 2.828 there, 1.")
+    assert find_differences(saved, summary(None))["timesteps"] == "shift_by_size=0.125, 1, 2.828 there, None here"
 
 
 def test_a_checkpoint_holds_a_handful_of_integers(tmp_path: Path) -> None:

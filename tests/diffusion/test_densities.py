@@ -70,6 +70,24 @@ def test_golden_probabilities() -> None:
     )
 
 
+SHIFTED = densities.logit_normal
+
+
+@pytest.mark.parametrize("compile", [True, False])
+@pytest.mark.parametrize("stage", ["train", "val"])
+def test_each_batch_has_the_shift_of_its_size(stage: Stage, compile: bool) -> None:
+    transform = ForwardDiffusion(
+        FLOW, 3, DensityTimesteps(SHIFTED, shift_by_size=densities.flux_shift_by_size), compile=compile
+    )
+    for height, width in [(64, 64), (16, 256), (512, 256), (64, 64)]:
+        images, position = torch.zeros(200, 1, height, width, dtype=torch.uint8), torch.arange(200) + 7
+        shift = densities.flux_shift(height * width / 256)
+        fixed = ForwardDiffusion(FLOW, 3, DensityTimesteps(partial(SHIFTED, shift=shift)), compile=compile)
+        assert torch.equal(transform(images, position, stage).t, fixed(images, position, stage).t)
+    assert len(transform._thresholds_by_size) == 3
+    assert transform.timesteps.probabilities(FLOW).equal(SHIFTED(FLOW))  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize(("a", "b"), [(1.5, 1.0), (2.0, 2.0), (0.8, 1.0), (0.3, 0.2), (50.0, 3.0), (1.0, 7.0)])
 def test_beta_is_scipys(a: float, b: float) -> None:
     expected = np.diff(stats.beta.cdf(EDGES, a, b))
@@ -171,6 +189,21 @@ def test_importance_makes_up_for_the_density() -> None:
         (lambda: densities.sd3_shift(256, [1, 2, 3]), r"\[1, 2, 3\] is no height and width. Change `reference`"),
         (lambda: densities.flux_shift(0), "`sequence`"),
         (lambda: densities.count_patches(512, patch=0), "`patch`"),
+        (lambda: densities.flux_shift_by_size(512, patch=0), "`patch`"),
+        (lambda: DensityTimesteps(SHIFTED, shift_by_size=3.0), "expected a function of .height, width."),  # type: ignore[arg-type]
+        (lambda: DensityTimesteps(SHIFTED(FLOW), shift_by_size=densities.sd3_shift), "beside a density that takes"),
+        (lambda: DensityTimesteps(SHIFTED, importance=True, shift_by_size=densities.sd3_shift), "one for each size"),
+        (lambda: DensityTimesteps(partial(SHIFTED, shift=3.0), shift_by_size=densities.sd3_shift), "has shift=3.0"),
+        (
+            lambda: ForwardDiffusion(
+                FLOW, timesteps=DensityTimesteps(densities.mode, shift_by_size=densities.sd3_shift)
+            ),
+            "unexpected keyword argument 'shift'",
+        ),
+        (
+            lambda: DensityTimesteps(SHIFTED, shift_by_size=lambda size: 0.0).thresholds(FLOW, (8, 8)),
+            "must lie above 0. Change `timesteps.shift_by_size`",
+        ),
         (lambda: densities.table(FLOW, [1, -1, 1]), "none is negative"),
         (lambda: densities.table(FLOW, "even"), "list of at least two numbers"),
         (
