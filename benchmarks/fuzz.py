@@ -1,6 +1,6 @@
 """A test of damaged image files: ``python -m benchmarks.fuzz`` (half a minute).
 
-Files of :mod:`benchmarks.mutants` are read as in training: by ImageFiles, then by an ImageProcessor for 32 x 32 pixels
+Files of :mod:`benchmarks.damage` are read as in training: by ImageFiles, then by an ImageProcessor for 32 x 32 pixels
 and 3 channels, in worker processes. A damaged file may give an image of that shape, or an OSError, ValueError or
 TypeError that names the item and its file. Anything else ends the run with status 1: another error, an error without
 these names, another shape, a process that dies, or a process that takes more than 30 seconds for a file. So does a
@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks import harness
-from benchmarks.mutants import make_mutant, originals
+from benchmarks.damage import make_mutant, originals
 from benchmarks.watched import Verdict, Worker, collect_verdicts
 from ddpm_data.images.processor import ImageProcessor
 from ddpm_data.loading.map_style import MapStyleImages

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.mutants import make_mutant
+from benchmarks.damage import make_mutant
 from benchmarks.watched import Verdict, Worker, collect_verdicts
 from tests.conftest import ROOT
 from tests.groups import PATIENCE

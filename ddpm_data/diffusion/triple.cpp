@@ -1,8 +1,8 @@
 // The batch transform on CPUs as one pass over the images: the arithmetic of _kernels.py, in 32-bit words.
 //
-// _cpp.py compiles it on first use. Every operation is rounded as IEEE 754 says (-ffp-contract=off, and no -ffast-math),
-// so the bits are the same from any compiler, in vectors of any width and on any number of threads. The numbers of
-// purposes, rounds and coefficients are those of rng/philox.py.
+// _cpp.py compiles it on first use. Every operation is rounded as IEEE 754 says (-ffp-contract=off, and no
+// -ffast-math), so the bits are the same from any compiler, in vectors of any width and on any number of threads. The
+// numbers of purposes, rounds and coefficients are those of rng/philox.py.
 
 #include <algorithm>
 #include <cmath>
@@ -40,7 +40,15 @@ using word = uint32_t;
 
 enum Draw { GIVEN, INDEPENDENT, STRIDED, LOW_DISCREPANCY };
 enum Noise { GAUSSIAN, OFFSET, RISING_OFFSET, PERTURBATION };
-enum Purpose { TIMESTEP = 0, FLIP = 1, NOISE = 2, TIMESTEP_OFFSET = 3, NOISE_OFFSET = 11, NOISE_PERTURBATION = 12, TIMESTEP_SCRAMBLE = 15 };
+enum Purpose {
+    TIMESTEP = 0,
+    FLIP = 1,
+    NOISE = 2,
+    TIMESTEP_OFFSET = 3,
+    NOISE_OFFSET = 11,
+    NOISE_PERTURBATION = 12,
+    TIMESTEP_SCRAMBLE = 15
+};
 
 #if defined(__AVX512F__)
 constexpr int LANES = 16;  // words in a vector
@@ -123,8 +131,8 @@ inline To cast_bits(From from) {
 
 inline float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 
-// x = 2^exponent (1 + f), where 1 + f lies between 2/3, whose bits are 0x3F2AAAAB, and 4/3. And log(1 + f) = f + f^2 q(f),
-// with q fitted at Chebyshev points to a relative error below 3e-8.
+// x = 2^exponent (1 + f), where 1 + f lies between 2/3, whose bits are 0x3F2AAAAB, and 4/3. And
+// log(1 + f) = f + f^2 q(f), with q fitted at Chebyshev points to a relative error below 3e-8.
 inline float compute_log(float x) {
     const int32_t bits = cast_bits<int32_t>(x);
     const int32_t exponent = (bits - 0x3F2AAAAB) >> 23;
@@ -211,8 +219,8 @@ struct Factors {
 };
 
 template <class Value>
-void write(const Value* __restrict values, const float* __restrict added, const float* __restrict learned, int64_t count,
-           Factors of, bool predicts_noise, float* __restrict x_t, float* __restrict target) {
+void write(const Value* __restrict values, const float* __restrict added, const float* __restrict learned,
+           int64_t count, Factors of, bool predicts_noise, float* __restrict x_t, float* __restrict target) {
     for (int64_t i = 0; i < count; ++i) {
         const float x_0 = scale(values[i]);
         x_t[i] = of.signal * x_0 + of.sigma * added[i];
@@ -237,7 +245,8 @@ void add_offset(const Batch& batch, int64_t n, Key key, float strength, int64_t 
     for (int64_t i = 0; i < count;) {
         const int64_t channel = (begin + i) / batch.pixels;
         const int64_t end = std::min(count, (channel + 1) * batch.pixels - begin);
-        const Block w = philox({word(channel % quarter), word(batch.stage) + NOISE_OFFSET, word(n), word(n >> 32)}, key, 7);
+        const Block counter = {word(channel % quarter), word(batch.stage) + NOISE_OFFSET, word(n), word(n >> 32)};
+        const Block w = philox(counter, key, 7);
         float number[4];
         box_muller(w.c0, w.c1, number[0], number[1]);
         box_muller(w.c2, w.c3, number[2], number[3]);
@@ -293,7 +302,8 @@ EXPORTED void make_triple(const Batch* batch) {
 #pragma omp parallel for schedule(static) num_threads(int(batch->threads))
     for (int64_t item = 0; item < batch->batch * chunks; ++item) {
         const int64_t example = item / chunks, start = item % chunks * CHUNK, count = std::min(CHUNK, quarter - start);
-        batch->is_bytes ? make_chunk<uint8_t>(*batch, example, start, count) : make_chunk<float>(*batch, example, start, count);
+        const auto make = batch->is_bytes ? make_chunk<uint8_t> : make_chunk<float>;
+        make(*batch, example, start, count);
     }
 }
 

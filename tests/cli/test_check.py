@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from benchmarks.mutants import make_mutant
+from benchmarks.damage import make_mutant
 from ddpm_data import DDPMDataModule, schedules
 from ddpm_data.cli.check import main
 from ddpm_data.cli.checking.duplicates import digest, find_duplicates, find_leakage
