@@ -37,6 +37,25 @@ def make(
     return x_t, t, learned, (x_t - a * x_0) / b
 
 
+@pytest.mark.parametrize(
+    ("noise", "learned", "noised"),
+    [
+        (noises.offset(0.5), [0.645363, 0.654260], [0.333373, -0.275840]),
+        (noises.generalised_offset(0.5), [0.507208, 0.278405], [0.364989, -0.287340]),
+        (noises.pyramid(), [-0.205497, 0.080291], [0.543925, -0.219876]),
+        (noises.nearest(5), [0.720631, 0.108559], [-0.891982, -0.792343]),
+        (noises.input_perturbation(0.5), [0.187333, 0.037289], [1.104635, -0.194611]),
+    ],
+    ids=["offset", "generalised offset", "pyramid", "nearest", "input perturbation"],
+)
+def test_the_stream_stays_as_it_is(noise: Noise, learned: list[float], noised: list[float]) -> None:
+    images, position = uint8_images(2, 2, 5, 7), torch.tensor([3, 2**33])
+    process = ForwardProcess(schedules.linear(100))
+    x_t, _, found = ForwardDiffusion(process, seed=9, noise=noise, compile=False)(images, position)
+    assert found[:, -1, -1, -1].tolist() == pytest.approx(learned, abs=1e-5)
+    assert x_t[:, 0, 2, 3].tolist() == pytest.approx(noised, abs=1e-5)
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_noise_belongs_to_the_example(name: str) -> None:
     images = uint8_images(9, 3, 7, 5)

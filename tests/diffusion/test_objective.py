@@ -18,7 +18,7 @@ from ddpm_data import (
     schedules,
     weights,
 )
-from ddpm_data.diffusion.objective import Objective
+from ddpm_data.diffusion.objective import Objective, view_on_log_snr
 from ddpm_data.diffusion.targets import TARGETS, Target, error_ratio, solve
 from tests.conftest import uint8_images
 
@@ -247,6 +247,23 @@ def test_error_ratios_by_their_formulas() -> None:
     torch.testing.assert_close(error_ratio(SD, "velocity"), snr + 1)
     flow = processes.rectified_flow(10)
     torch.testing.assert_close(error_ratio(flow, "flow"), flow.exact.sigma**-2)
+
+
+def test_the_view_on_log_snr_by_hand() -> None:
+    """Between steps at 1 and -2, the weight at 0 lies a third of the way, on a logarithmic scale."""
+    process = processes.from_log_snr(torch.tensor([5.0, 3.0, 1.0, -2.0, -3.0, -7.0], dtype=torch.float64))
+    shares = torch.tensor([0.1, 0.2, 0.3, 0.1, 0.2, 0.1], dtype=torch.float64)
+    view = view_on_log_snr(process, Objective(process, "noise"), shares)
+    density = torch.tensor([0.2 / 2, 0.3 / 2.5, 0.1 / 2, 0.2 / 2.5], dtype=torch.float64)
+    weight = density * torch.tensor([3.0, 1.0, -2.0, -3.0], dtype=torch.float64).exp()
+    at_0 = (weight[1].log() * 2 / 3 + weight[2].log() / 3).exp()
+    torch.testing.assert_close(view.density, density)
+    torch.testing.assert_close(view.weight, weight / at_0, rtol=1e-6, atol=0)
+
+
+def test_tables_are_made_of_the_settings_and_not_saved() -> None:
+    transform = ForwardDiffusion(ForwardProcess(schedules.linear(10)), target="velocity", weight=weights.min_snr)
+    assert not transform.state_dict()
 
 
 def test_weights_are_looked_up() -> None:

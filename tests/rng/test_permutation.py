@@ -45,6 +45,13 @@ def test_places_may_be_asked_for_in_any_company(length: int) -> None:
     assert torch.equal(permute(torch.tensor(7), length, KEY, Purpose.SHUFFLE, 5), whole[7])
 
 
+def test_the_order_stays_as_it_is() -> None:
+    """It is part of the stream; the second is looked up in tables, the third is of an epoch beyond 32 bits."""
+    assert order(10, 3, 5).tolist() == [5, 7, 0, 3, 1, 8, 6, 2, 4, 9]
+    assert order(5000, 2, 7)[[0, 1, 4999]].tolist() == [3010, 1977, 4626]
+    assert order(100, 2**33, 1)[:5].tolist() == [96, 24, 79, 62, 84]
+
+
 @pytest.mark.parametrize("length", [2, 3, 4, 5])
 def test_all_orders_of_few_items_come_up_alike(length: int) -> None:
     """Chi-square over the N! orders of 1,200 epochs; 4 tests at 1e-4: 4e-4 false alarms."""
