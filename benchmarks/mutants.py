@@ -25,7 +25,13 @@ _ROOT = Path(__file__).parent.parent
 _SECONDS = 300  # for a mutant's tests: those that hang are noticed, too
 _TESTS = {  # of each file: its own first, then those of its users
     "ddpm_data/rng": ["tests/rng", "tests/diffusion", "tests/loading/test_samplers.py"],
-    "ddpm_data/diffusion": ["tests/diffusion", "tests/test_objectives.py", "tests/test_latents.py", "tests/plots"],
+    "ddpm_data/diffusion": [
+        "tests/diffusion",
+        "tests/test_objectives.py",
+        "tests/test_latents.py",
+        "tests/plots",
+        "tests/callbacks",
+    ],
     "ddpm_data/loading/samplers.py": ["tests/loading/test_samplers.py", "tests/loading", "tests/datamodule"],
     "ddpm_data/datamodule/resume.py": ["tests/datamodule/test_resume.py", "tests/datamodule", "tests/callbacks"],
 }

@@ -154,7 +154,7 @@ def load_library() -> Library:
     flags = [*_FLAGS, *_VECTORS.get(vectors, ()), *(("-fopenmp", "-mtune=native") if is_gcc else ())]
     if os.name != "nt":
         flags.append("-fPIC")
-    kind = "\n".join([_SOURCE.read_text(encoding="utf-8"), version, *flags, torch.__version__])
+    kind = "\n".join([_SOURCE.read_text(encoding="utf-8"), version, *command, *flags, torch.__version__])
     root = os.environ.get("TORCH_EXTENSIONS_DIR") or user_cache_dir("torch_extensions")  # type: ignore[no-untyped-call]
     path = Path(root) / "ddpm_data" / f"{sha256(kind.encode()).hexdigest()[:16]}.so"
     with suppress(OSError):  # it is not there, or damaged

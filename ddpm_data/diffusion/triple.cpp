@@ -194,7 +194,7 @@ int64_t draw_step(const Batch& batch, int64_t n, Key key) {
     } else if (batch.draw == STRIDED) {
         w = philox({0, stage + TIMESTEP_OFFSET, 0, 0}, key, 10).c0 + low * 0x9D22D7FD;
     } else {
-        const Block scramble = philox({0, stage + TIMESTEP_SCRAMBLE, high, 0}, key, 10);
+        const Block scramble = philox({0, stage + TIMESTEP_SCRAMBLE, high, word(n >> 63)}, key, 10);
         w = low + scramble.c0;
         w ^= w * 0x3D20ADEA;
         w = (w + scramble.c1) * (scramble.c2 | 1);

@@ -24,6 +24,15 @@ def test_dropout_is_keyed_by_the_example() -> None:
     assert (ConditionDropout(1.0, -1)(label, position) == -1).all()
 
 
+def test_of_any_shape_and_in_any_structure_whole_examples_are_dropped() -> None:
+    dropout, position = ConditionDropout(0.5, {"text": 0.0, "label": -1}, seed=5), torch.arange(40)
+    condition = {"text": torch.rand(40, 3, 2) + 1, "label": torch.arange(40)}
+    dropped, mask = dropout(condition, position), dropout.drop_mask(position)
+    assert 5 < int(mask.sum()) < 35
+    assert torch.equal(dropped["text"], condition["text"] * ~mask[:, None, None])
+    assert torch.equal(dropped["label"], torch.where(mask, -1, condition["label"]))
+
+
 @pytest.mark.parametrize("probability", [-0.1, 1.1, torch.nan, "0.1"])
 def test_dropout_is_a_probability(probability: Any) -> None:  # noqa: ANN401  # what a config may hold
     with pytest.raises((TypeError, ValueError), match=r"`condition_dropout`"):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from ddpm_data.rng.philox import Key, Purpose, Words, _box_muller, key_from, normals, philox_4x32, words
+from ddpm_data.rng.philox import STAGES, Key, Purpose, Words, _box_muller, key_from, normals, philox_4x32, words
 
 KNOWN_ANSWERS = [  # Random123's kat_vectors, "philox4x32": rounds, counter, key, result
     (10, "00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
@@ -119,3 +119,11 @@ def test_seeds_out_of_range_are_refused() -> None:
     for wrong in (1.0, "1", True, None):
         with pytest.raises(TypeError, match="seed"):
             key_from(wrong)  # type: ignore[arg-type]
+
+
+def test_purposes_and_stages_keep_their_numbers() -> None:
+    """They are part of the stream. Add to the end; ``diffusion/triple.cpp`` and ``_triton.py`` have them once more."""
+    names = "TIMESTEP FLIP NOISE TIMESTEP_OFFSET SHUFFLE SPLIT CHECK CONDITION CROP LATENT AUGMENT NOISE_OFFSET"
+    names += " NOISE_PERTURBATION NOISE_PYRAMID NOISE_CANDIDATE TIMESTEP_SCRAMBLE"
+    assert [Purpose(number).name for number in range(16)] == names.split()
+    assert STAGES == {"train": 0, "val": 1, "test": 2, "predict": 3}
