@@ -27,6 +27,7 @@ from torch.utils.data import TensorDataset
 from benchmarks import harness
 from benchmarks.transform import STEPS, make_tutorial
 from ddpm_data import DDPMDataModule, ForwardDiffusion, ForwardProcess, Triple, UniformTimesteps, schedules
+from ddpm_data.latents import Latents
 
 SHAPES = [(128, 3, 32, 32), (64, 3, 64, 64), (64, 4, 128, 128), (32, 3, 256, 256), (256, 3, 256, 256)]
 SMALL = (64, 3, 64, 64)
@@ -94,9 +95,12 @@ def agreement(device: torch.device, quick: bool) -> Iterator[Answer]:
         ", low-discrepancy t": (SMALL, {"timesteps": UniformTimesteps(low_discrepancy=True)}),
         ", grey, flips": ((16, 1, 28, 28), {"flip": 0.5}),
         ", odd sides": ((5, 4, 33, 47), {}),
+        ", latents": ((16, 8, 32, 32), {"latents": Latents(stacked=True)}),
     }
     for name, (shape, options) in list(cases.items())[: 1 if quick else None]:
         images, position = _make_batch(shape)
+        if "latents" in options:  # a mean and a standard deviation, as floats
+            images = images.float() / 255
         expected = _make_transform(compile=False, **options)(images, position)
         for compiles in (True, False):
             with warnings.catch_warnings(record=True) as caught:
@@ -346,10 +350,13 @@ class _Model(L.LightningModule):
 
 
 def _make_transform(
-    flip: float = 0.0, timesteps: UniformTimesteps | None = None, compile: bool = True
+    flip: float = 0.0,
+    timesteps: UniformTimesteps | None = None,
+    compile: bool = True,
+    latents: Latents | None = None,
 ) -> ForwardDiffusion:
     process = ForwardProcess(schedules.linear(STEPS))
-    return ForwardDiffusion(process, seed=5, flip=flip, timesteps=timesteps, compile=compile)
+    return ForwardDiffusion(process, seed=5, flip=flip, timesteps=timesteps, compile=compile, latents=latents)
 
 
 def _make_batch(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
