@@ -70,7 +70,7 @@ def compile_normals(key: Key, position: Tensor) -> Callable[[Key, Purpose, Stage
     """Compile what :func:`draw_normals` launches, without launching it; returns that function."""
     pointers = position, key.low, key.high, torch.empty(1, device=position.device)
     with _on_device(position):
-        _normals_kernel.warmup(*pointers, 16, 4, 1, Purpose.LATENT, _BLOCK, num_warps=_WARPS, grid=(1,))
+        _normals_kernel.warmup(*pointers, 16, 4, 1, int(Purpose.LATENT), _BLOCK, num_warps=_WARPS, grid=(1,))
     return draw_normals
 
 
