@@ -1,9 +1,9 @@
 """The transform as one Triton kernel for CUDA devices: the arithmetic of ``_kernels`` in 32-bit words.
 
-Torch has few operations on uint32, so ``_kernels`` computes with int64, of which inductor makes as many kernels as its
-release likes (three in torch 2.11). Here one kernel does everything in one pass: each of its programs draws the ``t``
-and the flip of its image, reads a block of the image, and writes that block of ``x_t`` and the target. It is compiled
-once for all batches and sizes of images. ``benchmarks/device.md`` has the times of both.
+Torch has few operations on uint32, so ``_kernels`` computes with int64, of which torch 2.11's own compiler made three
+kernels. Here one kernel does everything in one pass: each of its programs draws the ``t`` and the flip of its image,
+reads a block of the image, and writes that block of ``x_t`` and the target. It is compiled once for all batches and
+sizes of images. ``benchmarks/device.md`` has the times of both.
 """
 # Triton's functions are a language of their own, without annotations.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"

@@ -274,11 +274,20 @@ def test_weights_are_looked_up() -> None:
     assert transform.half().loss_weight(t).dtype == torch.float32
 
 
+STILL = ForwardProcess(torch.tensor([0.0, 0.0, 0.5], dtype=torch.float64))  # its first steps add nothing
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: ForwardDiffusion(SD, target="epsilon"), "the targets are noise, x_0"),  # type: ignore[arg-type]
         (lambda: ForwardDiffusion(processes.edm(10), target="velocity"), r"signal\^2 \+ sigma\^2 = 1"),
+        (lambda: ForwardDiffusion(STILL, target="edm"), "no noise at t=0, and its output scale is 0"),
+        (lambda: ForwardDiffusion(STILL, target="score"), "no noise at t=0, and it divides by sigma"),
+        (
+            lambda: ForwardDiffusion(GaussianProcess(torch.tensor([1.0, 0.0]), torch.ones(2)), target="edm"),
+            "no signal at t=1, and it divides by the signal",
+        ),
         (lambda: ForwardDiffusion(SD, weight="min_snr"), "weight is a str"),  # type: ignore[arg-type]
         (lambda: ForwardDiffusion(SD, weight=lambda p, t: torch.ones(3)), r"weight has shape \(3,\).*\(1000,\)"),
         (lambda: ForwardDiffusion(SD, weight=lambda p, t: torch.ones(1000).double() * 1e39), r"1e\+39 at t=0"),

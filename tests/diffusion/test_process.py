@@ -67,6 +67,11 @@ def test_buffers_are_float64_results_stored_in_float32(process: ForwardProcess) 
         torch.testing.assert_close(getattr(process, name), values.float(), rtol=1.2e-7, atol=0, msg=name)
 
 
+def test_the_posterior_of_a_step_without_noise_is_a_point() -> None:
+    process = ForwardProcess(torch.tensor([0.0, 0.0, 0.5, 0.5], dtype=torch.float64))
+    assert process.posterior_variance.tolist() == pytest.approx([0, 0, 0, 0.5 * 0.5 / 0.75])
+
+
 def test_golden_posterior_variance(process: ForwardProcess) -> None:
     assert process.posterior_variance[487].item() == pytest.approx(0.009791572, rel=1e-6)
     assert process.posterior_variance[999].item() == pytest.approx(0.019999984, rel=1e-6)
