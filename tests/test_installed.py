@@ -70,8 +70,15 @@ def run(python: Path, project: Path, command: str, status: int = 0) -> str:
 
 
 def test_it_is_the_wheel_that_is_tried(python: Path, project: Path) -> None:
-    code = "import ddpm_data, hydra_plugins.ddpm_data as p; print(ddpm_data.__file__, p.__file__, p.configs())"
-    result = subprocess.run([python, "-c", code], cwd=project, env={}, capture_output=True, text=True, check=True)
+    """Also the C++ in it, which is compiled on first use."""
+    code = """
+import ddpm_data, hydra_plugins.ddpm_data as p
+from ddpm_data.diffusion import _cpp
+_cpp.load_library()
+print(ddpm_data.__file__, p.__file__, p.configs(), _cpp._SOURCE)
+"""
+    env = {"PATH": os.environ["PATH"], "TORCH_EXTENSIONS_DIR": str(project / "extensions")}
+    result = subprocess.run([python, "-c", code], cwd=project, env=env, capture_output=True, text=True, check=True)
     for path in result.stdout.split():
         assert Path(path).is_relative_to(python.parent.parent), path
     assert "check" in run(python, project, "ddpm-data")
