@@ -154,7 +154,9 @@ def load_library() -> Library:
     flags = [*_FLAGS, *_VECTORS.get(vectors, ()), *(("-fopenmp", "-mtune=native") if is_gcc else ())]
     if os.name != "nt":
         flags.append("-fPIC")
-    kind = "\n".join([_SOURCE.read_text(encoding="utf-8"), version, *command, *flags, torch.__version__])
+    # The OpenMP that torch has loaded is found without a link, under whatever name its wheel has it.
+    links = ["-fopenmp"] if is_gcc and not hasattr(ctypes.CDLL(None), "GOMP_parallel") else []
+    kind = "\n".join([_SOURCE.read_text(encoding="utf-8"), version, *command, *flags, *links, torch.__version__])
     root = os.environ.get("TORCH_EXTENSIONS_DIR") or user_cache_dir("torch_extensions")  # type: ignore[no-untyped-call]
     path = Path(root) / "ddpm_data" / f"{sha256(kind.encode()).hexdigest()[:16]}.so"
     with suppress(OSError):  # it is not there, or damaged
@@ -162,9 +164,6 @@ def load_library() -> Library:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # Windows keeps open files
         objects, built = Path(folder) / "triple.o", Path(folder) / "triple.so"
         _run([*command, *flags, "-c", str(_SOURCE), "-o", str(objects)])
-        # Linked to torch and not to OpenMP, it finds the OpenMP that torch has loaded, under whatever name.
-        torch_folder = Path(torch.__file__).parent / "lib"
-        links = ["-Wl,--no-as-needed", f"-L{torch_folder}", "-ltorch_cpu"] if is_gcc else []
         _run([*command, "-shared", str(objects), "-o", str(built), *links])
         with suppress(OSError):  # of a folder that cannot be written to
             path.parent.mkdir(parents=True, exist_ok=True)
