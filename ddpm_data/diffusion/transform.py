@@ -34,10 +34,11 @@ _CUDA_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # 
 class ForwardDiffusion(nn.Module):
     """A module that turns clean images into training triples (Ho et al. 2020, Algorithm 1).
 
-    It scales and flips images, draws ``t`` and noise, applies q(x_t | x_0) and makes the target. It needs no
+    It scales and flips images, draws ``t`` and noise, applies ``q(x_t | x_0)`` and makes the target. It needs no
     Lightning::
 
-        transform = ForwardDiffusion(ForwardProcess(schedules.linear()), seed=0)
+        process = ForwardProcess(schedules.linear())
+        transform = ForwardDiffusion(process, seed=0)
         x_t, t, noise = transform(images, position)
 
     An example's triple depends only on the seed and on the example's position, stage and pixels. It does not depend on

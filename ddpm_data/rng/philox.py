@@ -6,7 +6,7 @@ of four words within an example, the purpose of the words and the example's posi
 position low, position high)``.
 
 Words are int64 tensors with values in ``[0, 2**32)``, since torch has few uint32 operations. int64 products wrap modulo
-2**64, which leaves both halves of a 32 x 32 bit product correct.
+``2**64``, which leaves both halves of a 32 x 32 bit product correct.
 """
 
 from collections.abc import Sequence
