@@ -231,6 +231,7 @@ def test_code_is_broken_between_words(site: Path) -> None:
     assert '<span class="option">(128, 3, 32, 32)</span>' in (site / "benchmarks" / "index.html").read_text()
     assert '<span id="__span-0-1">' in check  # a line of a command, which site.css indents where it is wrapped
     assert "<code>zero_terminal_snr</code> <code>shift_snr</code>" in (site / "configs" / "index.html").read_text()
+    assert "<th>schedule.<wbr>num_<wbr>timesteps</th>" in (site / "how-to" / "sweeps" / "index.html").read_text()
     lightning = (site / "api" / "lightning" / "index.html").read_text()
     assert "ddpm_data.<wbr>loading.<wbr>options.<wbr>LoaderOptions</span>" in lightning
     notation = (site / "notation" / "index.html").read_text()

@@ -215,8 +215,10 @@ class ForwardDiffusion(nn.Module):
     def find_augment(self) -> KeyedAugment | None:
         """Return ``augment`` as training batches are passed to it; ``None`` if there is none.
 
+        It is called as ``augment(images)``, ``augment(images, generator)`` or ``augment(images, position)``.
+
         Raises:
-            TypeError: See :class:`~ddpm_data.diffusion.augment.KeyedAugment`.
+            TypeError: ``augment`` cannot be called, or needs another argument.
         """
         if self.augment is None:
             return None

@@ -18,12 +18,14 @@ _OF_PAGES = re.compile(  # as pymdownx.arithmatex marks them
 _OF_NOTEBOOKS = re.compile(  # not in code
     r"<(script|style|pre)\b.*?</\1>|(\$\$?)([^$<]+)\2", re.DOTALL
 )
-_CELL = re.compile(r"<td>.*?</td>", re.DOTALL)
+_CELL = re.compile(r"<t[dh]>.*?</t[dh]>", re.DOTALL)
 _NAMES = re.compile(r"<td>(?:<code>[^<]*</code>\s*){2,}</td>")  # a list
 _SHAPE = re.compile(r"(?<=<td>)\((?:\d+, )+\d+\)(?=</td>)")
 _OBJECT = re.compile(r'<span class="doc doc-object-name.*?</span>')
 _HEADING = re.compile(r"(?<=\w\.)(?=\w[\w.]*</span>)")  # of an object
-_NAME = re.compile(r"<code>[^<]*</code>")
+_NAME = re.compile(  # also a key that is not marked as code
+    r"<code>[^<]*</code>|(?<=[>\s])[a-z_]+\.[a-z_]+(?:=\w+)?(?=[<\s])"
+)
 _JOINT = re.compile(r"(?<=\w[_.=/])(?=\w)")
 _OPTION = re.compile(r"(?<=[\s>])--[a-z][\w-]*(?![^<]*>)")  # --steps
 
