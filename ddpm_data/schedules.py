@@ -1,9 +1,9 @@
 """Noise schedules: functions that return ``betas``, float64, shape ``(num_timesteps,)``.
 
-``betas[t]`` is the variance of the noise that step ``t`` adds: q(x_t | x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1}, beta_t I)
-(Ho et al. 2020, "Denoising diffusion probabilistic models", Eq. 2). Steps are zero-based. ``alphas_cumprod`` is the
-running product of ``1 - betas``: the signal variance left after each step. Every function raises ``TypeError`` or
-``ValueError`` if no schedule fits its arguments.
+``betas[t]`` is the variance of the noise that step ``t`` adds:
+``q(x_t | x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1}, beta_t I)`` (Ho et al. 2020, "Denoising diffusion probabilistic
+models", Eq. 2). Steps are zero-based. ``alphas_cumprod`` is the running product of ``1 - betas``: the signal variance
+left after each step. Every function raises ``TypeError`` or ``ValueError`` if no schedule fits its arguments.
 """
 
 import math
@@ -175,9 +175,9 @@ def from_alphas_cumprod(alphas_cumprod: Tensor | Sequence[float], max_beta: floa
 def zero_terminal_snr(betas: Tensor) -> Tensor:
     """Rescale betas so that ``alphas_cumprod`` ends in exactly 0 and keeps its first value.
 
-    Lin et al. 2023, "Common diffusion noise schedules and sample steps are flawed", Algorithm 1: sqrt(alphas_cumprod)
-    is shifted and stretched. At the last step ``x_t`` is then pure noise, from which no ``x_0`` can be predicted. Train
-    for the velocity, or leave the last step out of sampling.
+    Lin et al. 2023, "Common diffusion noise schedules and sample steps are flawed", Algorithm 1:
+    ``sqrt(alphas_cumprod)`` is shifted and stretched. At the last step ``x_t`` is then pure noise, from which no
+    ``x_0`` can be predicted. Train for the velocity, or leave the last step out of sampling.
 
     Args:
         betas: Shape ``(num_timesteps,)``, at least two steps.

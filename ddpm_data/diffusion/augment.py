@@ -24,7 +24,8 @@ class PerExample(nn.Module):
     example by the seed and the example's position; afterwards they go on as if nothing had been drawn. So the same
     example gets the same augmentation in any batch and on any number of processes::
 
-        augment = PerExample(torchvision.transforms.v2.RandomHorizontalFlip())
+        from torchvision.transforms import v2
+        augment = PerExample(v2.RandomHorizontalFlip())
 
     Args:
         augment: A module or function from one image to one, shape ``(1, channels, height, width)``, both uint8 (or the

@@ -45,7 +45,7 @@ class ExactTables(NamedTuple):
 
 
 class GaussianProcess(nn.Module):
-    """A forward process q(x_t | x_0) that adds normal noise: ``x_t = signal[t] x_0 + sigma[t] noise``.
+    """A forward process ``q(x_t | x_0)`` that adds normal noise: ``x_t = signal[t] x_0 + sigma[t] noise``.
 
     DDPM's chain, variance exploding (EDM) and straight paths (rectified flow) are of this form.
     :mod:`ddpm_data.processes` makes them.
@@ -131,7 +131,7 @@ class GaussianProcess(nn.Module):
         return combine(self.signal, x_0, self.sigma, noise, t)
 
     def q_mean_variance(self, x_0: Tensor, t: Tensor) -> Gaussian:
-        """Compute mean and variance of q(x_t | x_0) (DDPM, Eq. 4).
+        """Compute mean and variance of ``q(x_t | x_0)`` (DDPM, Eq. 4).
 
         Args:
             x_0: Clean images.
@@ -244,8 +244,8 @@ class GaussianProcess(nn.Module):
 class ForwardProcess(GaussianProcess):
     """DDPM's forward process: a Markov chain that preserves the variance, made of one noise schedule (Ho et al. 2020).
 
-    ``signal`` is sqrt(abar_t) and ``sigma`` is sqrt(1 - abar_t). Steps of the chain and its posterior come on top of
-    what every :class:`GaussianProcess` has. So do these buffers, float32, shape ``(num_timesteps,)``:
+    ``signal`` is ``sqrt(abar_t)`` and ``sigma`` is ``sqrt(1 - abar_t)``. Steps of the chain and its posterior come on
+    top of what every :class:`GaussianProcess` has. So do these buffers, float32, shape ``(num_timesteps,)``:
 
     - forward: ``betas``, ``alphas``, ``alphas_cumprod``, ``alphas_cumprod_prev`` (shifted by one step, 1 in front),
       ``sqrt_alphas_cumprod``, ``sqrt_one_minus_alphas_cumprod``
@@ -301,7 +301,7 @@ class ForwardProcess(GaussianProcess):
         return combine(self.alphas.sqrt(), x_prev, self.betas.sqrt(), noise, t)
 
     def q_posterior(self, x_0: Tensor, x_t: Tensor, t: Tensor) -> Gaussian:
-        """Compute mean and variance of q(x_{t-1} | x_t, x_0), which ancestral sampling draws from (DDPM, Eqs. 6 and 7).
+        """Compute mean and variance of ``q(x_{t-1} | x_t, x_0)``, which ancestral sampling draws from (Eqs. 6 and 7).
 
         Args:
             x_0: Clean images.

@@ -312,20 +312,18 @@ def from_diffusers(scheduler: Any) -> GaussianProcess:  # noqa: ANN401  # diffus
 def compute_condition(call: str, condition: str, signal: Tensor, sigma: Tensor) -> Tensor:
     """Compute what the network is told at each step.
 
-    ==================== ============================================ =============================================
-    condition            value                                        told by
-    ==================== ============================================ =============================================
-    t                    the step, from 0                             DDPM, guided-diffusion, DiT
-    t + 1                the step, from 1                             U-ViT on latents
-    1000 t / T           the step, as if of 1000                      improved-diffusion
-    s                    ``sigma / (signal + sigma)``                 REPA, pi0
-    1 - s                the same, time running towards the image     SiT, LightningDiT, Lumina
-    1000 s               the same as s, times 1000                    Stable Diffusion 3, Flux
-    ln(sigma) / 4        of ``sigma / signal``                        EDM, k-diffusion
-    ln(sigma / 2)        likewise                                     EDM's VE
-    log SNR              ``ln(signal**2 / sigma**2)``                 simple diffusion
-    -log SNR             gamma                                        VDM
-    ==================== ============================================ =============================================
+    | condition         | value                                       | told by                     |
+    |-------------------|---------------------------------------------|-----------------------------|
+    | ``t``             | the step, from 0                            | DDPM, guided-diffusion, DiT |
+    | ``t + 1``         | the step, from 1                            | U-ViT on latents            |
+    | ``1000 t / T``    | the step, as if of 1000                     | improved-diffusion          |
+    | ``s``             | ``sigma / (signal + sigma)``                | REPA, pi0                   |
+    | ``1 - s``         | the same, time running towards the image    | SiT, LightningDiT, Lumina   |
+    | ``1000 s``        | ``s``, times 1000                           | Stable Diffusion 3, Flux    |
+    | ``ln(sigma) / 4`` | the logarithm of ``sigma / signal``, over 4 | EDM, k-diffusion            |
+    | ``ln(sigma / 2)`` | the logarithm of half of that               | EDM's VE                    |
+    | ``log SNR``       | ``ln(signal**2 / sigma**2)``                | simple diffusion            |
+    | ``-log SNR``      | gamma                                       | VDM                         |
 
     Args:
         call: The function that the user called, for error messages.

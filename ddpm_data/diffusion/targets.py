@@ -60,17 +60,15 @@ def check_target(call: str, target: object) -> Target:
 def make_table(process: GaussianProcess, target: Target) -> TargetTable:
     """Return a target's factors.
 
-    ============== ===================================== ==================================================
-    target         value                                 source
-    ============== ===================================== ==================================================
-    noise          noise                                 Ho et al. 2020, Eq. 14
-    x_0            x_0
-    velocity       signal noise - sigma x_0              Salimans & Ho 2022, for processes that preserve the variance
-    flow           noise - x_0                           Liu et al. 2022; Stable Diffusion 3, Flux
-    flow_to_data   x_0 - noise                           the same, time running towards the image (SiT, Lumina)
-    score          -noise / sigma                        Song et al. 2021
-    edm            the network's output F                Karras et al. 2022, Eq. 8, with ``x_t / signal`` as its input
-    ============== ===================================== ==================================================
+    | target           | value                        | source                                                   |
+    |------------------|------------------------------|----------------------------------------------------------|
+    | ``noise``        | the noise                    | Ho et al. 2020, Eq. 14                                   |
+    | ``x_0``          | the clean image              |                                                          |
+    | ``velocity``     | ``signal noise - sigma x_0`` | Salimans & Ho 2022; only if the variance is preserved    |
+    | ``flow``         | ``noise - x_0``              | Liu et al. 2022; Stable Diffusion 3, Flux                |
+    | ``flow_to_data`` | ``x_0 - noise``              | the same, time running towards the image (SiT, Lumina)   |
+    | ``score``        | ``-noise / sigma``           | Song et al. 2021                                         |
+    | ``edm``          | the network's output F       | Karras et al. 2022, Eq. 8; its input is ``x_t / signal`` |
 
     Args:
         process: The forward process.
@@ -133,8 +131,8 @@ def error_ratio(process: GaussianProcess, target: Target) -> Tensor:
     """Return by what the squared error of ``x_0`` grows to that of the target: float64, shape ``(num_timesteps,)``.
 
     A prediction of the target that is off by ``d`` gives an ``x_0`` that is off by ``d`` times the second factor of
-    the first :class:`Solution`. So ``|d_target|**2 = ratio |d_x_0|**2``: SNR for the noise, SNR + 1 for the velocity,
-    1 / sigma**2 for the flow of a straight path, 1 / c_out**2 for EDM.
+    the first :class:`Solution`. So ``|d_target|**2 = ratio |d_x_0|**2``: ``SNR`` for the noise, ``SNR + 1`` for the
+    velocity, ``1 / sigma**2`` for the flow of a straight path, ``1 / c_out**2`` for EDM.
 
     At a step without signal or without noise the ratio is that of a step with 1e-15 of the other. This is near enough
     to the limit that a weight divided by it is the weight's limit to the last digit, where it has one.

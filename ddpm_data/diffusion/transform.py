@@ -34,10 +34,11 @@ _CUDA_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # 
 class ForwardDiffusion(nn.Module):
     """A module that turns clean images into training triples (Ho et al. 2020, Algorithm 1).
 
-    It scales and flips images, draws ``t`` and noise, applies q(x_t | x_0) and makes the target. It needs no
+    It scales and flips images, draws ``t`` and noise, applies ``q(x_t | x_0)`` and makes the target. It needs no
     Lightning::
 
-        transform = ForwardDiffusion(ForwardProcess(schedules.linear()), seed=0)
+        process = ForwardProcess(schedules.linear())
+        transform = ForwardDiffusion(process, seed=0)
         x_t, t, noise = transform(images, position)
 
     An example's triple depends only on the seed and on the example's position, stage and pixels. It does not depend on
@@ -214,8 +215,10 @@ class ForwardDiffusion(nn.Module):
     def find_augment(self) -> KeyedAugment | None:
         """Return ``augment`` as training batches are passed to it; ``None`` if there is none.
 
+        It is called as ``augment(images)``, ``augment(images, generator)`` or ``augment(images, position)``.
+
         Raises:
-            TypeError: See :class:`~ddpm_data.diffusion.augment.KeyedAugment`.
+            TypeError: ``augment`` cannot be called, or needs another argument.
         """
         if self.augment is None:
             return None

@@ -3,7 +3,8 @@
 A weight is a function ``(process, target) -> float64, shape (num_timesteps,)``. It multiplies the squared error of the
 *target*. Two weights that are equal on ``x_0``'s error train the same, whatever the network predicts::
 
-    loss = (datamodule.loss_weight(t) * squared_error.flatten(1).mean(1)).mean()
+    losses = squared_error.flatten(1).mean(1)
+    loss = (datamodule.loss_weight(t) * losses).mean()
 
 All raise ``ValueError`` at a step without signal or without noise at which the weight has no finite limit. Give a
 weight's other arguments with :func:`functools.partial`, in the configs with ``_partial_: true``.

@@ -6,7 +6,7 @@ of four words within an example, the purpose of the words and the example's posi
 position low, position high)``.
 
 Words are int64 tensors with values in ``[0, 2**32)``, since torch has few uint32 operations. int64 products wrap modulo
-2**64, which leaves both halves of a 32 x 32 bit product correct.
+``2**64``, which leaves both halves of a 32 x 32 bit product correct.
 """
 
 from collections.abc import Sequence
@@ -92,7 +92,7 @@ def philox_4x32(
         counter: Four words, int64 in ``[0, 2**32)``, with shapes that broadcast: tensors, or arrays of at least one
             dimension.
         key: The key's two words.
-        rounds: Number of rounds that mix the words.
+        rounds: Number of rounds that mix the words; by default ten.
 
     Returns:
         Four random words, int64 in ``[0, 2**32)``, of the broadcast shape.
@@ -116,7 +116,7 @@ def words(key: Key, purpose: Purpose, stage: Stage, position: Tensor, blocks: in
         stage: The stage whose stream the positions belong to.
         position: Positions in the stage's stream, int64, shape ``(batch,)``.
         blocks: Number of blocks of four words per example, at most ``2**32``.
-        rounds: Number of rounds that mix the words.
+        rounds: Number of rounds that mix the words; by default ten.
 
     Returns:
         Four tensors, int64 in ``[0, 2**32)``, shape ``(batch, blocks)``.
