@@ -17,7 +17,7 @@ from tests.warm import python
 
 
 def printed(*command: str) -> list[list[str]]:
-    """The rows of the table that a benchmark prints; in a process of its own, as inductor remembers what it found."""
+    """The rows of the table that a benchmark prints; in a process of its own, as users run it."""
     result = subprocess.run([python(), "-m", *command], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert result.returncode == 0, result.stderr
     return [line.strip("| ").split(" | ") for line in result.stdout.splitlines() if line.startswith("| (")]

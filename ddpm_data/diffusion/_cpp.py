@@ -1,7 +1,7 @@
 """The transform as one pass in C++ for CPUs: ``triple.cpp``, which is compiled on first use and kept on disk.
 
 Torch has few operations on uint32, so ``_kernels`` computes with int64, and of these a CPU's vectors take half as many.
-Inductor compiled them for half a minute into code that was a fourth as fast on a processor with AVX2
+Inductor compiled them for half a minute into code that took two to five times as long on a processor with AVX2
 (``benchmarks/transform.md``). g++ and clang++ compile the file in a second, for the kind of vectors that torch finds.
 """
 

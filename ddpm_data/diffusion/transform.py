@@ -341,7 +341,7 @@ class ForwardDiffusion(nn.Module):
                 f"shape ({len(position)},). Change `timesteps`; a density stands in DensityTimesteps(...)."
             )
         self.process.check_steps(t)
-        return t.contiguous()
+        return t.to(position.device).contiguous()  # compiled code reads its memory
 
 
 @cache
