@@ -26,6 +26,7 @@ ROOT = Path(__file__).parent.parent
 
 def pytest_configure() -> None:
     warm.start()
+    multiprocessing.set_executable(warm.python())  # of spawned workers
 
 
 class Recorder(L.LightningModule):

@@ -10,9 +10,10 @@ import os
 import platform
 import shlex
 import shutil
+import struct
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import suppress
 from functools import cache
 from hashlib import sha256
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 from torch._appdirs import user_cache_dir
 
-from ddpm_data.diffusion._kernels import Draw, Tables, TripleInputs
+from ddpm_data.diffusion._kernels import MakeTriple, Tables, TripleInputs
 from ddpm_data.rng.philox import STAGES, Key, Purpose
 from ddpm_data.types import Stage
 
@@ -32,19 +33,8 @@ _VECTORS = {
     "AVX2": ("-mavx2", "-mfma"),
     "AVX512": ("-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mfma", "-mprefer-vector-width=512"),
 }
+_BATCH = struct.Struct("11P12qd")  # ``Batch`` in ``triple.cpp``. ctypes' own structures take five times as long to fill
 _MIN_NUMBERS_PER_THREAD = 2**14  # fewer take less time than to wake a thread
-
-
-class _Batch(ctypes.Structure):
-    """The struct of the same name in ``triple.cpp``."""
-
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("images", "position", "signal", "sigma", "target_x", "target_n")),
-        *((name, ctypes.c_void_p) for name in ("thresholds", "key", "x_t", "t", "target")),
-        *((name, ctypes.c_int64) for name in ("batch", "numel", "pixels", "width", "num_timesteps", "flip_below")),
-        *((name, ctypes.c_int64) for name in ("stage", "draw", "noise", "is_bytes", "predicts_noise", "threads")),
-        ("strength", ctypes.c_double),
-    )
 
 
 class Library:
@@ -57,7 +47,7 @@ class Library:
     def __init__(self, path: Path) -> None:
         library = ctypes.CDLL(str(path))
         self._make_triple = library.make_triple
-        self._make_triple.argtypes = [ctypes.POINTER(_Batch)]
+        self._make_triple.argtypes = [ctypes.c_char_p]
         self._make_triple.restype = None
         self._draw_normals = library.draw_normals
         pointer, number = ctypes.c_void_p, ctypes.c_int64
@@ -71,42 +61,50 @@ class Library:
             tables: The tables of the process and the objective, and the key.
             batch: Everything else that the triple is made of; at least one image, and ``noise`` that is ``for_cpp``.
         """
-        images = batch.images if batch.images.dtype == torch.uint8 else batch.images.float()
-        given = batch.timesteps
-        t = given if isinstance(given, Tensor) else torch.empty_like(batch.position)
-        x_t = torch.empty(images.shape, dtype=torch.float32)
+        images, position, given, flip, stage, dtype, predicts_noise, noise = batch
+        is_bytes = images.dtype is torch.uint8
+        if not is_bytes:
+            images = images.float()
+        has_density = False
+        if isinstance(given, Tensor):
+            t, draw = given, 0
+        else:
+            t, has_density = torch.empty_like(position), given.has_density
+            draw = 1 if not given.low_discrepancy and stage == "train" else 2 if given.strided else 3
+        x_t = torch.empty_like(images, dtype=torch.float32, memory_format=torch.contiguous_format)
         target = torch.empty_like(x_t)
-        noise, strength = (batch.noise and batch.noise.for_cpp(batch.stage)) or (0, 0.0)
-        numel, (height, width) = x_t.numel(), images.shape[2:]
-        arguments = _Batch(
+        number, strength = (noise and noise.for_cpp(stage)) or (0, 0.0)
+        count, _, height, width = images.shape
+        numel = images.numel()
+        arguments = _BATCH.pack(
             images.data_ptr(),
-            batch.position.data_ptr(),
+            position.data_ptr(),
             tables.signal.data_ptr(),
             tables.sigma.data_ptr(),
             tables.target_x.data_ptr(),
             tables.target_n.data_ptr(),
-            tables.thresholds.data_ptr() if isinstance(given, Draw) and given.has_density else None,
+            tables.thresholds.data_ptr() if has_density else 0,
             tables.key.data_ptr(),
             x_t.data_ptr(),
             t.data_ptr(),
             target.data_ptr(),
-            len(images),
-            numel // len(images),
+            count,
+            numel // count,
             height * width,
             width,
             len(tables.signal),
-            round(batch.flip * 2**32),
-            256 * STAGES[batch.stage],
-            _number_draw(given, batch.stage),
-            noise,
-            images.dtype == torch.uint8,
-            batch.predicts_noise,
+            round(flip * 2**32),
+            256 * STAGES[stage],
+            draw,
+            number,
+            is_bytes,
+            predicts_noise,
             _choose_threads(numel),
             strength,
         )
         self._make_triple(arguments)
-        if batch.dtype != torch.float32:
-            x_t, target = x_t.to(batch.dtype), target.to(batch.dtype)
+        if dtype is not torch.float32:
+            x_t, target = x_t.to(dtype), target.to(dtype)
         return x_t, t, target
 
     def draw_normals(self, key: Key, purpose: Purpose, stage: Stage, position: Tensor, numel: int) -> Tensor:
@@ -126,9 +124,12 @@ class Library:
         return normals
 
 
-def compile_kernel(
-    tables: Tables, batch: TripleInputs
-) -> Callable[[Tables, TripleInputs], tuple[Tensor, Tensor, Tensor]]:
+def find_kind(batch: TripleInputs) -> Hashable:
+    """Return what decides which code :func:`compile_kernel` compiles: nothing, here."""
+    return None
+
+
+def compile_kernel(tables: Tables, batch: TripleInputs) -> MakeTriple:
     """Return :meth:`Library.make_triple`, which serves every kind of batch."""
     return load_library().make_triple
 
@@ -193,16 +194,8 @@ def _run(command: list[str]) -> str:
 
 def can_read(tables: Tables) -> bool:
     """Tell whether the code can read the tables; what moves or converts a module may have changed them."""
-    columns = tables.signal, tables.target_x  # one of each submodule, whose buffers move together
-    return all(column.dtype == torch.float32 and column.device.type == "cpu" for column in columns)
-
-
-def _number_draw(timesteps: Draw | Tensor, stage: Stage) -> int:
-    if isinstance(timesteps, Tensor):
-        return 0
-    if not timesteps.low_discrepancy and stage == "train":
-        return 1
-    return 2 if timesteps.strided else 3
+    a, p = tables.signal, tables.target_x  # one of each submodule, whose buffers move together
+    return a.is_cpu and p.is_cpu and a.dtype is torch.float32 and p.dtype is torch.float32
 
 
 def _choose_threads(numbers: int) -> int:

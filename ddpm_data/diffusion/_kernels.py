@@ -5,8 +5,7 @@ on CUDA devices and CPUs. All process the four quarters of an image side by side
 gives one number to each quarter.
 """
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,8 +19,8 @@ from ddpm_data.types import Stage
 
 # Numbers drawn at once without a compiler. Intermediates of a few MB stay in a CPU's caches. On a GPU each of some 300
 # operations is a launch, so few large ones take less time.
-_EAGER_NUMBERS_ON_CPU = 2**19
-_EAGER_NUMBERS = 2**24
+_NUMBERS_ON_CPU = 2**20
+_NUMBERS = 2**24
 
 
 class Draw(NamedTuple):
@@ -87,6 +86,9 @@ class Tables(NamedTuple):
         return Key(self.key[0], self.key[1])
 
 
+MakeTriple = Callable[[Tables, TripleInputs], tuple[Tensor, Tensor, Tensor]]
+
+
 def flip_mask(tables: Tables, position: Tensor, probability: float) -> Tensor:
     """Draw which training images to mirror; returns bool, shape ``(batch,)``."""
     word = words(tables.key_words(), Purpose.FLIP, "train", position)[0][:, 0]
@@ -102,55 +104,50 @@ def mirror(images: Tensor, mirrored: Tensor) -> Tensor:
     return images.flip(-1).bitwise_xor_(images).bitwise_and_(mask.to(torch.uint8) * 255).bitwise_xor_(images)
 
 
+@torch.no_grad()
 def make_triple(tables: Tables, batch: TripleInputs) -> tuple[Tensor, Tensor, Tensor]:
-    """Make ``x_t``, ``t`` and the target: contiguous tensors, computed in float32 and cast last."""
-    images, position, _, flip, stage, dtype, predicts_noise, _ = batch
-    if flip:
-        images = mirror(images, flip_mask(tables, position, flip))
-    t = draw_timesteps(tables, batch)
-    flat = images.flatten(1)
-    quarter = -(-flat.shape[1] // 4)
-    flat = F.pad(flat, (0, 4 * quarter - flat.shape[1]))
-    quarters = flat.view(-1, 4, quarter)
-    x_0 = [scale_images(quarters[:, i]) for i in range(4)]
-    noise = normal_quarters(tables.key_words(), Purpose.NOISE, stage, position, quarter)
-    added: Sequence[Tensor] = noise
-    learned: Sequence[Tensor] = noise
-    if batch.noise is not None:
-        steps = Steps(t, tables.signal, tables.sigma)
-        added, learned = batch.noise(noise, x_0, tables.key_words(), stage, position, images.shape, steps)
-    signal, sigma = tables.signal[t][:, None], tables.sigma[t][:, None]
-    x_t = [signal * x + sigma * n for x, n in zip(x_0, added, strict=True)]
-    target = list(learned)
-    if not predicts_noise:
-        of_x, of_n = tables.target_x[t][:, None], tables.target_n[t][:, None]
-        target = [of_x * x + of_n * n for x, n in zip(x_0, learned, strict=True)]
-    return _join_quarters(x_t, images.shape, dtype), t, _join_quarters(target, images.shape, dtype)
-
-
-def make_triple_in_blocks(tables: Tables, batch: TripleInputs) -> tuple[Tensor, Tensor, Tensor]:
-    """Make the triple without a compiler, a few images at a time, as :func:`make_triple` does."""
-    images, position, dtype = batch.images, batch.position, batch.dtype
-    t = draw_timesteps(tables, batch)
-    x_t = torch.empty(images.shape, dtype=dtype, device=images.device)
+    """Make ``x_t``, ``t`` and the target a few images at a time: contiguous, computed in float32 and cast last."""
+    images, position, t = batch.images, batch.position, draw_timesteps(tables, batch)
+    x_t = torch.empty(images.shape, dtype=batch.dtype, device=images.device)
     target = torch.empty_like(x_t)
-    numbers = _EAGER_NUMBERS_ON_CPU if images.device.type == "cpu" else _EAGER_NUMBERS
+    numbers = _NUMBERS_ON_CPU if images.is_cpu else _NUMBERS
     rows = max(1, numbers // max(1, images.shape[1:].numel()))
     for i in range(0, len(images), rows):
         block = slice(i, i + rows)
         part = batch._replace(images=images[block], position=position[block], timesteps=t[block])
-        x_t[block], _, target[block] = make_triple(tables, part)
+        _noise_images(tables, part, t[block], x_t[block].flatten(1), target[block].flatten(1))
     return x_t, t, target
+
+
+def _noise_images(tables: Tables, batch: TripleInputs, t: Tensor, x_t: Tensor, target: Tensor) -> None:
+    """Write ``x_t`` and the target, shape ``(batch, numel)``."""
+    images, position, _, flip, stage, _, predicts_noise, variant = batch
+    if flip:
+        images = mirror(images, flip_mask(tables, position, flip))
+    flat = images.flatten(1)
+    numel = flat.shape[1]
+    quarter = -(-numel // 4)
+    if numel % 4:
+        flat = F.pad(flat, (0, 4 * quarter - numel))
+    x_0 = [scale_images(part) for part in flat.view(len(flat), 4, quarter).unbind(1)]
+    noise = normal_quarters(tables.key_words(), Purpose.NOISE, stage, position, quarter)
+    added: Sequence[Tensor] = noise
+    learned: Sequence[Tensor] = noise
+    if variant is not None:
+        steps = Steps(t, tables.signal, tables.sigma)
+        added, learned = variant(noise, x_0, tables.key_words(), stage, position, images.shape, steps)
+    a, b, p, q = (column[t][:, None] for column in (tables.signal, tables.sigma, tables.target_x, tables.target_n))
+    for i in range(4):
+        place = slice(i * quarter, min((i + 1) * quarter, numel))
+        length = max(0, place.stop - place.start)
+        x_t[:, place] = (a * x_0[i]).add_(b * added[i])[:, :length]
+        goal = learned[i] if predicts_noise else (p * x_0[i]).add_(q * learned[i])
+        target[:, place] = goal[:, :length]
 
 
 def scale_images(images: Tensor) -> Tensor:
     """Scale uint8 images to float32 in ``[-1, 1]``, with 0 at exactly -1 and 255 at exactly 1; keep floats unscaled."""
-    return images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images.float()
-
-
-def _join_quarters(quarters: list[Tensor], shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    flat = torch.stack([quarter.to(dtype) for quarter in quarters], dim=1).view(shape[0], -1)
-    return flat[:, : math.prod(shape[1:])].contiguous().view(shape)
+    return images.float().div_(127.5).sub_(1) if images.dtype == torch.uint8 else images.float()
 
 
 def draw_timesteps(tables: Tables, batch: TripleInputs) -> Tensor:

@@ -8,7 +8,7 @@ sizes of images. ``benchmarks/device.md`` has the times of both.
 # Triton's functions are a language of their own, without annotations.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ddpm_data.diffusion._kernels import Tables, TripleInputs
+from ddpm_data.diffusion._kernels import MakeTriple, Tables, TripleInputs
 from ddpm_data.rng.philox import STAGES, Key, Purpose
 from ddpm_data.types import Stage
 
@@ -43,9 +43,14 @@ def make_triple(tables: Tables, batch: TripleInputs) -> tuple[Tensor, Tensor, Te
     return x_t, t, target
 
 
-def compile_kernel(
-    tables: Tables, batch: TripleInputs
-) -> Callable[[Tables, TripleInputs], tuple[Tensor, Tensor, Tensor]]:
+def find_kind(batch: TripleInputs) -> Hashable:
+    """Return what decides which code :func:`compile_kernel` compiles."""
+    images, _, timesteps, flip, stage, dtype, predicts_noise, _ = batch
+    draw = None if isinstance(timesteps, Tensor) else timesteps
+    return images.dtype, images.device, draw, flip, stage, dtype, predicts_noise
+
+
+def compile_kernel(tables: Tables, batch: TripleInputs) -> MakeTriple:
     """Compile what :func:`make_triple` launches for such a batch, without launching it; returns that function."""
     x_t = torch.empty(1, dtype=batch.dtype, device=batch.images.device)
     arguments = _list_arguments(tables, batch, x_t, batch.position, x_t)

@@ -137,6 +137,7 @@ class ForwardDiffusion(nn.Module):
             if self.timesteps.importance:
                 probabilities = _drawn_probabilities(thresholds)
         self.objective = Objective(process, target, weight, probabilities)
+        self._predicts_noise = target == "noise"
         self.register_buffer("_thresholds", thresholds, persistent=False)
         self._thresholds_by_size: dict[tuple[int, int, torch.device], Tensor] = {}
         self.register_buffer("_key_words", torch.tensor(key_from(seed)), persistent=False)
@@ -171,34 +172,35 @@ class ForwardDiffusion(nn.Module):
             ValueError: The shapes do not match, ``augment`` changed the number of images, or ``stage`` does not exist.
         """
         _check_batch(images, position, stage)
-        memory_format = _find_memory_format(images)
+        is_channels_last = not images.is_contiguous() and images.is_contiguous(memory_format=torch.channels_last)
         if dtype is None:
             is_half = images.dtype in (torch.bfloat16, torch.float16) and self.latents is None
             dtype = images.dtype if is_half else torch.float32
+        is_train = stage == "train"
         tables = self._find_tables()
-        with torch.no_grad():
-            if stage == "train" and (augment := self.find_augment()) is not None:
+        if is_train and (augment := self.find_augment()) is not None:
+            with torch.no_grad():
                 images = augment(images, position)
-            compiles = self._should_compile(tables, images, position, stage, dtype)
-            if self.latents is not None:
+        compiles = self._should_compile(tables, images, position, stage, dtype)
+        if self.latents is not None:
+            with torch.no_grad():
                 images = self._sample_latents(tables, images, position, stage, compiles)
-            flip = self.flip if stage == "train" else 0.0
-            if isinstance(self.timesteps, DensityTimesteps) and self.timesteps.shift_by_size is not None:
-                tables = tables._replace(thresholds=self._find_thresholds(images))
-            batch = _kernels.TripleInputs(
-                images.contiguous(),
-                position.contiguous(),
-                self._choose_timesteps(position, stage, strided),
-                flip,
-                stage,
-                dtype,
-                self.objective.target == "noise",
-                self.noise,
-            )
-            make_triple = self._make_compiled if compiles else _kernels.make_triple_in_blocks
-            x_t, t, target = make_triple(tables, batch)
-        if memory_format is not torch.contiguous_format:
-            x_t, target = (tensor.contiguous(memory_format=memory_format) for tensor in (x_t, target))
+        if isinstance(self.timesteps, DensityTimesteps) and self.timesteps.shift_by_size is not None:
+            tables = tables._replace(thresholds=self._find_thresholds(images))
+        batch = _kernels.TripleInputs(
+            images.contiguous(),
+            position.contiguous(),
+            self._choose_timesteps(position, stage, strided),
+            self.flip if is_train else 0.0,
+            stage,
+            dtype,
+            self._predicts_noise,
+            self.noise,
+        )
+        make_triple = (compiles and self._compile(tables, batch)) or _kernels.make_triple
+        x_t, t, target = make_triple(tables, batch)
+        if is_channels_last:
+            x_t, target = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (x_t, target))
         return Triple(x_t, t, target) if batch.predicts_noise else TargetTriple(x_t, t, target)
 
     def loss_weight(self, t: Tensor) -> Tensor:
@@ -292,14 +294,14 @@ class ForwardDiffusion(nn.Module):
     def _should_compile(
         self, tables: _kernels.Tables, images: Tensor, position: Tensor, stage: Stage, dtype: torch.dtype
     ) -> bool:
-        if not self._compiles or images.numel() == 0:
+        if not self._compiles or (self.noise is not None and self.noise.for_cpp(stage) is None):
             return False
-        if self.noise is not None and self.noise.for_cpp(stage) is None:
-            return False
-        if images.device.type == "cuda":  # the kernel for CUDA devices knows no variants of the noise
-            return self.noise is None and images.dtype in (torch.uint8, *_CUDA_DTYPES) and dtype in _CUDA_DTYPES
-        is_large = images.device.type == "cpu" and images.shape[1:].numel() >= _MIN_COMPILED_VALUES
-        return is_large and position.device.type == "cpu" and _cpp.can_read(tables)
+        if images.is_cpu:
+            is_large = images.numel() >= max(1, len(images)) * _MIN_COMPILED_VALUES
+            return is_large and position.is_cpu and _cpp.can_read(tables)
+        # The kernel for CUDA devices knows no variants of the noise.
+        is_known = images.is_cuda and images.dtype in (torch.uint8, *_CUDA_DTYPES) and dtype in _CUDA_DTYPES
+        return is_known and self.noise is None and images.numel() > 0
 
     def _sample_latents(
         self, tables: _kernels.Tables, values: Tensor, position: Tensor, stage: Stage, compiles: bool
@@ -309,21 +311,15 @@ class ForwardDiffusion(nn.Module):
             raise TypeError(f"images are {values.dtype}, but latents must be floats. Change `dataset.latents`.")
         draw = None
         if compiles:
-            code = _import_code(values.device.type)
+            code = _import_code(values.is_cuda)
             draw = self._compiler(
                 ("normals", values.device), lambda: code.compile_normals(tables.key_words(), position)
             )
         return self.latents.sample(tables.key_words(), values, position, stage, draw or normals)
 
-    def _make_compiled(self, tables: _kernels.Tables, batch: _kernels.TripleInputs) -> tuple[Tensor, Tensor, Tensor]:
-        draw = None if isinstance(batch.timesteps, Tensor) else batch.timesteps
-        kind = (
-            batch.images.dtype, batch.images.device, draw, batch.flip, batch.stage, batch.dtype, batch.predicts_noise
-        )  # fmt: skip
-        code = _import_code(batch.images.device.type)
-        make_triple = self._compiler(kind, lambda: code.compile_kernel(tables, batch))
-        x_t, t, target = (make_triple or _kernels.make_triple_in_blocks)(tables, batch)
-        return x_t, t, target
+    def _compile(self, tables: _kernels.Tables, batch: _kernels.TripleInputs) -> _kernels.MakeTriple | None:
+        code = _import_code(batch.images.is_cuda)
+        return self._compiler(code.find_kind(batch), lambda: code.compile_kernel(tables, batch))
 
     def _choose_timesteps(self, position: Tensor, stage: Stage, strided: bool) -> _kernels.Draw | Tensor:
         """Return how the kernel draws ``t``, or ``t`` itself from a draw that may not compile."""
@@ -345,9 +341,9 @@ class ForwardDiffusion(nn.Module):
 
 
 @cache
-def _import_code(device: str) -> ModuleType:
+def _import_code(is_cuda: bool) -> ModuleType:
     """Import what compiles for a device; torch's packages for CUDA bring Triton."""
-    return import_module(f"ddpm_data.diffusion.{'_triton' if device == 'cuda' else '_cpp'}")
+    return import_module("ddpm_data.diffusion._triton") if is_cuda else _cpp
 
 
 def _drawn_probabilities(thresholds: Tensor) -> Tensor:
@@ -367,8 +363,3 @@ def _check_batch(images: Tensor, position: Tensor, stage: str) -> None:
             f"images have shape {tuple(images.shape)} and position {tuple(position.shape)}, but "
             "(batch, channels, height, width) and (batch,) are needed."
         )
-
-
-def _find_memory_format(images: Tensor) -> torch.memory_format:
-    is_channels_last = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
-    return torch.channels_last if is_channels_last else torch.contiguous_format

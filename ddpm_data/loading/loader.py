@@ -15,7 +15,13 @@ from ddpm_data.loading.bad_items import BadItemCounter, WorkerBatch
 from ddpm_data.loading.options import LoaderOptions
 from ddpm_data.loading.samplers import Order
 from ddpm_data.loading.stage_images import StageBatches, StageImages
-from ddpm_data.loading.worker import check_importable, explain_lost_workers, start_worker, wait_before_fork
+from ddpm_data.loading.worker import (
+    check_importable,
+    end_with_process,
+    explain_lost_workers,
+    start_worker,
+    wait_before_fork,
+)
 from ddpm_data.rng.philox import key_from
 from ddpm_data.types import ImageBatch, Stage
 
@@ -66,7 +72,9 @@ class StreamLoader(DataLoader[WorkerBatch]):
             self.worker_init_fn = partial(start_worker, find_naming())
             wait_before_fork()
         self.dataset.set_epoch(self.order.current_epoch())
-        for batch in self.order.place_batches(self._count(super().__iter__()), self.num_workers):
+        batches = super().__iter__()
+        end_with_process(batches)
+        for batch in self.order.place_batches(self._count(batches), self.num_workers):
             self._notify("arrived")
             yield batch
             self._notify("asked")

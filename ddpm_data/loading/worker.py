@@ -6,16 +6,19 @@ offset and silently read wrong images, or hang on locks of the dataset's threads
 not be pickled.
 """
 
+import atexit
 import multiprocessing
 import signal
 import sys
 import time
 import traceback
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import BytesIO
 from multiprocessing.reduction import ForkingPickler
+from multiprocessing.util import Finalize
 from pathlib import Path
 from types import FrameType, FunctionType
 from typing import Any, NamedTuple
@@ -33,6 +36,8 @@ SHARED_MEMORY = Path("/dev/shm")  # the memory for batches from workers, on syst
 # gloo's threads wait for it when they release the tensors of a collective. After this pause they have finished.
 _SECONDS_BEFORE_FORK = 0.01 if sys.version_info < (3, 11, 10) else 0.0
 
+_FINALIZERS: "weakref.WeakSet[Finalize]" = weakref.WeakSet()  # multiprocessing's; it calls them in processes it started
+_BEFORE_QUEUES = 11  # multiprocessing closes its queues, by which workers are told to end, with a priority of 10
 _SECONDS_AFTER_SIGTERM = 30  # as many as SLURM leaves between SIGTERM and SIGKILL
 
 
@@ -185,6 +190,30 @@ def start_worker(naming: Naming | None, _: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform != "win32":
         signal.signal(signal.SIGTERM, _outlast_one_signal)
+
+
+def end_with_process(batches: object) -> None:
+    """End an iterator's workers when this process ends, if it has not ended them before.
+
+    Python ends what is left of daemonic processes by SIGTERM, and waits for them. Ours outlast that signal, for which
+    the process would wait half a minute.
+
+    Args:
+        batches: The iterator of a DataLoader, with or without workers.
+    """
+    if shut_down := getattr(batches, "_shutdown_workers", None):
+        _FINALIZERS.add(Finalize(batches, _call, (weakref.WeakMethod(shut_down),), exitpriority=_BEFORE_QUEUES))
+
+
+def _call(reference: "weakref.WeakMethod[Callable[[], None]]") -> None:
+    if function := reference():
+        function()
+
+
+@atexit.register  # before torch's own, registered earlier, after which a DataLoader ends no workers
+def _end_all_workers() -> None:
+    for finalizer in list(_FINALIZERS):
+        finalizer()
 
 
 def _outlast_one_signal(number: int, _: FrameType | None) -> None:

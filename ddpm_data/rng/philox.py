@@ -99,10 +99,25 @@ def philox_4x32(
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
-    for _ in range(rounds):
+    for number in range(rounds):
         # c1 and c3 keep the products' high halves until they are mixed in. One mask then cuts all high halves off.
-        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c1, c2, c3 = ((p1 >> 32) ^ c1 ^ k0) & MASK, p1, ((p0 >> 32) ^ c3 ^ k1) & MASK, p0
+        if number and c0.shape == c1.shape == c2.shape == c3.shape:  # ours, so in place: that is twice as fast
+            c0 *= _MULTIPLIERS[0]
+            c2 *= _MULTIPLIERS[1]
+            c1 ^= c2 >> 32
+            c1 ^= k0
+            c1 &= MASK
+            c3 ^= c0 >> 32
+            c3 ^= k1
+            c3 &= MASK
+            c0, c1, c2, c3 = c1, c2, c3, c0
+        else:
+            p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+            c0, c1, c2, c3 = (p1 >> 32) ^ c1, p1, (p0 >> 32) ^ c3, p0
+            c0 ^= k0
+            c0 &= MASK
+            c2 ^= k1
+            c2 &= MASK
         k0, k1 = k0 + _WEYL[0], k1 + _WEYL[1]
     return c0, c1 & MASK, c2, c3 & MASK
 
@@ -166,28 +181,24 @@ def normal_quarters(key: Key, purpose: Purpose, stage: Stage, position: Tensor, 
 
 
 def _box_muller(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Turn two words into two standard normal numbers (Box & Muller 1958)."""
-    radius = torch.sqrt(-2 * torch.log((u.float() + 0.5) * 2.0**-32))
-    cosine, sine = _compute_cos_sin(v)
-    return radius * cosine, radius * sine
+    """Turn two words into two standard normal numbers (Box & Muller 1958): radius times cosine and sine of an angle.
 
-
-def _compute_cos_sin(v: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute cosine and sine of ``2 pi v / 2**32`` for words ``v``, to within 2e-7.
-
-    To round the angle to float32 first would give errors of 6e-7. The first bit of ``v`` is half a turn, which only
-    changes signs. The other bits are an angle between -1/4 and 1/4 of a turn, plus a quarter turn that swaps the two.
+    The angle is ``2 pi v / 2**32``, its cosine and sine are right to within 2e-7. To round the angle to float32 first
+    would give errors of 6e-7. The first bit of ``v`` is half a turn, which only changes signs. The other bits are an
+    angle between -1/4 and 1/4 of a turn, plus a quarter turn that swaps the two.
     """
-    angle = ((v & 0x7FFFFFFF) - 2**30).float() * 2.0**-32  # in turns
-    square = angle * angle
-    sign = 1 - 2 * (v >> 31).float()
-    return sign * angle * _evaluate(_MINUS_SINE, square), sign * _evaluate(_COSINE, square)
+    bits = v.int()  # the same 32 bits, half as much memory
+    radius = u.float().add_(0.5).mul_(2.0**-32).log_().mul_(-2).sqrt_()
+    radius.view(torch.int32).bitwise_xor_(bits & -(2**31))  # the first bit becomes the sign
+    turns = (bits & 0x7FFFFFFF).sub_(2**30).float().mul_(2.0**-32)
+    square = turns * turns
+    return _evaluate(_MINUS_SINE, square).mul_(turns).mul_(radius), _evaluate(_COSINE, square).mul_(radius)
 
 
 def _evaluate(coefficients: Sequence[float], x: Tensor) -> Tensor:
     """Evaluate a polynomial by Horner's rule; ``coefficients`` ascend from the constant."""
     *lower, highest = coefficients
-    value = highest * x + lower.pop()
+    value = (highest * x).add_(lower.pop())
     for coefficient in reversed(lower):
-        value = value * x + coefficient
+        value.mul_(x).add_(coefficient)
     return value

@@ -27,6 +27,7 @@ from ddpm_data.diffusion import transform as transform_module
 from ddpm_data.diffusion._kernels import mirror
 from ddpm_data.rng.philox import Key, Purpose, normals
 from tests.conftest import ROOT, uint8_images
+from tests.warm import python
 
 PROCESS = ForwardProcess(schedules.linear(1000))
 
@@ -179,7 +180,7 @@ print(float(x_t.double().sum()), sum("--version" not in call for call in calls))
 
     def run(folder: Path) -> list[str]:
         environment = os.environ | {"TORCH_EXTENSIONS_DIR": str(folder)}
-        command = [sys.executable, "-c", code]
+        command = [python(), "-c", code]
         result = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT, check=True)
         return result.stdout.split()
 

@@ -2,6 +2,8 @@
 
 import os
 import re
+import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +20,7 @@ from ddpm_data import DDPMDataModule, schedules
 from ddpm_data.callbacks import NoisingStrip
 from ddpm_data.cli.check import main as check
 from ddpm_data.loading.options import LoaderOptions
-from ddpm_data.loading.worker import call_in_worker
+from ddpm_data.loading.worker import _SECONDS_AFTER_SIGTERM, call_in_worker
 from tests.conftest import ROOT, Recorder, trainer
 from tests.groups import PATIENCE, finished
 from tests.warm import python
@@ -204,6 +206,45 @@ if __name__ == "__main__":
     assert code == 0, output
     found = re.findall(r"set `(\S*value_range)` to", output)
     assert set(found) == {"value_range" if names is None else "my.data.value_range"}, output
+
+
+def leave_workers_at_work(folder: Path) -> None:
+    """Iterate over one loader to the end, and begin with another, in a loop of our own. Both keep their workers."""
+    kept = []
+    for persistent in (True, False):
+        dm = module(folder, num_workers=2, batch_size=16, persistent_workers=persistent)
+        dm.setup("fit")
+        kept += [loader := dm.train_dataloader(), batches := iter(loader)]
+        next(batches)
+        if persistent:
+            assert len(list(batches)) == COUNT // 16
+    KEPT.append(kept)
+    print(time.time())
+
+
+KEPT: list[Any] = []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="no worker outlasts a signal there")
+@pytest.mark.parametrize("where", ["script", "process"])
+def test_a_process_that_leaves_workers_at_work_ends_at_once(where: str, folder: Path) -> None:
+    """Python ends them by SIGTERM, which they outlast for half a minute."""
+    calls = {
+        "script": "leave_workers_at_work(folder)",
+        "process": "process = Process(target=leave_workers_at_work, args=(folder,)); process.start(); process.join()",
+    }
+    code = f"""
+from multiprocessing import Process
+from pathlib import Path
+from tests.loading.test_worker import leave_workers_at_work
+folder = Path({str(folder)!r})
+{calls[where]}
+"""
+    status, output = finished([python(), "-c", code], ROOT, timeout=PATIENCE)
+    *_, printed = output.split()
+    assert (status, len(output.split())) == (0, 1), output
+    assert time.time() - float(printed) < _SECONDS_AFTER_SIGTERM - 5
 
 
 class Picky(Records):
