@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import wraps
+from functools import cache, wraps
 from inspect import signature
 from typing import ParamSpec, TypeVar
 
@@ -20,7 +20,7 @@ GROUPS = ("dataset", "loader", "schedule", "timesteps", "target", "weight", "noi
 _KEY = re.compile(rf"`((?:{'|'.join(GROUPS)})(?:\.[^`]*)?)`")
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
-Naming = tuple[Mapping[str, str] | None, Collection[str]]  # the arguments of naming_keys
+Naming = tuple[Mapping[str, str] | None, tuple[str, ...]]  # the arguments of naming_keys
 _NAMINGS: ContextVar[tuple[Naming, ...]] = ContextVar("_NAMINGS", default=())  # those at work, the outermost first
 
 
@@ -29,14 +29,20 @@ def name_arguments(function: Callable[_Parameters, _Result]) -> Callable[_Parame
 
     @wraps(function)
     def call(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Result:
-        with naming_keys(None, signature(function).parameters):
+        with naming_keys(None, list_arguments(function)):
             return function(*args, **kwargs)
 
     return call
 
 
+@cache
+def list_arguments(function: Callable[..., object]) -> tuple[str, ...]:
+    """Return the names of a function's arguments; once for each, as it takes longer than much that is done by batch."""
+    return tuple(signature(function).parameters)
+
+
 @contextmanager
-def naming_keys(names: Mapping[str, str] | None, arguments: Collection[str] = ()) -> Iterator[None]:
+def naming_keys(names: Mapping[str, str] | None, arguments: tuple[str, ...] = ()) -> Iterator[None]:
     """Name the config keys as the user knows them, in errors that pass through and in warnings.
 
     Args:
@@ -44,7 +50,7 @@ def naming_keys(names: Mapping[str, str] | None, arguments: Collection[str] = ()
             ``None`` is a user who wrote Python.
         arguments: The names of the arguments, in Python.
     """
-    naming = (names, tuple(arguments))
+    naming = (names, arguments)
     _NAMINGS.set((*_NAMINGS.get(), naming))
     try:
         yield

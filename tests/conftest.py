@@ -5,12 +5,14 @@ import logging
 import multiprocessing
 import os
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
+from lightning.fabric.utilities import registry
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import TensorDataset
@@ -19,6 +21,8 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from ddpm_data import Triple
 from tests import warm
 
+# Every Trainer reads the metadata of all installed packages, in 40 ms, to see whether one of them brings callbacks.
+registry.entry_points = cache(registry.entry_points)  # type: ignore[assignment]
 # Two cores, several processes in some tests: threads of each would only fight.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 ROOT = Path(__file__).parent.parent

@@ -308,7 +308,7 @@ def test_values_win_from_the_group_to_the_experiment_to_the_command_line(tmp_pat
         return name, cfg.dataset.flip, cfg.loader.batch_size, cfg.trainer.max_epochs
 
     cfg = composed()
-    assert (cfg.dataset.flip, cfg.loader.batch_size, cfg.trainer.max_epochs) == (0.0, 128, 200)
+    assert (cfg.dataset.flip, cfg.loader.batch_size, cfg.trainer.max_epochs) == (0.0, 128, 160)
     # The schedule and the batch size are typed, the epochs are those of debug, the flips of the experiment's dataset.
     typed = ["experiment=mine", "debug=default", "schedule=jsd", "loader.batch_size=8"]
     assert values(*typed) == ("jsd", 0.25, 8, 1)

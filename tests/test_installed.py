@@ -107,13 +107,7 @@ def metrics(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize(
-    ("override", "says"),
-    [
-        ("++ddpm_data.loader.batch_sise=3", "`ddpm_data.loader.batch_sise` is not a key of the config group loader"),
-        ("ddpm_data.schedule.num_timesteps=many", "`ddpm_data.schedule.num_timesteps`"),
-    ],
-)
-def test_a_wrong_key_or_value_ends_the_run_with_its_name(override: str, says: str, python: Path, project: Path) -> None:
-    printed = run(python, project, f"python train.py {override}", status=1)
+def test_a_wrong_key_ends_the_run_with_its_name(python: Path, project: Path) -> None:
+    printed = run(python, project, "python train.py ++ddpm_data.loader.batch_sise=3", status=1)
+    says = "`ddpm_data.loader.batch_sise` is not a key of the config group loader"
     assert any(says in line for line in printed.splitlines() if not line.startswith("Error executing job"))

@@ -423,9 +423,9 @@ from hydra.utils import instantiate
 datamodule = instantiate(cfg.ddpm_data.datamodule)
 print(type(datamodule).__name__, datamodule.transform.process.num_timesteps, datamodule.transform.seed)
 """
-    for arguments in (run, ["-c", code]):
+    for command in ([python(), *run], [sys.executable, "-c", code]):
         result = subprocess.run(
-            [sys.executable, *arguments],
+            command,
             cwd=app,
             capture_output=True,
             text=True,

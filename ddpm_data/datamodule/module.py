@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import wraps
-from inspect import signature
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ddpm_data._distributed import is_rank_zero
-from ddpm_data._keys import naming_keys
+from ddpm_data._keys import list_arguments, naming_keys
 from ddpm_data.datamodule._trainer import (
     AbsentLoader,
     get_batch_dtype,
@@ -434,7 +433,7 @@ class DDPMDataModule(L.LightningDataModule):
 
     def naming_keys(self) -> AbstractContextManager[None]:
         """Return a context whose errors name config keys as the user knows them."""
-        return naming_keys(self.key_names, signature(DDPMDataModule.__init__).parameters)
+        return naming_keys(self.key_names, list_arguments(DDPMDataModule.__init__))
 
     @_names_keys
     def _make_loader(self, stage: Stage) -> StreamLoader:

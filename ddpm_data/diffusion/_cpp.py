@@ -71,7 +71,7 @@ class Library:
         else:
             t, has_density = torch.empty_like(position), given.has_density
             draw = 1 if not given.low_discrepancy and stage == "train" else 2 if given.strided else 3
-        x_t = torch.empty_like(images, dtype=torch.float32, memory_format=torch.contiguous_format)
+        x_t = torch.empty(images.shape, dtype=torch.float32)  # a plain tensor, whatever the images are
         target = torch.empty_like(x_t)
         number, strength = (noise and noise.for_cpp(stage)) or (0, 0.0)
         count, _, height, width = images.shape
@@ -194,8 +194,8 @@ def _run(command: list[str]) -> str:
 
 def can_read(tables: Tables) -> bool:
     """Tell whether the code can read the tables; what moves or converts a module may have changed them."""
-    a, p = tables.signal, tables.target_x  # one of each submodule, whose buffers move together
-    return a.is_cpu and p.is_cpu and a.dtype is torch.float32 and p.dtype is torch.float32
+    a, p, key = tables.signal, tables.target_x, tables.key  # one of each module, whose buffers move together
+    return a.is_cpu and p.is_cpu and key.is_cpu and a.dtype is torch.float32 and p.dtype is torch.float32
 
 
 def _choose_threads(numbers: int) -> int:

@@ -137,7 +137,6 @@ class ForwardDiffusion(nn.Module):
             if self.timesteps.importance:
                 probabilities = _drawn_probabilities(thresholds)
         self.objective = Objective(process, target, weight, probabilities)
-        self._predicts_noise = target == "noise"
         self.register_buffer("_thresholds", thresholds, persistent=False)
         self._thresholds_by_size: dict[tuple[int, int, torch.device], Tensor] = {}
         self.register_buffer("_key_words", torch.tensor(key_from(seed)), persistent=False)
@@ -177,6 +176,7 @@ class ForwardDiffusion(nn.Module):
             is_half = images.dtype in (torch.bfloat16, torch.float16) and self.latents is None
             dtype = images.dtype if is_half else torch.float32
         is_train = stage == "train"
+        objective: Any = self._modules["objective"]
         tables = self._find_tables()
         if is_train and (augment := self.find_augment()) is not None:
             with torch.no_grad():
@@ -194,7 +194,7 @@ class ForwardDiffusion(nn.Module):
             self.flip if is_train else 0.0,
             stage,
             dtype,
-            self._predicts_noise,
+            objective.target == "noise",
             self.noise,
         )
         make_triple = (compiles and self._compile(tables, batch)) or _kernels.make_triple
@@ -329,7 +329,8 @@ class ForwardDiffusion(nn.Module):
         if isinstance(timesteps, DensityTimesteps) or type(timesteps) is UniformTimesteps:  # a subclass may draw others
             strided = strided and (timesteps.low_discrepancy or stage != "train")  # else it makes no difference
             return _kernels.Draw(isinstance(timesteps, DensityTimesteps), timesteps.low_discrepancy, strided)
-        t: Any = timesteps(position, self.process.num_timesteps, key_from(self.seed), stage)
+        with torch.no_grad():
+            t: Any = timesteps(position, self.process.num_timesteps, key_from(self.seed), stage)
         if not isinstance(t, Tensor) or t.shape != position.shape:
             kind = f"shape {tuple(t.shape)}" if isinstance(t, Tensor) else f"a {type(t).__name__}"
             raise TypeError(

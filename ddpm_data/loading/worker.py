@@ -36,7 +36,7 @@ SHARED_MEMORY = Path("/dev/shm")  # the memory for batches from workers, on syst
 # gloo's threads wait for it when they release the tensors of a collective. After this pause they have finished.
 _SECONDS_BEFORE_FORK = 0.01 if sys.version_info < (3, 11, 10) else 0.0
 
-_FINALIZERS: "weakref.WeakSet[Finalize]" = weakref.WeakSet()  # multiprocessing's; it calls them in processes it started
+_FINALIZERS: "weakref.WeakKeyDictionary[object, Finalize]" = weakref.WeakKeyDictionary()  # by the iterator
 _BEFORE_QUEUES = 11  # multiprocessing closes its queues, by which workers are told to end, with a priority of 10
 _SECONDS_AFTER_SIGTERM = 30  # as many as SLURM leaves between SIGTERM and SIGKILL
 
@@ -199,10 +199,12 @@ def end_with_process(batches: object) -> None:
     the process would wait half a minute.
 
     Args:
-        batches: The iterator of a DataLoader, with or without workers.
+        batches: The iterator of a DataLoader, with or without workers. Persistent workers have one for all epochs.
     """
-    if shut_down := getattr(batches, "_shutdown_workers", None):
-        _FINALIZERS.add(Finalize(batches, _call, (weakref.WeakMethod(shut_down),), exitpriority=_BEFORE_QUEUES))
+    shut_down = getattr(batches, "_shutdown_workers", None)
+    if shut_down is not None and batches not in _FINALIZERS:
+        arguments = (weakref.WeakMethod(shut_down),)  # the method itself would keep the iterator, and its workers
+        _FINALIZERS[batches] = Finalize(batches, _call, arguments, exitpriority=_BEFORE_QUEUES)
 
 
 def _call(reference: "weakref.WeakMethod[Callable[[], None]]") -> None:
@@ -210,10 +212,15 @@ def _call(reference: "weakref.WeakMethod[Callable[[], None]]") -> None:
         function()
 
 
-@atexit.register  # before torch's own, registered earlier, after which a DataLoader ends no workers
+# A process that multiprocessing has started calls finalizers, but nothing of atexit. In others finalizers may come too
+# late: torch's own function for atexit, after which a DataLoader ends no workers, may run before them, but after this.
+@atexit.register
 def _end_all_workers() -> None:
-    for finalizer in list(_FINALIZERS):
-        finalizer()
+    for finalizer in list(_FINALIZERS.values()):
+        try:
+            finalizer()
+        except Exception:  # whatever it is, the others end
+            traceback.print_exc()
 
 
 def _outlast_one_signal(number: int, _: FrameType | None) -> None:

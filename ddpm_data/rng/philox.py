@@ -99,9 +99,9 @@ def philox_4x32(
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
-    for number in range(rounds):
+    for done in range(rounds):
         # c1 and c3 keep the products' high halves until they are mixed in. One mask then cuts all high halves off.
-        if number and c0.shape == c1.shape == c2.shape == c3.shape:  # ours, so in place: that is twice as fast
+        if done and c0.shape == c1.shape == c2.shape == c3.shape:  # no longer the caller's: in place is twice as fast
             c0 *= _MULTIPLIERS[0]
             c2 *= _MULTIPLIERS[1]
             c1 ^= c2 >> 32

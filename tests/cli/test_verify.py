@@ -1,6 +1,7 @@
 """The verify command tells a configuration whose streams agree from one whose do not."""
 
 import itertools
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -92,6 +93,7 @@ def test_an_iterable_source_is_held_to_what_it_can_promise() -> None:
 )
 def test_what_it_cannot_run_is_said(words: list[str], says: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "executable", python())
     with pytest.raises(SystemExit, match=says):
         main(words)
 

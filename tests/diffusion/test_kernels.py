@@ -25,6 +25,7 @@ from ddpm_data import (
 from ddpm_data.diffusion import _cpp
 from ddpm_data.diffusion import transform as transform_module
 from ddpm_data.diffusion._kernels import mirror
+from ddpm_data.diffusion.objective import Objective
 from ddpm_data.rng.philox import Key, Purpose, normals
 from tests.conftest import ROOT, uint8_images
 from tests.warm import python
@@ -204,6 +205,42 @@ def test_a_custom_draw_of_t_stays_outside_the_compiler() -> None:
     assert t.tolist() == [0, 1, 2, 3]
     with pytest.raises(ValueError, match="t spans 0 to 5000"):
         make(timesteps=lambda position, *_: position * 5000 // 3003)(*batch(4, 3, 16, 16))
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_the_users_code_runs_without_autograd_and_an_objective_may_be_replaced(compiled: bool) -> None:
+    weight = torch.nn.Parameter(torch.ones(()))
+
+    def timesteps(position: Tensor, *_: object) -> Tensor:
+        return (weight * position).long() + int((weight * 0).numpy())
+
+    def augment(images: Tensor) -> Tensor:
+        return images * weight.numpy().item() + 0 * weight
+
+    transform = make(timesteps=timesteps, augment=augment, compile=compiled, flip=0.0)
+    images, position = torch.rand(4, 3, 16, 16, requires_grad=True), torch.arange(4)
+    for expected in ("noise", "x_0"):
+        transform.objective = Objective(transform.process, expected)  # type: ignore[arg-type]  # one of the targets
+        x_t, t, target = transform(images, position)
+        assert t.tolist() == [0, 1, 2, 3]
+        assert not x_t.requires_grad
+        assert not target.requires_grad
+        assert torch.equal(target, images) == (expected == "x_0")
+
+
+def test_tables_elsewhere_and_other_kinds_of_tensors_are_left_to_torch() -> None:
+    """The C++ would have read the memory of what has none."""
+
+    class Marked(Tensor):
+        pass
+
+    process = ForwardProcess(schedules.linear())
+    with torch.device("meta"):
+        transform = ForwardDiffusion(process)
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        transform(torch.rand(2, 3, 16, 16), torch.arange(2))
+    triple = ForwardDiffusion(process)(torch.rand(2, 3, 16, 16).as_subclass(Marked), torch.arange(2))
+    assert [type(part) for part in triple] == [Tensor] * 3
 
 
 def test_small_images_are_not_worth_it() -> None:

@@ -5,6 +5,7 @@ import re
 import sys
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,7 +21,13 @@ from ddpm_data import DDPMDataModule, schedules
 from ddpm_data.callbacks import NoisingStrip
 from ddpm_data.cli.check import main as check
 from ddpm_data.loading.options import LoaderOptions
-from ddpm_data.loading.worker import _SECONDS_AFTER_SIGTERM, call_in_worker
+from ddpm_data.loading.worker import (
+    _FINALIZERS,
+    _SECONDS_AFTER_SIGTERM,
+    _end_all_workers,
+    call_in_worker,
+    end_with_process,
+)
 from tests.conftest import ROOT, Recorder, trainer
 from tests.groups import PATIENCE, finished
 from tests.warm import python
@@ -245,6 +252,35 @@ folder = Path({str(folder)!r})
     *_, printed = output.split()
     assert (status, len(output.split())) == (0, 1), output
     assert time.time() - float(printed) < _SECONDS_AFTER_SIGTERM - 5
+
+
+def test_a_loader_that_keeps_its_workers_is_ended_once_whatever_its_epochs(folder: Path) -> None:
+    dm = module(folder, batch_size=100)
+    dm.setup("fit")
+    loader, before = dm.train_dataloader(), len(_FINALIZERS)
+    for epoch in range(3):
+        loader.set_epoch(epoch)
+        assert len(list(loader)) == 3
+        assert len(_FINALIZERS) == before + 1
+
+
+def test_an_iterator_that_cannot_be_ended_does_not_keep_the_others_alive(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Batches:
+        ended = False
+
+        def _shutdown_workers(self) -> None:
+            self.ended = True
+            raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("ddpm_data.loading.worker._FINALIZERS", weakref.WeakKeyDictionary())
+    both = Batches(), Batches()
+    for batches in both:
+        end_with_process(batches)
+    _end_all_workers()
+    assert [batches.ended for batches in both] == [True, True]
+    assert capsys.readouterr().err.count("RuntimeError: can't start new thread") == 2
 
 
 class Picky(Records):
