@@ -33,6 +33,17 @@ def test_of_any_shape_and_in_any_structure_whole_examples_are_dropped() -> None:
     assert torch.equal(dropped["label"], torch.where(mask, -1, condition["label"]))
 
 
+def test_what_takes_its_place_has_an_examples_shape_or_one_that_is_spread_over_it() -> None:
+    embedding, position = torch.rand(40, 3, 2), torch.arange(40)
+    for shape in ((3, 2), (3, 1), (2,)):
+        null = torch.rand(shape) + 1
+        dropped = ConditionDropout(1.0, null)(embedding, position)
+        assert torch.equal(dropped, null.expand(40, 3, 2))
+    for shape in ((2, 2), (3,), (40, 3, 2)):
+        with pytest.raises((TypeError, ValueError), match=r"\(3, 2\)"):
+            ConditionDropout(1.0, torch.rand(shape))(embedding, position)
+
+
 @pytest.mark.parametrize("probability", [-0.1, 1.1, torch.nan, "0.1"])
 def test_dropout_is_a_probability(probability: Any) -> None:  # noqa: ANN401  # what a config may hold
     with pytest.raises((TypeError, ValueError), match=r"`condition_dropout`"):

@@ -5,9 +5,10 @@ import itertools
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ddpm_data import ForwardDiffusion, ForwardProcess, GaussianProcess, UniformTimesteps, noises, processes, schedules
-from ddpm_data.diffusion.noises import Noise
+from ddpm_data.diffusion.noises import Noise, _interpolation
 from ddpm_data.types import Stage
 from tests.conftest import uint8_images
 
@@ -148,6 +149,13 @@ def test_input_perturbation_leaves_evaluation_alone() -> None:
     for stage in ("val", "test", "predict"):
         perturbed, plain = make(noises.input_perturbation(0.3), images, stage=stage), make(None, images, stage=stage)
         assert all(torch.equal(a, b) for a, b in zip(perturbed, plain, strict=True))
+
+
+def test_pyramid_enlarges_a_level_as_torch_does() -> None:
+    coarse = torch.rand(2, 3, 3, 5)
+    expected = F.interpolate(coarse, size=(7, 20), mode="bilinear", align_corners=False)
+    down, across = (_interpolation(*sides, coarse.device) for sides in ((3, 7), (5, 20)))
+    torch.testing.assert_close(down @ coarse @ across.T, expected)
 
 
 def test_pyramid_has_variance_1_and_correlated_neighbours() -> None:

@@ -242,6 +242,7 @@ def test_zero_snr_is_finite_where_it_can_be_and_refused_where_not(betas: Tensor)
     torch.testing.assert_close(process.predict_x_0(x_t[:2], t[:2], noise[:2]), x_0[:2], rtol=0, atol=1e-5)
     assert process.q_posterior(x_0, x_t, t).mean.isfinite().all()
     assert process.snr(t)[2] == 0
+    assert process.sqrt_recip_alphas_cumprod[last] == process.sqrt_recipm1_alphas_cumprod[last] == 0  # x_0 is unknown
     with pytest.raises(ValueError, match=f"t={last}.*pure noise"):
         process.predict_x_0(x_t, t, noise)
 

@@ -193,3 +193,12 @@ def test_the_stream_of_t_does_not_depend_on_the_process() -> None:
     first, second = (ForwardDiffusion(p, seed=7)(images, position) for p in (chain, flow))
     assert torch.equal(first.t, second.t)
     assert torch.equal(first.noise, second[2])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [processes.edm, processes.log_uniform, processes.continuous_cosine, processes.linear_log_snr, processes.vp_sde],
+)
+def test_one_step_is_a_process_of_its_middle(make: Callable[..., GaussianProcess]) -> None:
+    one, three = make(num_timesteps=1), make(num_timesteps=3)
+    torch.testing.assert_close(one.snr(torch.tensor([0])), three.snr(torch.tensor([1])))
