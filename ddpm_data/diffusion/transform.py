@@ -178,6 +178,7 @@ class ForwardDiffusion(nn.Module):
         is_train = stage == "train"
         objective: Any = self._modules["objective"]
         tables = self._find_tables()
+        # To switch autograd off takes time in itself, and compiled code is nothing that it sees.
         if is_train and (augment := self.find_augment()) is not None:
             with torch.no_grad():
                 images = augment(images, position)
