@@ -114,7 +114,7 @@ def make_triple(tables: Tables, batch: TripleInputs) -> tuple[Tensor, Tensor, Te
     rows = max(1, numbers // max(1, images.shape[1:].numel()))
     for i in range(0, len(images), rows):
         block = slice(i, i + rows)
-        part = batch._replace(images=images[block], position=position[block], timesteps=t[block])
+        part = batch._replace(images=images[block], position=position[block])
         _noise_images(tables, part, t[block], x_t[block].flatten(1), target[block].flatten(1))
     return x_t, t, target
 
@@ -136,13 +136,16 @@ def _noise_images(tables: Tables, batch: TripleInputs, t: Tensor, x_t: Tensor, t
     if variant is not None:
         steps = Steps(t, tables.signal, tables.sigma)
         added, learned = variant(noise, x_0, tables.key_words(), stage, position, images.shape, steps)
-    a, b, p, q = (column[t][:, None] for column in (tables.signal, tables.sigma, tables.target_x, tables.target_n))
+    columns = (tables.signal, tables.sigma) if predicts_noise else tables[:4]
+    a, b, *of_target = (column[t][:, None] for column in columns)
     for i in range(4):
-        place = slice(i * quarter, min((i + 1) * quarter, numel))
-        length = max(0, place.stop - place.start)
-        x_t[:, place] = (a * x_0[i]).add_(b * added[i])[:, :length]
-        goal = learned[i] if predicts_noise else (p * x_0[i]).add_(q * learned[i])
-        target[:, place] = goal[:, :length]
+        start, stop = (min(end * quarter, numel) for end in (i, i + 1))  # the padding is left out
+        x_t[:, start:stop] = (a * x_0[i]).add_(b * added[i])[:, : stop - start]
+        goal = learned[i]
+        if not predicts_noise:
+            p, q = of_target
+            goal = (p * x_0[i]).add_(q * goal)
+        target[:, start:stop] = goal[:, : stop - start]
 
 
 def scale_images(images: Tensor) -> Tensor:

@@ -237,7 +237,7 @@ def test_tables_elsewhere_and_other_kinds_of_tensors_are_left_to_torch() -> None
     process = ForwardProcess(schedules.linear())
     with torch.device("meta"):
         transform = ForwardDiffusion(process)
-    with pytest.raises((RuntimeError, NotImplementedError)):
+    with pytest.raises(RuntimeError):
         transform(torch.rand(2, 3, 16, 16), torch.arange(2))
     triple = ForwardDiffusion(process)(torch.rand(2, 3, 16, 16).as_subclass(Marked), torch.arange(2))
     assert [type(part) for part in triple] == [Tensor] * 3

@@ -197,7 +197,14 @@ def test_the_stream_of_t_does_not_depend_on_the_process() -> None:
 
 @pytest.mark.parametrize(
     "make",
-    [processes.edm, processes.log_uniform, processes.continuous_cosine, processes.linear_log_snr, processes.vp_sde],
+    [
+        processes.edm,
+        processes.log_uniform,
+        processes.continuous_cosine,
+        processes.continuous_linear,
+        processes.linear_log_snr,
+        processes.vp_sde,
+    ],
 )
 def test_one_step_is_a_process_of_its_middle(make: Callable[..., GaussianProcess]) -> None:
     one, three = make(num_timesteps=1), make(num_timesteps=3)
