@@ -1,12 +1,16 @@
-"""The memory of worker processes over many files, epoch by epoch: ``python -m benchmarks.memory``.
+"""The start over many files, and the memory of worker processes, epoch by epoch: ``python -m benchmarks.memory``.
 
 A forked worker shares its parent's memory until one of them writes to a page. Reading a Python object writes its
 reference count. So a list with one object per file is copied, page by page, into every worker. The table shows the
-memory that is each worker's own (Linux), beyond that after eight batches.
+memory that is each worker's own (Linux), beyond that after eight batches. The line after it has what the start took,
+with the names in the system's cache: listing the files, and the names, sizes and times of all of them, by which a cache
+of decoded images is known.
 """
 
 import argparse
+import resource
 import tempfile
+import time
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -16,7 +20,10 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from ddpm_data import DDPMDataModule, schedules
+from ddpm_data.cache._fingerprint import fingerprint
+from ddpm_data.images.processor import ImageProcessor
 from ddpm_data.loading.loader import StreamLoader
+from ddpm_data.loading.map_style import MapStyleImages
 from ddpm_data.sources import ImageFiles
 
 KINDS: dict[str, Callable[[str], Any]] = {"ImageFiles": ImageFiles, "ImageFolder": ImageFolder}
@@ -33,8 +40,15 @@ def main() -> None:
     print(f"|---|{'---|' * args.epochs}")
     with tempfile.TemporaryDirectory() as folder:
         write_files(Path(folder), args.files)
-        growth = measure_growth(KINDS[args.kind](folder), args.epochs)
+        before, began = _peak_megabytes(), time.perf_counter()
+        dataset = KINDS[args.kind](folder)
+        listing, peak = time.perf_counter() - began, _peak_megabytes() - before
+        growth = measure_growth(dataset, args.epochs)
+        began = time.perf_counter()
+        fingerprint(MapStyleImages(dataset, ImageProcessor(), "train"), 1)
+        known = time.perf_counter() - began
         print(f"| {args.kind} | {' | '.join(f'{megabytes:.1f} MB' for megabytes in growth)} |")
+    print(f"\nlisted in {listing:.1f} s, with {peak:.0f} MB at most; known to a cache in {known:.1f} s")
 
 
 def write_files(folder: Path, count: int) -> None:
@@ -61,6 +75,10 @@ def measure_growth(dataset: Any, epochs: int) -> list[float]:  # noqa: ANN401  #
                 before = _own_megabytes(loader)
         growth.append(_own_megabytes(loader) - before)
     return growth
+
+
+def _peak_megabytes() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def _own_megabytes(loader: StreamLoader) -> float:

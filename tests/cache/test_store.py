@@ -326,6 +326,10 @@ def test_a_folder_by_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyP
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (16, 16), (number, 0, 0)).save(path)
     monkeypatch.chdir(tmp_path)
-    for root in ("data", "./data", tmp_path / "data"):
-        assert images(ImageFolder(root), tmp_path / "cache").shape == (3, 3, 16, 16)
-    assert len(list((tmp_path / "cache").glob("*.npy"))) == 1  # the same folder, by whatever path
+    for root in ("data", "./data/", "data/../data", tmp_path / "data"):
+        for dataset in (ImageFolder(root), ImageFiles(root)):
+            assert images(dataset, tmp_path / "cache").shape == (3, 3, 16, 16)
+    monkeypatch.chdir(tmp_path / "data")
+    images(ImageFolder("."), tmp_path / "cache")
+    images(ImageFiles(""), tmp_path / "cache")
+    assert len(list((tmp_path / "cache").glob("*.npy"))) == 2  # the same folder, by whatever path

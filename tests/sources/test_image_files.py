@@ -2,6 +2,8 @@
 
 import os
 import pickle
+import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +17,7 @@ from torchvision.datasets import ImageFolder
 from ddpm_data.images.processor import ImageProcessor
 from ddpm_data.loading.map_style import MapStyleImages
 from ddpm_data.sources import ImageFiles
+from ddpm_data.sources.image_files import _sort_names
 from tests.conftest import ROOT
 from tests.images.test_processor import COLOUR, image, pil
 
@@ -24,6 +27,21 @@ def test_a_folder_is_read_flat_and_nested_in_natural_order(folder: Path) -> None
     assert files.names == ["1.png", "2.png", "10.png", "cats/a.jpg", "cats/B.PNG"]
     assert [picture.size for picture in files] == [(40, 30), (30, 40), (32, 32), (64, 48), (9, 9)]  # type: ignore[attr-defined]
     assert ImageFiles(str(folder)).names == files.names
+
+
+def test_natural_order_compares_digits_as_numbers_and_text_without_case() -> None:
+    """Against lists of texts and numbers; some characters are digits, or become two in lower case."""
+
+    def parts(name: str) -> list[tuple[int, str]]:
+        split = re.split(r"(\d+)", name)
+        return [(int(part), "") if part.isdecimal() else (0, part.lower()) for part in split] + [(0, name)]
+
+    draw = random.Random(0)
+    for _ in range(500):
+        odd = "0019aAbB/ ._-\x01\x02ΣσςİıKßÅ²½٣๓𝟘\udc80"  # noqa: RUF001  # on purpose
+        alphabet = draw.choices(odd, k=draw.randint(2, 6))
+        names = {"".join(draw.choices(alphabet, k=draw.randint(1, 8))) for _ in range(20)}
+        assert _sort_names(names) == sorted(names, key=parts)
 
 
 @pytest.mark.slow
