@@ -33,6 +33,12 @@ def pytest_configure() -> None:
     multiprocessing.set_executable(warm.python())  # of spawned workers
 
 
+def pytest_collection_finish() -> None:
+    """Keep what lives to the end out of every collection: to look at half a million objects takes 0.26 s each time."""
+    gc.collect()
+    gc.freeze()
+
+
 class Recorder(L.LightningModule):
     """Keeps every triple that reaches a step, by stage."""
 

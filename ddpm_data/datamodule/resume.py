@@ -6,7 +6,6 @@ processes changes, this count becomes wrong. So the DataModule saves the offset.
 """
 
 from copy import deepcopy
-from importlib.metadata import version
 from typing import Any
 
 import lightning as L
@@ -107,7 +106,7 @@ class StreamCheckpoint(L.Callback):
         self._done_before = (epoch, done)
         self._restore_step = True
         checkpoint["loops"]["fit_loop"] = rewrite_progress(
-            checkpoint["loops"]["fit_loop"], version("lightning"), done, window, is_last=not left
+            checkpoint["loops"]["fit_loop"], L.__version__, done, window, is_last=not left
         )
 
     def on_train_batch_start(
