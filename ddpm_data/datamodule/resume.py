@@ -55,7 +55,7 @@ class StreamCheckpoint(L.Callback):
         """
         batches: Any = trainer.fit_loop.epoch_loop.batch_progress  # Lightning types its trackers as their base class
         epoch, done = trainer.current_epoch, batches.current.processed
-        if trainer.fit_loop.epoch_progress.current.ready == epoch:  # between two epochs
+        if trainer.fit_loop.epoch_progress.current.started == epoch:  # type: ignore[attr-defined]  # as above; between two epochs
             return {"epoch": epoch, "place": 0, "window": 0, "ended": 0} | self.identity
         in_flight = batches.current.ready != done
         ended = not in_flight and (batches.is_last_batch or done == trainer.num_training_batches)
@@ -98,11 +98,10 @@ class StreamCheckpoint(L.Callback):
             _refuse_unknown_offset(checkpoint, self.owner)
             return
         epoch, offset, window, ended = (self._loaded[key] for key in ("epoch", "place", "window", "ended"))
-        progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
-        has_begun = progress["ready"] != progress["processed"]
+        has_begun = _is_inside_epoch(checkpoint["loops"]["fit_loop"])
         done, left = self._count_batches(trainer, offset) if has_begun else (0, 1)
         left = 0 if ended and self.plans.full.length == ENDLESS else left  # the plan does not know the epoch's length
-        self.plans.resume_at(epoch, offset)
+        self.plans.resume_at(epoch, offset, has_ended=not left)
         self._done_before = (epoch, done)
         self._restore_step = True
         checkpoint["loops"]["fit_loop"] = rewrite_progress(
@@ -149,13 +148,14 @@ def _refuse_another_objective(checkpoint: dict[str, Any], objective: Summary) ->
 
 def _refuse_unknown_offset(checkpoint: dict[str, Any], owner: str) -> None:
     """Refuse a checkpoint from inside an epoch that another DataModule wrote, or none: it has no offset."""
-    progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
-    if progress["ready"] == progress["processed"]:  # written between two epochs: the next one begins anyway
+    fit_loop = checkpoint["loops"]["fit_loop"]
+    if not _is_inside_epoch(fit_loop):  # the next one begins anyway
         return
+    epoch = fit_loop["epoch_progress"]["current"]["processed"]
     others = [key for key, state in checkpoint.items() if isinstance(state, dict) and {"epoch", "place"} <= set(state)]
     states = " and ".join(others) or "no DDPMDataModule"
     raise ValueError(
-        f"the checkpoint was written inside epoch {progress['processed']}, and holds the state of {states} in place of "
+        f"the checkpoint was written inside epoch {epoch}, and holds the state of {states} in place of "
         f"{owner}. So the rest of the epoch is unknown, and a resumed run would repeat some examples and skip "
         "others. Give the DataModule's class its old name, or resume from a checkpoint written when an epoch ended."
     )
@@ -181,7 +181,7 @@ def rewrite_progress(fit_loop: dict[str, Any], release: str, done: int, window: 
         )
     counters = deepcopy(fit_loop)
     epochs, batches = counters["epoch_progress"], counters["epoch_loop.batch_progress"]
-    if epochs["current"]["ready"] == epochs["current"]["processed"]:  # written between two epochs
+    if not _is_inside_epoch(counters):
         for part in epochs.values():
             part |= dict.fromkeys(part, part["processed"])
     elif window == 0 and (batches["total"]["completed"] < batches["total"]["processed"] or _is_validating(counters)):
@@ -194,6 +194,12 @@ def rewrite_progress(fit_loop: dict[str, Any], release: str, done: int, window: 
     batches["current"] |= dict.fromkeys(batches["current"], done)
     batches["is_last_batch"] = is_last
     return counters
+
+
+def _is_inside_epoch(fit_loop: dict[str, Any]) -> bool:
+    """Tell whether counters were saved inside an epoch: after the hooks at its start, before those at its end."""
+    current = fit_loop["epoch_progress"]["current"]
+    return bool(current["started"] != current["processed"])
 
 
 def _is_validating(fit_loop: dict[str, Any]) -> bool:

@@ -66,6 +66,10 @@ class IterableOrder:
         """Return the epoch of the stream that comes next."""
         return 0 if self.repeats else self._find_epoch()
 
+    def has_ended(self) -> bool:
+        """Return whether nothing is left of that epoch, since the run was resumed at its end."""
+        return self.plans is not None and self.plans.has_ended(self._find_epoch())
+
     def place_batches(self, batches: Iterator[ImageBatch], num_workers: int) -> Iterator[ImageBatch]:
         """Move the epoch's batches to their positions. After a resume, skip the batches that were seen before.
 

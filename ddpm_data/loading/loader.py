@@ -65,6 +65,8 @@ class StreamLoader(DataLoader[WorkerBatch]):
             yield from self._place_batches()
 
     def _place_batches(self) -> Iterator[ImageBatch]:
+        if self.order.has_ended():
+            return
         self._notify("asked")
         if self.num_workers:
             context = self.multiprocessing_context

@@ -82,10 +82,16 @@ class EpochPlans:
     def __init__(self, full: EpochPlan) -> None:
         self.full = full
         self._resumed = (0, 0)  # epoch and offset of the checkpoint
+        self._ended: int | None = None
 
-    def resume_at(self, epoch: int, offset: int) -> None:
-        """Begin one epoch at an offset instead of at 0."""
+    def resume_at(self, epoch: int, offset: int, has_ended: bool = False) -> None:
+        """Begin one epoch at an offset instead of at 0, or not at all where a limit had ended it there."""
         self._resumed = (epoch, offset)
+        self._ended = epoch if has_ended else None
+
+    def has_ended(self, epoch: int) -> bool:
+        """Return whether an epoch was resumed at its end."""
+        return epoch == self._ended
 
     def resize(self, global_batch_size: int) -> None:
         """Cut epochs that begin from now on into batches of another size."""
@@ -128,6 +134,10 @@ class Order(Protocol):
         """Return the epoch of the stream that comes next."""
         ...
 
+    def has_ended(self) -> bool:
+        """Return whether nothing is left of that epoch, since the run was resumed at its end."""
+        ...
+
     def place_batches(self, batches: Iterator[ImageBatch], num_workers: int, /) -> Iterator[ImageBatch]:
         """Move arriving batches to their positions in the stream."""
         ...
@@ -155,6 +165,10 @@ class _RequestSampler(DistributedSampler[BatchRequest], SequentialSampler):  # t
     def current_epoch(self) -> int:
         """Return the epoch of the stream that comes next."""
         return 0 if self.repeats else self.epoch
+
+    def has_ended(self) -> bool:
+        """Return whether nothing is left of that epoch, since the run was resumed at its end."""
+        return self.plans is not None and self.plans.has_ended(self.epoch)
 
     def place_batches(self, batches: Iterator[ImageBatch], num_workers: int) -> Iterator[ImageBatch]:
         """Return the batches unchanged, because their requests contain the positions."""

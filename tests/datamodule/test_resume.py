@@ -85,6 +85,9 @@ class Model(L.LightningModule):
             self.trainer.save_checkpoint(self.folder / f"{name}.ckpt")
             self.done_at_save[name] = len(self.validated), len(self.ended)
 
+    def on_train_epoch_start(self) -> None:
+        self.save("on_train_epoch_start")
+
     def training_step(self, batch: Triple, batch_idx: int) -> dict[str, Tensor]:
         rows = tuple(row.numpy().tobytes() for row in batch.x_t)
         last, count = self.trainer.is_last_batch, self.trainer.num_training_batches
@@ -183,6 +186,9 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "validated and accumulated": ({}, dict(val_check_interval=3, accumulate_grad_batches=2)),
     "no validation": ({}, dict(limit_val_batches=0)),
     "limited": ({}, dict(limit_train_batches=4)),
+    "limited, no validation": ({}, dict(limit_train_batches=4, limit_val_batches=0)),
+    "limited, validated every other epoch": ({}, dict(limit_train_batches=0.7, check_val_every_n_epoch=2)),
+    "overfitted": ({}, dict(overfit_batches=2, limit_val_batches=0)),
     "a worker": (dict(num_workers=1), {}),
     "counted in steps": ({}, dict(max_epochs=-1, max_steps=12)),
     "manual optimisation": ({}, dict(manual=True)),
@@ -190,6 +196,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "iterable, accumulated": ({}, dict(iterable=True, accumulate_grad_batches=2)),
     "iterable, validated every two batches": ({}, dict(iterable=True, val_check_interval=2)),
     "iterable, limited": (dict(drop_last=True), dict(iterable=True, limit_train_batches=4)),
+    "iterable, limited, no validation": ({}, dict(iterable=True, limit_train_batches=3, limit_val_batches=0)),
     "iterable, two workers": (dict(num_workers=2), dict(iterable=True)),
     "loss-aware": (LOSS_AWARE, {}),
     "loss-aware, accumulated": (LOSS_AWARE, dict(accumulate_grad_batches=2)),
