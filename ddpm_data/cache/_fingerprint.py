@@ -84,7 +84,7 @@ def _describe_file(root: str, path: str) -> tuple[str, int, int]:
 def _load_sample(images: MapStyleImages) -> Iterator[bytes]:
     """Yield the content of a few items, read at least twice, to see whether it changes."""
     count = min(_ITEMS_COMPARED, len(images))
-    indices = torch.linspace(0, len(images) - 1, count, dtype=torch.float64).long().tolist()
+    indices = torch.linspace(0, len(images) - 1, count, dtype=torch.float64, device="cpu").long().tolist()
     items = images.load_raw(indices)
     # One of two captions is the same in half of the readings: 16 of them leave one chance in 65,536.
     readings = -(-_ITEMS_COMPARED // count) if images.conditions else 1

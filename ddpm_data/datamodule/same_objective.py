@@ -65,7 +65,7 @@ def _compare(name: str, saved: str | list[float] | None, now: str | list[float] 
         if saved == now or isinstance(saved, list) or isinstance(now, list):  # beside another name
             return None
         return f"{saved} there, {now} here" if name == "name" else f"{name}={saved} there, {now} here"
-    then, here = (torch.tensor(values, dtype=torch.float64) for values in (saved, now))
+    then, here = (torch.tensor(values, dtype=torch.float64, device="cpu") for values in (saved, now))
     if then.shape != here.shape:
         return f"{name} of {len(then)} ranges of t there, {len(here)} here"
     is_other = (then - here).abs() > 1e-3 * torch.maximum(then.abs(), here.abs())
@@ -77,7 +77,7 @@ def _compare(name: str, saved: str | list[float] | None, now: str | list[float] 
 
 def _means(process: GaussianProcess, table: Tensor) -> list[float]:
     bins = TimestepBins(process.num_timesteps, _BINS)
-    sums = bins.sum_losses(torch.arange(process.num_timesteps), table.detach().cpu())
+    sums = bins.sum_losses(torch.arange(process.num_timesteps, device="cpu"), table.detach().cpu())
     return [float(mean) for mean in sums[0] / sums[1]]
 
 

@@ -71,7 +71,7 @@ class Library:
         else:
             t, has_density = torch.empty_like(position), given.has_density
             draw = 1 if not given.low_discrepancy and stage == "train" else 2 if given.strided else 3
-        x_t = torch.empty(images.shape, dtype=torch.float32)  # a plain tensor, whatever the images are
+        x_t = torch.empty(images.shape, dtype=torch.float32, device="cpu")  # a plain tensor, whatever the images are
         target = torch.empty_like(x_t)
         number, strength = (noise and noise.for_cpp(stage)) or (0, 0.0)
         count, _, height, width = images.shape
@@ -110,7 +110,7 @@ class Library:
     def draw_normals(self, key: Key, purpose: Purpose, stage: Stage, position: Tensor, numel: int) -> Tensor:
         """Draw what :func:`~ddpm_data.rng.philox.normals` draws, within 1e-5."""
         position = position.contiguous()
-        normals = torch.empty(len(position), numel, dtype=torch.float32)
+        normals = torch.empty(len(position), numel, dtype=torch.float32, device="cpu")
         self._draw_normals(
             purpose + 256 * STAGES[stage],
             int(key.low),
@@ -211,4 +211,4 @@ def _keep_freed_memory() -> None:
     raise its limit to that size for the rest of the process (mallopt(3), ``M_MMAP_THRESHOLD``). The cost is up to
     64 MiB of memory per process. Other allocators ignore this.
     """
-    torch.empty(31 * 2**20, dtype=torch.uint8)
+    torch.empty(31 * 2**20, dtype=torch.uint8, device="cpu")

@@ -54,14 +54,14 @@ class ConditionDropout:
 
         Raises:
             TypeError: ``null`` has another form than the conditions.
-            ValueError: There are no conditions, or ``null`` is the label of a class.
+            ValueError: There are no conditions, or ``null`` is the label of a class or does not fit the labels' dtype.
         """
         if condition is None:
             raise ValueError(
                 f"condition_dropout={self.probability:g}: there is no condition to drop. Set `dataset.condition`, or "
                 "set `dataset.condition_dropout` to 0."
             )
-        self(condition, torch.zeros(1, dtype=torch.int64))
+        self(condition, torch.zeros(1, dtype=torch.int64, device="cpu"))
         if isinstance(self.null, int) and self.null in range(len(class_names)):
             raise ValueError(
                 f"null_condition={self.null} is the label of {class_names[self.null]}, and a dropped label must be one "
@@ -104,6 +104,7 @@ class ConditionDropout:
 
         Raises:
             TypeError: ``null`` has another form than the conditions.
+            ValueError: ``null`` does not fit their dtype.
         """
         if not self.probability:
             return condition
@@ -134,13 +135,20 @@ class ConditionDropout:
         tensor = self._device_nulls.get(id(null))
         if tensor is None or tensor.device != leaf.device or tensor.dtype != leaf.dtype:
             try:
-                values = torch.as_tensor(null)
+                values = torch.as_tensor(null, device="cpu")
                 values.expand(leaf.shape[1:])
             except (TypeError, ValueError, RuntimeError) as error:
                 raise _make_null_error(null, f"{leaf.dtype} of shape {tuple(leaf.shape[1:])}") from error
             if values.is_floating_point() and not leaf.is_floating_point():
                 raise _make_null_error(null, f"{leaf.dtype}")
-            tensor = self._device_nulls[id(null)] = values.to(leaf.device, leaf.dtype)
+            converted = values.to(leaf.dtype)
+            if not (leaf.is_floating_point() or torch.equal(converted.to(values.dtype), values)):
+                raise ValueError(
+                    f"null_condition={null!r} replaces conditions of {leaf.dtype}, in which it would become "
+                    f"{converted.tolist()}, perhaps that of a class. Change `dataset.null_condition`, or have the "
+                    "dataset give its conditions in a wider type, such as int64."
+                )
+            tensor = self._device_nulls[id(null)] = converted.to(leaf.device)
         return tensor
 
 

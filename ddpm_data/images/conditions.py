@@ -368,6 +368,6 @@ def _join_numbers(value: Any, key: ItemKey) -> Any:  # noqa: ANN401  # any kind
     if not isinstance(value, list) or isinstance(first, bool) or not isinstance(first, int | float | np.number):
         return value
     try:
-        return torch.tensor(value)
+        return torch.tensor(value, device="cpu")
     except (TypeError, ValueError):  # of several kinds, or of several lengths
         return value

@@ -447,13 +447,13 @@ def _to_values(image: Image.Image) -> Tensor:
 
 def _show_through(levels: Tensor, is_clear: Tensor, background: Colour, channels: int | None) -> Tensor:
     """Let the background show where an image of one channel is transparent."""
-    colour = torch.tensor(background, dtype=torch.uint8)[:, None, None]
+    colour = torch.tensor(background, dtype=torch.uint8, device="cpu")[:, None, None]
     if channels == 4:
         colours = torch.where(is_clear, colour, levels)
         return torch.cat([colours, torch.where(is_clear, 0, 255).to(torch.uint8)])
     if channels != 3 or _is_grey(background):
         luma = round(sum(weight * level for weight, level in zip(_LUMA, background, strict=True)))
-        colour = torch.tensor(luma, dtype=torch.uint8)
+        colour = torch.tensor(luma, dtype=torch.uint8, device="cpu")
     return torch.where(is_clear, colour, levels)
 
 

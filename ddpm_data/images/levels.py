@@ -34,8 +34,8 @@ class Span(NamedTuple):
             high.append(float(values.max()))
             not_finite += int((~values.isfinite()).sum())
         return cls(
-            float(torch.tensor(low, dtype=torch.float64).min()),
-            float(torch.tensor(high, dtype=torch.float64).max()),
+            float(torch.tensor(low, dtype=torch.float64, device="cpu").min()),
+            float(torch.tensor(high, dtype=torch.float64, device="cpu").max()),
             not_finite,
         )
 
@@ -82,7 +82,7 @@ def to_uint8(image: Tensor, value_range: ValueRange | None) -> Tensor:
         raise ValueError(unknown_range_message(f"the image is {image.dtype} and spans", span.low, span.high))
     # Half of one of 256 levels, for rounding errors.
     span.check(value_range, (value_range[1] - value_range[0]) / 510 if image.is_floating_point() else 0)
-    levels = torch.empty(image.shape, dtype=torch.uint8)
+    levels = torch.empty(image.shape, dtype=torch.uint8, device="cpu")
     for out, chunk in zip(_split_rows(levels), chunks, strict=True):
         out.copy_(scale_to_levels(chunk, value_range))
     return levels
@@ -129,8 +129,8 @@ def _map_uint8(image: Tensor, value_range: ValueRange | None) -> Tensor:
             "`dataset.value_range`, or give all images the same number of bits."
         )
     Span.measure([image.min(), image.max()]).check(value_range)
-    table = scale_to_levels(torch.arange(256), value_range)
-    levels = torch.empty(image.shape, dtype=torch.uint8)
+    table = scale_to_levels(torch.arange(256, device="cpu"), value_range)
+    levels = torch.empty(image.shape, dtype=torch.uint8, device="cpu")
     for out, chunk in zip(_split_rows(levels), _split_rows(image), strict=True):
         out.copy_(table[chunk.int()])
     return levels

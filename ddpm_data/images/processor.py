@@ -268,7 +268,7 @@ def resize_and_crop(
     if crop_offsets is None:
         top, left = round((target[0] - height) / 2), round((target[1] - width) / 2)  # as torchvision's center_crop
         return resized[..., top : top + height, left : left + width]
-    free_space = torch.tensor([target[0] - height + 1, target[1] - width + 1])
+    free_space = torch.tensor([target[0] - height + 1, target[1] - width + 1], device="cpu")
     corners = (crop_offsets * free_space) >> 32
     if image.dim() == 3:
         top, left = corners.tolist()

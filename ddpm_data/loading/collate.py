@@ -1,7 +1,7 @@
 """Images and conditions of several examples as one batch."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -10,6 +10,12 @@ from torch.utils.data import default_collate
 from torch.utils.data._utils.collate import collate, default_collate_fn_map
 
 from ddpm_data._nested import leaves
+
+
+def on_cpu() -> AbstractContextManager[object]:
+    """Make tensors on the CPU where the user has set another default device: a context, for torch's own calls."""
+    # Not always, since each call of torch's inside takes longer, also in workers that are forked there.
+    return nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
 
 
 def collate_images(name: str, images: Sequence[Tensor]) -> Tensor:
@@ -41,7 +47,7 @@ def collate_conditions(name: str, conditions: Sequence[object], shares: bool = T
     """
     functions = default_collate_fn_map if shares else default_collate_fn_map | {Tensor: _stack}
     try:
-        with _naming_shared_memory(name):
+        with _naming_shared_memory(name), on_cpu():
             batch = collate(list(conditions), collate_fn_map=functions)
         if any(isinstance(leaf, Tensor) and leaf.is_quantized for leaf in leaves(batch)):
             raise TypeError("quantized tensors would take the scale of the first: dequantize() them")

@@ -236,7 +236,7 @@ class IterableBatches(StageBatches, IterableDataset[WorkerBatch]):
         self.drop_last = drop_last
         self.world_size = world_size
         self.rank = rank
-        self._epoch = torch.zeros((), dtype=torch.int64)
+        self._epoch = torch.zeros((), dtype=torch.int64, device="cpu")
         self._epoch.share_memory_()  # type: ignore[no-untyped-call]  # torch's; so that persistent workers see the change
 
     def set_epoch(self, epoch: int) -> None:
@@ -256,7 +256,7 @@ class IterableBatches(StageBatches, IterableDataset[WorkerBatch]):
             counts = range(start, start + len(batch))
             check_same_shape(self.images.name, counts, images)
             condition = collate_conditions(self.images.name, conditions) if self.images.conditions else None
-            meta = BatchMeta(torch.tensor(counts) * step + first, self.stage, condition)
+            meta = BatchMeta(torch.tensor(counts, device="cpu") * step + first, self.stage, condition)
             yield WorkerBatch(
                 ImageBatch(collate_images(self.images.name, images), meta), tuple(filter(None, bad_items))
             )

@@ -12,6 +12,7 @@ from ddpm_data._checks import check_int
 from ddpm_data._distributed import World
 from ddpm_data._keys import find_naming
 from ddpm_data.loading.bad_items import BadItemCounter, WorkerBatch
+from ddpm_data.loading.collate import on_cpu
 from ddpm_data.loading.options import LoaderOptions
 from ddpm_data.loading.samplers import Order
 from ddpm_data.loading.stage_images import StageBatches, StageImages
@@ -74,7 +75,8 @@ class StreamLoader(DataLoader[WorkerBatch]):
             self.worker_init_fn = partial(start_worker, find_naming())
             wait_before_fork()
         self.dataset.set_epoch(self.order.current_epoch())
-        batches = super().__iter__()
+        with on_cpu():  # where torch draws its workers' seed
+            batches = super().__iter__()
         end_with_process(batches)
         for batch in self.order.place_batches(self._count(batches), self.num_workers):
             self._notify("arrived")

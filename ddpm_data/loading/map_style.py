@@ -154,7 +154,7 @@ class MapStyleImages(Dataset[Tensor]):
     def first_items(self, count: int, options: LoaderOptions | None = None) -> ItemBatch:
         """Return the set's first items."""
         batch: ItemBatch = call_in_worker(
-            options, self.name, self.batch, self._indices(torch.arange(min(count, len(self))))
+            options, self.name, self.batch, self._indices(torch.arange(min(count, len(self)), device="cpu"))
         )
         return batch
 
@@ -172,7 +172,7 @@ class MapStyleImages(Dataset[Tensor]):
             TypeError: It holds no image, or conditions do not make a batch.
             ValueError: An image cannot be converted, or images differ in shape.
         """
-        indices = torch.as_tensor(indices)
+        indices = torch.as_tensor(indices, device="cpu")
         if self.store is not None:
             return self._read_store(self.store, indices)
         if self._arrays is not None:
@@ -233,12 +233,14 @@ class MapStyleImages(Dataset[Tensor]):
         # If size and channels are given, shapes cannot differ, and fewer items show the dtype and range.
         size = self.processor.image_size
         count = min(len(self), 32 if size and self.processor.channels else 128)
-        shuffled = permute(torch.arange(count), len(self), Key(0, 0), Purpose.CHECK)  # even steps could meet a pattern
-        places = torch.tensor(sorted({0, len(self) - 1, *shuffled.tolist()}))
+        shuffled = permute(
+            torch.arange(count, device="cpu"), len(self), Key(0, 0), Purpose.CHECK
+        )  # even steps could meet a pattern
+        places = torch.tensor(sorted({0, len(self) - 1, *shuffled.tolist()}), device="cpu")
         raw = self.load_raw(self._indices(places).tolist())
         images = [item.image for item in raw]
         self.processor.check_items(self.name, images)
-        indices = torch.tensor([item.item for item in raw])
+        indices = torch.tensor([item.item for item in raw], device="cpu")
         serves_arrays = self._arrays is not None and self._arrays.contain(
             indices, images, [self.conditions.split(item.condition) for item in raw]
         )
@@ -308,7 +310,7 @@ class MapStyleImages(Dataset[Tensor]):
         wanted = indices.tolist()
         bad_items = tuple(BadItem(index, store.bad_items[index]) for index in wanted if index in store.bad_items)
         good = [self._find_good_neighbour(store, index) if index in store.bad_items else index for index in wanted]
-        return store.batch(torch.tensor(good))._replace(bad_items=bad_items)
+        return store.batch(torch.tensor(good, device="cpu"))._replace(bad_items=bad_items)
 
     def _find_good_neighbour(self, store: DecodedStore, index: int) -> int:
         for neighbour in self._neighbours(index):
@@ -399,7 +401,7 @@ class MapStyleImages(Dataset[Tensor]):
 
     def _neighbours(self, index: int) -> Iterator[int]:
         for step in range(1, min(_NEIGHBOURS, len(self)) + 1):
-            yield int(self._indices(torch.tensor([(index + step) % len(self)])))
+            yield int(self._indices(torch.tensor([(index + step) % len(self)], device="cpu")))
 
 
 class MapStyleBatches(StageBatches):
@@ -421,7 +423,7 @@ class MapStyleBatches(StageBatches):
         return len(self.images)
 
     def __getitem__(self, request: BatchRequest) -> WorkerBatch:
-        position = torch.arange(request.positions.start, request.positions.stop)
+        position = torch.arange(request.positions.start, request.positions.stop, device="cpu")
         epoch = request.positions.start // len(self.images) if self.stage == "train" else 0
         self.images.epochs.tell(self.images.dataset, epoch)
         crop_offsets = None

@@ -131,6 +131,6 @@ class PrebatchedBatches(StageBatches, IterableDataset[WorkerBatch]):
     def __iter__(self) -> Iterator[WorkerBatch]:
         count = 0
         for images, condition in self.images:
-            position = torch.arange(count, count + len(images)) * self.world_size + self.rank
+            position = torch.arange(count, count + len(images), device="cpu") * self.world_size + self.rank
             count += len(images)
             yield WorkerBatch(ImageBatch(images, BatchMeta(position, self.stage, condition)), ())

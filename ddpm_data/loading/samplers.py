@@ -279,7 +279,7 @@ def _make_requests(
     """Request batches for ranges of offsets, and compute the indices of many batches at once."""
     for share in shares:
         block = [share, *islice(shares, _BLOCK // len(share))]
-        offsets = torch.cat([torch.arange(part.start, part.stop) for part in block])
+        offsets = torch.cat([torch.arange(part.start, part.stop, device="cpu") for part in block])
         ends = list(accumulate(len(part) for part in block))[:-1]
         for part, indices in zip(block, np.split(find_indices(offsets).numpy(), ends), strict=True):
             yield BatchRequest(range(first_position + part.start, first_position + part.stop), indices)

@@ -8,6 +8,7 @@ not be pickled.
 
 import atexit
 import multiprocessing
+import pickle
 import signal
 import sys
 import time
@@ -29,6 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ddpm_data._keys import Naming, use_naming, warn
 from ddpm_data.loading.bad_items import ITEM_ERRORS
+from ddpm_data.loading.collate import on_cpu
 from ddpm_data.loading.options import LoaderOptions
 
 SHARED_MEMORY = Path("/dev/shm")  # the memory for batches from workers, on systems that have it
@@ -66,7 +68,17 @@ class _Call(Dataset[_Outcome]):
             except ITEM_ERRORS as raised:
                 raised.add_note("".join(traceback.format_exception(raised.__cause__ or raised)))
                 value, error = None, raised
-        return _Outcome(value, error, [w.message for w in caught if isinstance(w.message, Warning)])
+        return _Outcome(value, error, [_to_portable(w.message) for w in caught if isinstance(w.message, Warning)])
+
+
+def _to_portable(warning: Warning) -> Warning:
+    """Return a warning that another process can read: one of its built-in class, if not that very one."""
+    try:
+        pickle.loads(pickle.dumps(warning))
+    except Exception:  # a class of its own kind, with arguments of its own or defined in a function
+        category: type[Warning] = next(base for base in type(warning).__mro__ if base.__module__ == "builtins")
+        return category(f"{type(warning).__name__}: {warning}")
+    return warning
 
 
 def call_in_worker(options: LoaderOptions | None, name: str, function: Callable[..., Any], *arguments: Any) -> Any:  # noqa: ANN401  # any
@@ -98,7 +110,7 @@ def call_in_worker(options: LoaderOptions | None, name: str, function: Callable[
         timeout=options.timeout,
         generator=torch.Generator(),  # otherwise the worker's seed would be drawn from the global generator
     )
-    with explain_lost_workers(name, options.timeout):
+    with explain_lost_workers(name, options.timeout), on_cpu():
         [outcome] = loader
     for warning in outcome.warnings:
         warn(warning, stacklevel=2)

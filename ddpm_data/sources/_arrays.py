@@ -210,7 +210,11 @@ def find_backing_conditions(dataset: object, key: ItemKey) -> BackingArray | Non
         return BackingArray(columns[key].detach())
     if _is_from_torchvision(dataset) and key == 1 and getattr(dataset, "target_transform", None) is None:
         targets = getattr(dataset, "targets", None)
-        return BackingArray(torch.as_tensor(targets)) if isinstance(targets, list | Tensor) and len(targets) else None
+        return (
+            BackingArray(torch.as_tensor(targets, device="cpu"))
+            if isinstance(targets, list | Tensor) and len(targets)
+            else None
+        )
     return None
 
 

@@ -16,7 +16,16 @@ from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset, rand
 from torchvision.datasets import FakeData, ImageFolder
 from torchvision.transforms import v2
 
-from ddpm_data import DDPMDataModule, ForwardDiffusion, ForwardProcess, ImageBatch, Triple, UniformTimesteps, schedules
+from ddpm_data import (
+    DDPMDataModule,
+    ForwardDiffusion,
+    ForwardProcess,
+    ImageBatch,
+    Triple,
+    UniformTimesteps,
+    schedules,
+    triples,
+)
 from ddpm_data.sources import ImageFiles, digits
 from tests.conftest import Recorder, trainer, uint8_images
 
@@ -489,3 +498,27 @@ def test_triples_are_made_on_the_gpu(dataset: TensorDataset, tmp_path: Path) -> 
     assert {buffer.device.type for buffer in dm.transform.buffers()} == {"cuda"}
     for a, b in zip(model.all("train"), reference.all("train"), strict=True):
         torch.testing.assert_close(a.cpu(), b, rtol=1e-5, atol=1e-5)
+
+
+PICTURES = [(Image.fromarray(pixels.permute(1, 2, 0).numpy()), 1) for pixels in uint8_images(20, 3, 20, 24)]
+DEVICE_CASES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "pictures": (PICTURES, dict(image_size=16, channels=3, crop="random", val=0.3)),
+    "labels": (PICTURES, dict(image_size=16, channels=3, condition=1, condition_dropout=0.3, null_condition=3)),
+    "an array": (uint8_images(20, 3, 8, 8), dict(flip=0.5)),
+    "floats": ([torch.rand(3, 8, 8) for _ in range(20)], dict(value_range=(0, 1))),
+}
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("case", DEVICE_CASES)
+def test_a_default_device_moves_nothing_of_what_the_host_does(case: str, workers: int) -> None:
+    """As with torch.set_default_device("cuda") at the top of a script. Meta tensors show whatever is made there."""
+    data, options = DEVICE_CASES[case]
+    batches = []
+    for device in ("cpu", "meta"):
+        dm = module(data, num_workers=workers, **options)
+        with torch.device(device):
+            dm.setup("fit")
+            batches.append(next(iter(triples(dm, dm.train_dataloader(), "cpu"))))
+    for here, there in zip(*batches, strict=True):
+        assert torch.equal(here, there)

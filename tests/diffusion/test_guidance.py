@@ -44,6 +44,20 @@ def test_what_takes_its_place_has_an_examples_shape_or_one_that_is_spread_over_i
             ConditionDropout(1.0, torch.rand(shape))(embedding, position)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "null", "becomes"),
+    [(torch.uint8, 256, "0"), (torch.uint8, -1, "255"), (torch.int8, 1000, "-24"), (torch.bool, 2, "True")],
+)
+def test_a_label_that_the_labels_type_cannot_hold_is_refused(dtype: torch.dtype, null: int, becomes: str) -> None:
+    """It would wrap, perhaps to the label of a class."""
+    dropout, label = ConditionDropout(0.5, null), (torch.arange(40) % 2).to(dtype)
+    with pytest.raises(
+        ValueError, match=rf"null_condition={null} .*{dtype}.* would become {becomes},.*`dataset.null_condition`"
+    ):
+        dropout.check(label)
+    assert null in ConditionDropout(0.5, null)(label.long(), torch.arange(40))
+
+
 @pytest.mark.parametrize("probability", [-0.1, 1.1, torch.nan, "0.1"])
 def test_dropout_is_a_probability(probability: Any) -> None:  # noqa: ANN401  # what a config may hold
     with pytest.raises((TypeError, ValueError), match=r"`condition_dropout`"):

@@ -312,6 +312,30 @@ def test_warnings_and_values_come_back() -> None:
     assert value[1] != os.getpid()
 
 
+class OddWarning(DeprecationWarning):
+    """As scikit-learn's InconsistentVersionWarning: it cannot be made of its message."""
+
+    def __init__(self, *, name: str) -> None:
+        super().__init__(f"{name} is old")
+
+
+def warn_oddly() -> int:
+    class LocalWarning(RuntimeWarning):
+        """Cannot be pickled."""
+
+    warnings.warn(OddWarning(name="a scaler"), stacklevel=2)
+    warnings.warn("by itself", LocalWarning, stacklevel=2)
+    return 7
+
+
+def test_warnings_of_a_class_that_does_not_travel_come_back_too() -> None:
+    with (
+        pytest.warns(DeprecationWarning, match="OddWarning: a scaler is old"),
+        pytest.warns(RuntimeWarning, match="LocalWarning: by itself"),
+    ):
+        assert call_in_worker(LoaderOptions(1, num_workers=1, timeout=60), "train", warn_oddly) == 7
+
+
 def warn_and_return(tensor: Tensor) -> tuple[Tensor, int]:
     warnings.warn("seen in the worker", stacklevel=2)
     return tensor, os.getpid()
