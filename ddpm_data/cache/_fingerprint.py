@@ -74,11 +74,16 @@ def _describe(dataset: object) -> Iterator[object]:
 def _describe_file(root: str, path: str) -> tuple[str, int, int]:
     """Return a file's name below the root (so that a folder may be moved), size and time.
 
-    There may be millions of files, and a ``Path`` would take longer than all the rest.
+    There may be millions of files, and a ``Path`` would take longer than all the rest. A file that is not there, or
+    that may not be looked at, has neither size nor time. Whoever reads it says so.
     """
-    stat = os.stat(path)
+    try:
+        stat = os.stat(path)
+        size, time = stat.st_size, stat.st_mtime_ns
+    except OSError:
+        size, time = -1, -1
     name = os.path.normpath(path).removeprefix(os.path.join(os.path.normpath(root), ""))
-    return name.replace(os.sep, "/"), stat.st_size, stat.st_mtime_ns
+    return name.replace(os.sep, "/"), size, time
 
 
 def _load_sample(images: MapStyleImages) -> Iterator[bytes]:

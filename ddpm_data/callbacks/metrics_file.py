@@ -1,6 +1,7 @@
 """The logger that writes metrics.csv, and goes on with it when a run is resumed."""
 
 import csv
+import warnings
 from pathlib import Path
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
@@ -52,8 +53,15 @@ class _ContinuingWriter(ExperimentWriter):
         if not path.exists():
             return
         with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            rows, columns = list(reader), list(reader.fieldnames or [])
+            lines = list(file)
+        if lines and not lines[-1].endswith("\n"):
+            warnings.warn(
+                f"{path} ends inside a line, as when a disk is full or a run is killed: {lines.pop()!r}. The line is "
+                "left out.",
+                stacklevel=2,
+            )
+        reader = csv.DictReader(lines)
+        rows, columns = list(reader), list(reader.fieldnames or [])
         first = min(int(row["step"]) for row in self.metrics)
         repeated = set().union(*(row for row in self.metrics if row["step"] == first)) - _COUNTERS
         kept = [row for row in rows if _is_before(row, first, repeated)]

@@ -131,7 +131,7 @@ def _read_metrics(folder: Path) -> list[dict[str, str]]:
     if path is None:
         return []
     with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+        return list(csv.DictReader(line for line in file if line.endswith("\n")))  # the last may be half written
 
 
 def _read_job(folder: Path, metric: str, rows: Sequence[dict[str, str]]) -> Job:

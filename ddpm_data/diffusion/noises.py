@@ -241,11 +241,10 @@ class _Pyramid:
             rows, columns = (max(1, int(side / self.ratio**level)) for side in (height, width))
             # Each level has blocks of its own: its number stands where the position's upper bits would.
             coarse = normals(key, Purpose.NOISE_PYRAMID, stage, position + (level << 56), channels * rows * columns)
-            down = _interpolation(rows, height, total.device)
-            across = _interpolation(columns, width, total.device)
+            down, across = _Stretch.make(rows, height, total.device), _Stretch.make(columns, width, total.device)
             factor = self.discount**level
-            total = total + factor * (down @ coarse.view(batch, channels, rows, columns) @ across.T)
-            variance = variance + factor**2 * down.square().sum(1)[:, None] * across.square().sum(1)[None, :]
+            total = total + factor * down(across(coarse.view(batch, channels, rows, columns), -1), -2)
+            variance = variance + factor**2 * down.squares()[:, None] * across.squares()[None, :]
             if rows == columns == 1:
                 break
         flat = F.pad((total / variance.sqrt()).flatten(1), (0, 4 * noise[0].shape[1] - numel))
@@ -316,11 +315,36 @@ def _distance(noise: Quarters, x_0: Quarters, numel: int) -> Tensor:
     return torch.cat(squares, dim=1)[:, :numel].sum(1)  # the last quarter may be padded
 
 
-@lru_cache(maxsize=256)
-def _interpolation(coarse: int, fine: int, device: torch.device) -> Tensor:
-    """Return the matrix of linear interpolation between sides: float32, shape ``(fine, coarse)``.
+class _Stretch(NamedTuple):
+    """Linear interpolation of an axis to a longer one: every place there lies between two of here.
 
-    Cached, so that no batch uploads it.
+    No product of matrices, which would take fewer digits under autocast, or where TF32 is allowed.
+
+    Attributes:
+        low: The first of the two, int64, shape ``(fine,)``.
+        high: The second.
+        share: The part of the second, float32.
     """
-    rows = F.interpolate(torch.eye(coarse, dtype=torch.float32)[None], size=fine, mode="linear", align_corners=False)
-    return rows[0].T.to(device)
+
+    low: Tensor
+    high: Tensor
+    share: Tensor
+
+    @staticmethod
+    @lru_cache(maxsize=256)  # so that no batch uploads it
+    def make(coarse: int, fine: int, device: torch.device) -> "_Stretch":
+        """Compute it for two lengths, as torch's ``interpolate`` does without ``align_corners``."""
+        place = ((torch.arange(fine, dtype=torch.float64, device="cpu") + 0.5) * (coarse / fine) - 0.5).clamp(min=0)
+        low = place.long()
+        high = (low + 1).clamp(max=coarse - 1)
+        share = torch.where(high > low, place - low, 0.0)
+        return _Stretch(low.to(device), high.to(device), share.float().to(device))
+
+    def __call__(self, values: Tensor, dim: int) -> Tensor:
+        """Stretch one of the last two axes."""
+        share = self.share if dim == -1 else self.share[:, None]
+        return values.index_select(dim, self.low) * (1 - share) + values.index_select(dim, self.high) * share
+
+    def squares(self) -> Tensor:
+        """Return the variance that numbers of variance 1 have after it, shape ``(fine,)``."""
+        return (1 - self.share).square() + self.share.square()

@@ -417,6 +417,7 @@ class MapStyleBatches(StageBatches):
         self.images = images
         self.stage = stage
         self.key = key
+        self._length, self._items = len(images), len(images.dataset)
 
     def __len__(self) -> int:
         """Count the examples, as Lightning's search for a batch size asks to know where to stop."""
@@ -424,8 +425,14 @@ class MapStyleBatches(StageBatches):
 
     def __getitem__(self, request: BatchRequest) -> WorkerBatch:
         position = torch.arange(request.positions.start, request.positions.stop, device="cpu")
-        epoch = request.positions.start // len(self.images) if self.stage == "train" else 0
+        epoch = request.positions.start // self._length if self.stage == "train" else 0
         self.images.epochs.tell(self.images.dataset, epoch)
+        if len(self.images.dataset) != self._items:
+            raise ValueError(
+                f"{self.images.name} has {len(self.images.dataset):,} items in epoch {epoch}, and had {self._items:,} "
+                "when its batches were planned, but positions in the stream are counted by the length. Have __len__ of "
+                "the dataset return the largest number in every epoch, and let __getitem__ choose among fewer of them."
+            )
         crop_offsets = None
         if self.key is not None:
             crop_offsets = torch.cat(words(self.key, Purpose.CROP, self.stage, position)[:2], dim=1)

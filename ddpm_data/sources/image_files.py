@@ -106,7 +106,7 @@ def _list_classes(root: Path, names: Sequence[str]) -> list[str]:
         )
     classes = {_class_of(name) for name in names}
     with os.scandir(root) as entries:
-        empty = sorted({entry.name for entry in entries if entry.is_dir() and entry.name[0] != "."} - classes)
+        empty = sorted({entry.name for entry in entries if _is_folder(entry) and entry.name[0] != "."} - classes)
     if empty:
         raise ValueError(
             f"ImageFiles(labels=True): the folder(s) {', '.join(empty)} in {root} hold no images, and each folder "
@@ -134,12 +134,23 @@ def _find_files(root: Path) -> Iterator[str]:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
+            if _is_folder(entry):
                 identity = _identify(entry.path)
                 if identity not in ancestors:  # a link to a parent folder would cause an endless loop
                     pending.append((entry.path, f"{prefix}{entry.name}/", (*ancestors, identity)))
-            elif entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path)):
+            elif _is_broken_link(entry) or entry.is_file():
                 yield prefix + entry.name
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself, or through a folder that is closed to us
+        return False
+
+
+def _is_broken_link(entry: os.DirEntry[str]) -> bool:
+    return entry.is_symlink() and not os.path.exists(entry.path)
 
 
 def _identify(folder: str) -> tuple[int, int]:

@@ -305,6 +305,19 @@ class Unreachable(Slow):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows asks for a privilege")
+@pytest.mark.filterwarnings("ignore:replaced by a neighbour")
+@pytest.mark.parametrize("kind", [ImageFiles, ImageFolder])
+def test_a_link_that_leads_nowhere_is_replaced_as_without_a_cache(kind: Any, photographs: Path, tmp_path: Path) -> None:  # noqa: ANN401  # a class
+    (photographs / "a" / "7b.png").symlink_to("nowhere.png")
+    replaced: dict[str, Any] = dict(on_bad_item="replace", max_bad_fraction=0.1)
+    expected = images(kind(photographs), None, **replaced)
+    assert len(expected) == 41
+    assert torch.equal(images(kind(photographs), tmp_path / "cache", **replaced), expected)
+    with pytest.raises(OSError, match=r"train\[\d+\].*7b\.png"):
+        images(kind(photographs), tmp_path / "other")
+
+
 def test_a_second_try_is_not_kept_waiting_by_the_first(tmp_path: Path) -> None:
     data = Unreachable(tmp_path / "asked")
     with pytest.raises(OSError, match="the disk is away") as raised:

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from ddpm_data.callbacks import MetricsFile
 from tests.callbacks.helpers import rows_of
 
@@ -34,6 +36,19 @@ def test_runs_that_repeat_everything_leave_the_old_files(tmp_path: Path) -> None
         log(tmp_path, (0, {"a": value}))
     names = ("metrics-1.csv", "metrics-2.csv", "metrics.csv")
     assert [rows_of(tmp_path / name) for name in names] == [[{"a": str(value), "step": "0"}] for value in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("kept", [1, 2, 3, 4])
+def test_a_line_that_ends_inside_is_left_out(kept: int, tmp_path: Path) -> None:
+    """Of a full disk, or of a process that was killed as it wrote."""
+    log(tmp_path, (0, {"a": 1.5}), (1, {"a": 2.5}))
+    path = tmp_path / "metrics.csv"
+    whole = path.read_bytes()
+    last = whole.splitlines(keepends=True)[-1]
+    path.write_bytes(whole.removesuffix(last) + last[:kept])
+    with pytest.warns(UserWarning, match="metrics.csv ends inside a line"):
+        log(tmp_path, (1, {"a": 2.5}))
+    assert path.read_bytes() == whole
 
 
 def test_a_logger_that_logs_nothing_changes_nothing(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from ddpm_data.cli._objective import Objective, loss_kind, name_objectives, read_objective
 from ddpm_data.cli.compare import main as compare
+from ddpm_data.cli.compare import read_jobs
 from ddpm_data.diffusion.timestep_bins import BinLoss, write_losses
 from tests.test_configs import composed
 
@@ -169,6 +170,15 @@ def test_another_metric_and_an_app_without_our_hydra_callback(tmp_path: Path) ->
     (row,) = csv.DictReader((tmp_path / "out" / "compare.csv").read_text().splitlines())
     assert (row["lowest val/acc"], row["ended"]) == ("0.25", "unknown")
     assert not (tmp_path / "out" / "compare.png").exists()
+
+
+def test_a_line_that_is_half_written_is_none_yet(sweep: Path) -> None:
+    """The sweep may be at work."""
+    path = next(sweep.rglob("metrics.csv"))
+    jobs = repr(read_jobs(sweep, "val_loss"))  # a loss is nan
+    with path.open("a") as file:
+        file.write("1,2,")
+    assert repr(read_jobs(sweep, "val_loss")) == jobs
 
 
 def test_a_metric_that_no_job_has_is_refused_with_those_there_are(sweep: Path) -> None:

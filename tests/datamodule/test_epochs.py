@@ -97,6 +97,19 @@ def test_evaluation_is_told_epoch_0(workers: int, tmp_path: Path) -> None:
     assert set(epochs(everywhere, "train")) == set(epochs(everywhere, "val")) == {0}
 
 
+@pytest.mark.parametrize("later", [10, 30])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_length_that_changes_is_refused_where_it_does(later: int, workers: int, tmp_path: Path) -> None:
+    """Positions count the length, so the dataset was told wrong epochs, and its new items were never seen."""
+
+    class Growing(Changing):
+        def __len__(self) -> int:
+            return later if self.epoch == 1 else 20
+
+    with pytest.raises(ValueError, match=rf"train has {later} items in epoch 1, and had 20 .*__len__"):
+        fit(tmp_path, Growing(), num_workers=workers)
+
+
 def test_what_changes_with_the_epoch_is_not_cached(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"set_epoch.*`cache_dir`"):
         fit(tmp_path, Changing(), cache_dir=tmp_path / "cache")

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ddpm_data import ForwardDiffusion, ForwardProcess, GaussianProcess, UniformTimesteps, noises, processes, schedules
-from ddpm_data.diffusion.noises import Noise, _interpolation
+from ddpm_data.diffusion.noises import Noise, _Stretch
 from ddpm_data.types import Stage
 from tests.conftest import uint8_images
 
@@ -154,8 +154,18 @@ def test_input_perturbation_leaves_evaluation_alone() -> None:
 def test_pyramid_enlarges_a_level_as_torch_does() -> None:
     coarse = torch.rand(2, 3, 3, 5)
     expected = F.interpolate(coarse, size=(7, 20), mode="bilinear", align_corners=False)
-    down, across = (_interpolation(*sides, coarse.device) for sides in ((3, 7), (5, 20)))
-    torch.testing.assert_close(down @ coarse @ across.T, expected)
+    down, across = (_Stretch.make(*sides, coarse.device) for sides in ((3, 7), (5, 20)))
+    torch.testing.assert_close(down(across(coarse, -1), -2), expected)
+    of_each = down(torch.eye(3), -2)  # what each of the three adds to a place
+    torch.testing.assert_close(down.squares(), of_each.square().sum(1))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_an_autocast_around_it_changes_no_bit(name: str) -> None:
+    process, images = CHAIN if name == "generalised offset" else FLOW, uint8_images(4, 3, 16, 12)
+    plain = make(ALL[name], images, process=process)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert all(torch.equal(a, b) for a, b in zip(make(ALL[name], images, process=process), plain, strict=True))
 
 
 def test_pyramid_has_variance_1_and_correlated_neighbours() -> None:

@@ -114,6 +114,20 @@ def save(path: Path, level: int = 0) -> None:
 
 
 @needs_links
+def test_links_that_lead_nowhere_are_files_that_cannot_be_read(tmp_path: Path) -> None:
+    for class_ in ("a", "b"):
+        save(tmp_path / class_ / "1.png")
+    (tmp_path / "a" / "2.png").symlink_to("nowhere.png")
+    (tmp_path / "a" / "3.png").symlink_to("3.png")  # to itself
+    (tmp_path / "round").symlink_to("round")
+    files = ImageFiles(tmp_path, labels=True)
+    assert files.names == ["a/1.png", "a/2.png", "a/3.png", "b/1.png"]
+    for number in (1, 2):
+        with pytest.raises(OSError, match=rf"{number + 1}\.png cannot be read as an image"):
+            files[number]
+
+
+@needs_links
 def test_links_to_folders_and_files_are_followed_but_not_round_and_round(tmp_path: Path) -> None:
     """As torchvision's ImageFolder does: class folders are often links."""
     save(tmp_path / "store" / "cats" / "1.png", 10)
