@@ -1,6 +1,7 @@
 """Presets: every number against FIELD's golden values or the peer, what wins over them, and other people's apps."""
 
 import math
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ PRESETS = (
 )
 
 
+@cache
 def build(*overrides: str) -> ForwardDiffusion:
     datamodule: DDPMDataModule = instantiate(composed(*overrides, "compile=false").datamodule)
     return datamodule.transform
