@@ -53,9 +53,10 @@ class StreamCheckpoint(L.Callback):
             has seen; ``window``, the batches of an unfinished gradient accumulation, which a resumed run repeats; and
             ``ended``, 1 if all batches of the epoch were delivered.
         """
-        batches: Any = trainer.fit_loop.epoch_loop.batch_progress  # Lightning types its trackers as their base class
+        loop: Any = trainer.fit_loop  # Lightning types its trackers as their base class
+        batches = loop.epoch_loop.batch_progress
         epoch, done = trainer.current_epoch, batches.current.processed
-        if trainer.fit_loop.epoch_progress.current.started == epoch:  # type: ignore[attr-defined]  # as above; between two epochs
+        if loop.epoch_progress.current.started == epoch:  # between two epochs, or in the hooks where one starts
             return {"epoch": epoch, "place": 0, "window": 0, "ended": 0} | self.identity
         in_flight = batches.current.ready != done
         ended = not in_flight and (batches.is_last_batch or done == trainer.num_training_batches)

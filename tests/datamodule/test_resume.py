@@ -206,7 +206,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-QUICK = {"plain", "accumulated", "iterable"}
+QUICK = {"plain", "accumulated", "iterable", "limited, no validation"}
 
 
 @pytest.mark.parametrize(

@@ -198,6 +198,7 @@ def test_settings_of_different_kinds_are_never_equal() -> None:
     assert noises.offset(0.1) != noises.input_perturbation(0.1)
     assert noises.offset(0.1) != noises.generalised_offset(0.1)
     assert noises.gaussian() is None
+    assert len({hash(noise) for noise in (*ALL.values(), *ALL.values())}) == len(ALL)
 
 
 @pytest.mark.parametrize(

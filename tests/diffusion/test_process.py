@@ -316,3 +316,14 @@ def test_cuda_agrees_with_the_cpu(process: ForwardProcess) -> None:
     expected = process.q_sample(x_0, t, noise)
     result = process.cuda().q_sample(x_0.cuda(), t.cuda(), noise.cuda())
     torch.testing.assert_close(result.cpu(), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_an_ordinary_process_never_looks_at_its_steps() -> None:
+    """On a CUDA device the host would wait for them. Tensors without data, as here, cannot be looked at."""
+    process, x, t = (
+        ForwardProcess(schedules.linear()).to("meta"),
+        torch.empty(2, 1, 4, 4, device="meta"),
+        torch.empty(2, device="meta", dtype=torch.int64),
+    )
+    for found in (process.q_sample(x, t, x), process.predict_x_0(x, t, x), process.predict_noise(x, t, x)):
+        assert found.shape == x.shape

@@ -93,6 +93,26 @@ def test_edm_rows_are_quantiles_of_the_lognormal() -> None:
     torch.testing.assert_close(processes.edm(10).condition, (processes.edm(10).exact.sigma.log() / 4).float())
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        processes.edm,
+        processes.log_uniform,
+        processes.continuous_cosine,
+        processes.continuous_linear,
+        processes.linear_log_snr,
+        processes.vp_sde,
+    ],
+)
+def test_continuous_time_has_65536_rows_unless_said(make: Callable[..., GaussianProcess]) -> None:
+    assert make().num_timesteps == 2**16
+
+
+def test_vp_sde_leaves_out_the_first_times() -> None:
+    process = processes.vp_sde(4, end=0.2)
+    torch.testing.assert_close(process.condition, 999 * torch.tensor([0.3, 0.5, 0.7, 0.9]))
+
+
 def test_karras_and_vp_sde_golden_values() -> None:
     sigma = processes.karras(1001).exact.sigma.flip(0)
     for index, value in {0: 80, 1: 79.564262, 500: 2.515219, 1000: 0.002}.items():

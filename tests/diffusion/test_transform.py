@@ -9,6 +9,7 @@ from scipy import stats
 from torch import Tensor
 
 from ddpm_data import ForwardDiffusion, ForwardProcess, Triple, UniformTimesteps, schedules
+from ddpm_data.rng.philox import Purpose, key_from, words
 from ddpm_data.types import Stage
 
 
@@ -151,6 +152,26 @@ def test_flips_are_keyed_have_their_probability_and_happen_in_training_only() ->
     assert equal(make(flip=1.0)(images, position), mirrored)
     for stage in ("val", "test", "predict"):
         assert equal(make(flip=1.0)(images, position, stage), make()(images, position, stage))
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_word_equal_to_the_probability_mirrors_nothing(compile: bool) -> None:
+    """So that 0 mirrors none, and k / 2^32 mirrors k words of 2^32."""
+    images, position = some(1, 3, 16, 16)
+    word = int(words(key_from(0), Purpose.FLIP, "train", position)[0])
+    plain, mirrored = make(compile=compile)(images, position), make(compile=compile)(images.flip(-1), position)
+    for more, expected in ((0, plain), (1, mirrored)):
+        assert equal(make(flip=(word + more) / 2**32, compile=compile)(images, position), expected)
+
+
+def test_the_mask_of_flips_says_what_the_transform_mirrors() -> None:
+    images, position = some(40, 1, 4, 4)
+    transform = make(flip=0.5)
+    mask = transform.flip_mask(position)
+    assert mask is not None
+    assert equal(make()(transform.mirror(images, mask), position), transform(images, position))
+    assert transform.flip_mask(position, "val") is None
+    assert make().flip_mask(position) is None
 
 
 def test_floats_and_latents_pass_unscaled() -> None:
