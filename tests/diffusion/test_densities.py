@@ -115,6 +115,7 @@ def test_noise_levels_take_the_nearest_step() -> None:
 def test_a_table_is_taken_as_it_is_or_stretched() -> None:
     process = processes.rectified_flow(4)
     assert densities.table(process, [1, 0, 2, 1]).tolist() == [0.25, 0, 0.5, 0.25]
+    assert densities.table(process, [0, 3, 0]).tolist() == pytest.approx([1 / 8, 3 / 8, 3 / 8, 1 / 8])
     assert densities.table(process, [0, 8]).tolist() == pytest.approx([1 / 16, 3 / 16, 5 / 16, 7 / 16])
 
 

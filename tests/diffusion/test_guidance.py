@@ -19,6 +19,7 @@ def test_dropout_is_keyed_by_the_example() -> None:
     assert stats.binomtest(int(lost.sum()), 20_000, P).pvalue > 1e-4  # false alarm: 1e-4
     assert torch.equal(dropout(label[500:777], position[500:777]), dropped[500:777])
     assert not torch.equal(ConditionDropout(P, 10, seed=6)(label, position), dropped)
+    assert torch.equal(ConditionDropout(P, 10)(label, position), ConditionDropout(P, 10, seed=0)(label, position))
     assert torch.equal(label, torch.arange(20_000) % 10)
     assert torch.equal(ConditionDropout(0.0)(label, position), label)
     assert (ConditionDropout(1.0, -1)(label, position) == -1).all()

@@ -94,6 +94,26 @@ def test_edm_rows_are_quantiles_of_the_lognormal() -> None:
 
 
 @pytest.mark.parametrize(
+    ("condition", "told"),
+    [
+        ("t", [0, 1, 2]),
+        ("t + 1", [1, 2, 3]),
+        ("1000 t / T", [0, 1000 / 3, 2000 / 3]),
+        ("s", [0.25, 0.5, 0.75]),
+        ("1 - s", [0.75, 0.5, 0.25]),
+        ("1000 s", [250, 500, 750]),
+        ("ln(sigma) / 4", [-math.log(3) / 4, 0, math.log(3) / 4]),
+        ("ln(sigma / 2)", [-math.log(6), -math.log(2), math.log(1.5)]),
+        ("log SNR", [2 * math.log(3), 0, -2 * math.log(3)]),
+        ("-log SNR", [-2 * math.log(3), 0, 2 * math.log(3)]),
+    ],
+)
+def test_the_network_is_told_what_the_condition_names(condition: str, told: list[float]) -> None:
+    sigma = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+    assert processes.compute_condition("chain", condition, 1 - sigma, sigma).tolist() == pytest.approx(told)
+
+
+@pytest.mark.parametrize(
     "make",
     [
         processes.edm,
@@ -106,6 +126,11 @@ def test_edm_rows_are_quantiles_of_the_lognormal() -> None:
 )
 def test_continuous_time_has_65536_rows_unless_said(make: Callable[..., GaussianProcess]) -> None:
     assert make().num_timesteps == 2**16
+
+
+def test_log_uniform_sigmas_are_even_in_their_logarithm() -> None:
+    sigma = processes.log_uniform(4, sigma_min=0.01, sigma_max=100.0).exact.sigma
+    assert sigma.log10().tolist() == pytest.approx([-1.5, -0.5, 0.5, 1.5])
 
 
 def test_vp_sde_leaves_out_the_first_times() -> None:
