@@ -161,6 +161,24 @@ def test_pyramid_enlarges_a_level_as_torch_does() -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
+def test_compiled_or_not_it_is_the_same_noise(name: str) -> None:
+    """Of images large enough to be compiled; what is not compiled is no ordinary noise instead."""
+    process, images = CHAIN if name == "generalised offset" else FLOW, uint8_images(4, 3, 16, 16)
+    found = [
+        ForwardDiffusion(process, noise=ALL[name], compile=compile)(images, torch.arange(4))
+        for compile in (True, False)
+    ]
+    for compiled, plain in zip(*found, strict=True):
+        torch.testing.assert_close(compiled, plain, rtol=0, atol=1e-5)
+
+
+def test_a_pyramid_may_have_one_level() -> None:
+    images = uint8_images(2, 1, 4, 6)
+    coarse = noises.pyramid(0.9, levels=1)
+    assert not torch.equal(make(coarse, images)[2], make(noises.pyramid(0.9, levels=2), images)[2])
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_an_autocast_around_it_changes_no_bit(name: str) -> None:
     process, images = CHAIN if name == "generalised offset" else FLOW, uint8_images(4, 3, 16, 12)
     plain = make(ALL[name], images, process=process)

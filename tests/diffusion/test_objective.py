@@ -266,6 +266,13 @@ def test_tables_are_made_of_the_settings_and_not_saved() -> None:
     assert not transform.state_dict()
 
 
+def test_tables_move_with_the_transform_and_keep_their_precision() -> None:
+    transform = ForwardDiffusion(ForwardProcess(schedules.linear(10)), target="velocity").to(torch.bfloat16).to("meta")
+    for name, table in transform.objective.named_buffers():
+        assert table.is_meta, name
+        assert table.dtype == torch.float32, name
+
+
 def test_weights_are_looked_up() -> None:
     transform = ForwardDiffusion(SD, target="velocity", weight=weights.min_snr)
     t = torch.tensor([[0, 100], [500, 999]])

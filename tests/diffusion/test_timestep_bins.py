@@ -25,6 +25,7 @@ def test_every_step_is_in_the_range_that_says_so_and_widths_differ_by_one(num_ti
 
 def test_names_sort_as_their_steps_do() -> None:
     assert TimestepBins(1000, 10).names[:2] == ["0000-0099", "0100-0199"]
+    assert TimestepBins(10_000, 2).names == ["0000-4999", "5000-9999"]
     names = TimestepBins(20_000, 13).names
     assert sorted(names) == names
 
