@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from ddpm_data import ForwardDiffusion, ForwardProcess, Triple, UniformTimesteps, schedules
+from ddpm_data import ForwardDiffusion, ForwardProcess, LossAwareTimesteps, Triple, UniformTimesteps, schedules
 from ddpm_data.rng.philox import Purpose, key_from, words
 from ddpm_data.types import Stage
 
@@ -172,6 +172,21 @@ def test_the_mask_of_flips_says_what_the_transform_mirrors() -> None:
     assert equal(make()(transform.mirror(images, mask), position), transform(images, position))
     assert transform.flip_mask(position, "val") is None
     assert make().flip_mask(position) is None
+
+
+@pytest.mark.parametrize("stage", ["val", "test"])
+def test_evaluation_is_of_low_discrepancy_however_training_draws(stage: Stage) -> None:
+    images, position = some(64, 1, 4, 4)[0], torch.arange(64) * 8 + 3  # every eighth, as of an iterable source
+    draws = [UniformTimesteps(), UniformTimesteps(low_discrepancy=True), LossAwareTimesteps()]
+    for strided in (False, True):
+        first, *others = (
+            ForwardDiffusion(ForwardProcess(schedules.linear()), timesteps=draw)(images, position, stage, None, strided)
+            for draw in draws
+        )
+        assert all(equal(first, other) for other in others)
+    assert len(torch.unique(first.t // 125)) == 8  # even
+    plain = make()(images, position, stage)
+    assert not torch.equal(plain.t, first.t)
 
 
 def test_floats_and_latents_pass_unscaled() -> None:
