@@ -1,12 +1,15 @@
 """This process's rank and the world size, as torch's process group knows them, and calls that other ranks must join."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, NoReturn
+from contextvars import ContextVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from torch import distributed
 from torch.utils._python_dispatch import TorchDispatchMode
+
+Item = TypeVar("Item")
 
 
 class World(NamedTuple):
@@ -33,6 +36,30 @@ class EpochShard(NamedTuple):
     epoch: int
     world_size: int
     rank: int
+
+
+_ALONE = EpochShard(0, 1, 0)
+_share: ContextVar[EpochShard] = ContextVar("_share", default=_ALONE)
+
+
+def find_share() -> EpochShard:
+    """Return the share that :func:`iterate_share` is reading; outside of it, that of the only process in epoch 0."""
+    return _share.get()
+
+
+def iterate_share(source: Iterable[Item], share: EpochShard) -> Iterator[Item]:
+    """Iterate over a source, any part of which may ask :func:`find_share` what to read."""
+    items: Iterator[Item] | None = None
+    while True:
+        token = _share.set(share)
+        try:
+            items = iter(source) if items is None else items
+            item = next(items)
+        except StopIteration:
+            return
+        finally:
+            _share.reset(token)
+        yield item
 
 
 def get_world() -> World:

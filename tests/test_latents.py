@@ -1,5 +1,6 @@
 """Latents in place of images: as they are, scaled, or drawn from mean and standard deviation by keyed noise."""
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,14 @@ import torch
 from safetensors.torch import save_file
 from scipy import stats
 from torch import Tensor
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from ddpm_data import DDPMDataModule, ForwardDiffusion, ForwardProcess, schedules
 from ddpm_data.images.conditions import Conditions
 from ddpm_data.images.latent_processor import LatentProcessor
 from ddpm_data.latents import Latents
 from ddpm_data.loading.map_style import MapStyleImages
+from ddpm_data.rng.philox import key_from
 from ddpm_data.sources import TensorFile
 from tests.conftest import Recorder, trainer
 
@@ -146,6 +148,55 @@ def test_the_drawn_noise_is_not_the_noise_of_the_forward_process() -> None:
     assert abs(correlation) < 5 / drawn.numel() ** 0.5  # 5 sigma: 6e-7 false alarms
 
 
+WITH_STD = [{"mean": mean, "std": std} for mean, std in zip(MEAN, STD, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("items", "latents"),
+    [
+        (WITH_STD, Latents(std_key="std")),
+        (WITH_STD, Latents(std_key="std", shift=[0.5] * CHANNELS)),
+        ([{"mean": torch.cat([item["mean"], item["std"]])} for item in WITH_STD], Latents(stacked=True)),
+    ],
+    ids=["two values", "by channel", "stacked"],
+)
+def test_a_dataloader_of_the_users_own_serves_what_its_dataset_serves(items: list[Any], latents: Latents) -> None:
+    """The deviation was not read, and the mean cut in two."""
+    found = []
+    for train in (items, DataLoader(Items(items), batch_size=5)):
+        dm = DDPMDataModule(train, schedule=schedules.linear(10), batch_size=5, latents=latents, image_key="mean")
+        dm.setup("fit")
+        if isinstance(train, DataLoader):
+            values = torch.cat([batch.images for batch in dm.train_dataloader()])
+        else:
+            values = dm.splits.images("train").batch(range(COUNT)).images
+        found.append(latents.sample(key_from(0), values, torch.arange(COUNT), "train"))
+    assert found[0].shape == MEAN.shape
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize(
+    ("items", "latents", "says"),
+    [
+        (WITH_STD, Latents(std_key="sigma"), "no image at 'sigma'"),
+        (WITH_STD, Latents(scale=[1.0] * 6), "the latent has 8 channels, and 6 numbers"),
+        ([{"mean": MEAN[0][:7]}] * 5, Latents(stacked=True), "7 channels, which cannot be halved"),
+        ([{"mean": MEAN[0]}] * 5, Latents(stacked=True), "a standard deviation is negative"),
+        (
+            [{"mean": torch.full((4, 2, 2), 1e300, dtype=torch.float64)}] * 5,
+            Latents(),
+            "80 of 80 values are NaN or inf",
+        ),
+    ],
+)
+def test_a_dataloaders_latents_are_checked_as_items_are(items: list[Any], latents: Latents, says: str) -> None:
+    options: dict[str, Any] = dict(schedule=schedules.linear(10), latents=latents, image_key="mean")
+    dm = DDPMDataModule(DataLoader(Items(items), batch_size=5), **options)
+    dm.setup("fit")
+    with pytest.raises(ValueError, match=rf"train, batch 0: .*{says}"):
+        next(iter(dm.train_dataloader()))
+
+
 def test_a_file_of_tensors(tmp_path: Path) -> None:
     labels = torch.arange(COUNT)
     save_file({"latents": MEAN, "std": STD, "label": labels}, tmp_path / "a.safetensors")
@@ -167,6 +218,24 @@ def test_a_file_of_tensors(tmp_path: Path) -> None:
     ):
         with pytest.raises(error, match=says):
             TensorFile(tmp_path / f"{name}.safetensors")
+
+
+class Negated(TensorFile):
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {name: -column for name, column in super().__getitem__(index).items()}
+
+
+def test_a_file_of_tensors_that_was_changed_travels_as_it_is(tmp_path: Path) -> None:
+    """Workers that are not forked were sent the path alone."""
+    save_file({"latents": MEAN, "label": torch.arange(COUNT)}, tmp_path / "a.safetensors")
+    file = Negated(tmp_path / "a.safetensors")
+    file.columns["label"], file.columns["more"] = torch.full((COUNT,), 7), torch.ones(COUNT)
+    assert len(pickle.dumps(file)) < MEAN.nbytes / 10
+    again = pickle.loads(pickle.dumps(file))
+    assert type(again) is Negated
+    assert list(again.columns) == list(file.columns)
+    for name, values in file[3].items():
+        assert torch.equal(again[3][name], values)
 
 
 @pytest.mark.slow

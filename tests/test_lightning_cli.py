@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 from torchvision.transforms import v2
 
-from ddpm_data import DDPMDataModule, Latents, UniformTimesteps, schedules
+from ddpm_data import DDPMDataModule, ForwardProcess, Latents, UniformTimesteps, densities, schedules, weights
+from ddpm_data.diffusion.timesteps import find_probabilities
 from ddpm_data.rng.philox import STAGES
 from ddpm_data.sources import ImageFiles, digits
 from tests.conftest import ROOT, Recorder
@@ -250,6 +251,28 @@ def test_every_argument_is_saved_as_it_was_given(
 def test_a_schedule_is_what_a_function_returns(schedule: object, expected: Tensor | None) -> None:
     expected = schedules.zero_terminal_snr(schedules.cosine(50)) if expected is None else expected
     assert torch.equal(built(schedule=schedule).transform.process.betas, expected.float())
+
+
+def gamma_3(process, target) -> Tensor:  # noqa: ANN001
+    return weights.min_snr(process, target, gamma=3.0)
+
+
+def towards_noise(process) -> Tensor:  # noqa: ANN001
+    return densities.logit_normal(process, mean=0.5)
+
+
+def test_a_weight_and_a_density_are_functions_ours_or_a_users_own() -> None:
+    process = ForwardProcess(schedules.cosine(50))
+    ours, own = (
+        ("ddpm_data.weights.min_snr", "ddpm_data.densities.logit_normal"),
+        (f"{HERE}.gamma_3", f"{HERE}.towards_noise"),
+    )
+    for (weight, density), gamma, mean in ((ours, 5.0, 0.0), (own, 3.0, 0.5)):
+        timesteps = {"class_path": "ddpm_data.DensityTimesteps", "init_args": {"density": density}}
+        transform = built(weight=weight, timesteps=timesteps).transform
+        assert torch.equal(transform.objective.weight, weights.min_snr(process, "noise", gamma).float())
+        probabilities = find_probabilities(transform.timesteps, process)
+        torch.testing.assert_close(probabilities, densities.logit_normal(process, mean), rtol=0, atol=1e-9)
 
 
 def test_subclasses_of_the_datamodule_by_class_and_by_path() -> None:

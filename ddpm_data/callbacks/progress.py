@@ -37,15 +37,19 @@ class Progress(TQDMProgressBar):
                     "the callback."
                 )
         self.refresh_seconds, self.line_seconds = refresh_seconds, line_seconds
-        self._prints_lines = False
+        self._prints_lines = self._is_quiet = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Choose between the bar and lines."""
         super().setup(trainer, pl_module, stage)
         is_shown = sys.stdout.isatty() or "ipykernel" in sys.modules  # a notebook shows tqdm's bar
-        self._prints_lines = not is_shown and self.is_enabled and stage == "fit"
-        if not is_shown:
+        is_wanted = self.is_enabled or (self._is_quiet and trainer.is_global_zero)  # quiet since an earlier run
+        self._is_quiet = is_wanted and not is_shown
+        self._prints_lines = self._is_quiet and stage == "fit"
+        if self._is_quiet:
             self.disable()
+        elif is_wanted:
+            self.enable()
 
     def on_train_start(self, *args: Any) -> None:  # noqa: ANN401  # Lightning's
         """Begin to measure the run's time."""

@@ -4,6 +4,7 @@ import time
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.utilities.data import extract_batch_size
 from torch.utils.hooks import RemovableHandle
 
 from ddpm_data._checks import check_int
@@ -93,7 +94,7 @@ class Throughput(L.Callback):
         """Count the batch, and log a reading when one is due."""
         now = time.perf_counter()
         self._watch.lap()
-        self._images += len(batch.t)
+        self._images += len(batch.t) if hasattr(batch, "t") else extract_batch_size(batch)
         self._batches += 1
         self._seconds += now - self._since
         self._since = now

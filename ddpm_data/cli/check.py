@@ -128,7 +128,7 @@ def _run_checks(args: argparse.Namespace) -> Findings:
 
 
 def _summarize_scan(scan: ScanResult, loading: LoaderOptions, reading: LoaderOptions) -> SplitSummary:
-    summary = summarize(scan.images, scan.stats, loading, *_inspect_dataset(scan.images, reading))
+    summary = summarize(scan.images, scan.stats, loading, *_inspect_dataset(scan, reading))
     return summary | ({"order": scan.order} if scan.order else {})
 
 
@@ -147,10 +147,12 @@ def _find_held_out(splits: Splits) -> dict[Stage, Tensor]:
     return masks
 
 
-def _inspect_dataset(images: ScannableImages, reading: LoaderOptions) -> tuple[bool, str | None]:
+def _inspect_dataset(scan: ScanResult, reading: LoaderOptions) -> tuple[bool, str | None]:
     """Return whether a cache would be built, and the error of ``setup()`` that replacing bad items would not avoid."""
+    images = scan.images
     if not isinstance(images, MapStyleImages):
-        return False, None
+        is_empty = not len(scan.stats)
+        return False, f"{images.name} gave no items. Check `dataset.{images.name}`." if is_empty else None
     all_images = MapStyleImages(images.dataset, images.processor, images.name, None, images.conditions, replaces=True)
     with warnings.catch_warnings(action="ignore"):
         try:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ddpm_data._checks import check_key
 from ddpm_data.images.decode import ResizeSpec, Size, exif_orientation, load_image, upright_size
-from ddpm_data.images.items import channels_come_last, find_condition, find_image, to_chw
+from ddpm_data.images.items import channels_come_last, find_condition, find_image, to_bchw, to_chw
 from ddpm_data.images.levels import to_uint8
 from ddpm_data.images.processor import ImageProcessor, ItemProcessor, check_range, resize_and_crop
 from ddpm_data.types import ItemKey
@@ -157,13 +157,16 @@ class Conditions:
         """
 
         def convert_image(value: object, key: ItemKey) -> Tensor:
-            pixels = self._decode(value, key, batched)
-            if self._resize is None:
-                return pixels
             height, width = image.shape[-2:]
+            pixels = self._decode(value, key, batched, (height, width))
+            if self._resize is None:
+                _check_proportions(key, pixels, (height, width))
+                return pixels
             target = self._resize.target(height, width)
             if not self._resize.stretch:
                 _check_proportions(key, pixels, target)
+            elif (height, width) != target:  # else it has been stretched already, and shows nothing
+                _check_proportions(key, pixels, (height, width))
             is_nearest = self.images[key].interpolation == "nearest"
             return resize_and_crop(pixels, target, self._resize.size, crop_offsets, is_nearest)
 
@@ -245,7 +248,7 @@ class Conditions:
                     f"{'' if is_pil else ', `null` if it is no image'}."
                 )
 
-    def _decode(self, value: object, key: ItemKey, batched: bool) -> Tensor:
+    def _decode(self, value: Any, key: ItemKey, batched: bool, size: Size) -> Tensor:  # noqa: ANN401  # whatever the item holds
         """Decode a condition that is an image to uint8, shape ``(..., channels, height, width)``."""
         is_image = isinstance(value, Image.Image) or (
             isinstance(value, Tensor | np.ndarray) and value.ndim - batched in (2, 3)
@@ -257,9 +260,9 @@ class Conditions:
             )
         try:
             if self.images[key].interpolation == "nearest":
-                return _to_labels(_read_labels(value, batched))
+                return _to_labels(_read_labels(value, batched, size))
             picture = self._pictures[key]
-            raw = _to_bchw(value) if batched else picture.decode(value)
+            raw = to_bchw(value) if batched else picture.decode(value)
             return picture.convert_channels(to_uint8(raw, picture.value_range))
         except (TypeError, ValueError) as error:
             raise type(error)(
@@ -325,10 +328,21 @@ def _check_proportions(key: ItemKey, pixels: Tensor, target: Size) -> None:
         )
 
 
-def _read_labels(value: Any, batched: bool) -> Tensor:  # noqa: ANN401  # a PIL image, tensor or array
-    """Read a label map's values as they are stored: of a palette image the indices."""
+def _read_labels(value: Any, batched: bool, size: Size) -> Tensor:  # noqa: ANN401  # a PIL image, tensor or array
+    """Read a label map's values as they are stored: of a palette image the indices.
+
+    Args:
+        value: The map.
+        batched: Whether it is a batch of maps.
+        size: Of its image. A map may have many channels, one per class, and its image's proportions tell which axis
+            they are.
+    """
     if not isinstance(value, Image.Image):
-        return _to_bchw(value) if batched else to_chw(value)
+        shape, channels_last = value.shape[batched:], None
+        if len(shape) == 3:
+            fits_first, fits_last = (side[0] * size[1] == side[1] * size[0] for side in (shape[-2:], shape[:2]))
+            channels_last = fits_last if fits_first != fits_last else None
+        return (to_bchw if batched else to_chw)(value, channels_last)
     load_image(value)
     orientation = exif_orientation(value)
     labels = to_chw(np.array(value))
@@ -347,17 +361,6 @@ def _to_labels(labels: Tensor) -> Tensor:
             f"{high:.6g}. Renumber the labels, or write bilinear if it is a picture."
         )
     return whole
-
-
-def _to_bchw(images: Any) -> Tensor:  # noqa: ANN401  # a tensor or array
-    """Return a batch of images as a tensor with the channels before the height."""
-    is_array = isinstance(images, np.ndarray)
-    tensor = torch.from_numpy(np.require(images, images.dtype.newbyteorder("="), ["W", "C"])) if is_array else images
-    assert isinstance(tensor, Tensor)
-    tensor = tensor.as_subclass(Tensor)
-    if tensor.dim() == 3:
-        return tensor[:, None]
-    return tensor.permute(0, 3, 1, 2) if channels_come_last(tensor.shape[1:], is_array) else tensor
 
 
 def _join_numbers(value: Any, key: ItemKey) -> Any:  # noqa: ANN401  # any kind

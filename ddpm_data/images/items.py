@@ -1,6 +1,6 @@
 """Access to a dataset's items: which part is the image, which the condition, and which axis holds the channels."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -74,7 +74,7 @@ def find_condition(item: object, key: ItemKey) -> object:
     return values[key]
 
 
-def to_chw(image: Tensor | np.ndarray[Any, Any]) -> Tensor:
+def to_chw(image: Tensor | np.ndarray[Any, Any], channels_last: bool | None = None) -> Tensor:
     """Return an array or tensor as a tensor with the channels first, in its own dtype.
 
     The channel axis is the first or the last of three: the one of length 4 or less, if only one of them is; else the
@@ -83,6 +83,7 @@ def to_chw(image: Tensor | np.ndarray[Any, Any]) -> Tensor:
     Args:
         image: Any real dtype; shape ``(height, width)``, ``(channels, height, width)`` or ``(height, width,
             channels)``.
+        channels_last: Whether the last of three axes is the channel axis; ``None`` has the rule decide.
 
     Returns:
         Shape ``(channels, height, width)``, with one channel for two axes.
@@ -91,15 +92,26 @@ def to_chw(image: Tensor | np.ndarray[Any, Any]) -> Tensor:
         TypeError: torch does not have the array's dtype.
         ValueError: The image has no pixels, or complex ones.
     """
-    is_array = isinstance(image, np.ndarray)
-    if isinstance(image, np.ndarray):
+    return to_bchw(image[None], channels_last)[0]
+
+
+def to_bchw(images: Tensor | np.ndarray[Any, Any], channels_last: bool | None = None) -> Tensor:
+    """Return a batch of images with the channels before the height: as :func:`to_chw`, with an axis more.
+
+    Raises:
+        TypeError: torch does not have the array's dtype.
+        ValueError: The images have no pixels, or complex ones.
+    """
+    if channels_last is None:
+        channels_last = images.ndim == 4 and channels_come_last(images.shape[1:], isinstance(images, np.ndarray))
+    if isinstance(images, np.ndarray):
         # torch refuses read-only arrays, negative strides and foreign byte orders. np.require copies only such arrays.
-        image = torch.from_numpy(np.require(image, image.dtype.newbyteorder("="), ["W", "C"]))
-    values = image.detach().as_subclass(Tensor)  # torchvision's tv_tensors resize by rules of their own
+        images = torch.from_numpy(np.require(images, images.dtype.newbyteorder("="), ["W", "C"]))
+    values = images.detach().as_subclass(Tensor)  # torchvision's tv_tensors resize by rules of their own
     check_pixels(values)
-    if values.dim() == 2:
-        return values[None]
-    return values.permute(2, 0, 1) if channels_come_last(values.shape, is_array) else values
+    if values.dim() == 3:
+        return values[:, None]
+    return values.permute(0, 3, 1, 2) if channels_last else values
 
 
 def check_pixels(values: Tensor) -> None:
@@ -115,7 +127,7 @@ def check_pixels(values: Tensor) -> None:
         )
 
 
-def channels_come_last(shape: torch.Size, is_array: bool) -> bool:
+def channels_come_last(shape: Sequence[int], is_array: bool) -> bool:
     """Return whether the last of three axes is the channel axis, by the rule of :func:`to_chw`.
 
     Args:

@@ -64,28 +64,35 @@ class LatentProcessor:
             TypeError: The values are not floats of three dimensions, or the item holds a PIL image.
             ValueError: A standard deviation is negative, or shapes or channel counts do not match.
         """
-        values = _read_values(item, self.image_key)
+        return self._decode(item, batched=False)
+
+    def decode_batch(self, batch: object) -> Tensor:
+        """Read a batch's latents: as :meth:`decode`, with an axis more."""
+        return self._decode(batch, batched=True)
+
+    def _decode(self, item: object, batched: bool) -> Tensor:
+        values = _read_values(item, self.image_key, batched)
         if self.std_key is not None:
-            std = _read_values(item, self.std_key)
+            std = _read_values(item, self.std_key, batched)
             if std.shape != values.shape:
                 raise ValueError(
                     f"the mean has shape {tuple(values.shape)} and the standard deviation {tuple(std.shape)}, but they "
                     "must share a shape. Change `dataset.latents.std_key`."
                 )
-            values = torch.cat([values, std])
-        halves = 2 if self.stacked or self.std_key is not None else 1
-        if len(values) % halves:
+            values = torch.cat([values, std], dim=-3)
+        halves, channels = 2 if self.stacked or self.std_key is not None else 1, values.shape[-3]
+        if channels % halves:
             raise ValueError(
-                f"the latent has {len(values)} channels, which cannot be halved into mean and standard deviation. "
+                f"the latent has {channels} channels, which cannot be halved into mean and standard deviation. "
                 "Change `dataset.latents.stacked`."
             )
         for count in self.channels_of:
-            if count * halves != len(values):
+            if count * halves != channels:
                 raise ValueError(
-                    f"the latent has {len(values) // halves} channels, and {count} numbers to scale or shift them: one "
+                    f"the latent has {channels // halves} channels, and {count} numbers to scale or shift them: one "
                     "per channel is needed. Change `dataset.latents`."
                 )
-        if halves == 2 and values[len(values) // 2 :].min() < 0:
+        if halves == 2 and values[..., channels // 2 :, :, :].min() < 0:
             raise ValueError(
                 "a standard deviation is negative. Is it a logarithm? Then store exp(logvar / 2), or change "
                 "`dataset.latents`."
@@ -103,12 +110,13 @@ class LatentProcessor:
             ValueError: A value is NaN or infinite.
         """
         image = _widen(image)
+        image = image.float() if image.dtype == torch.float64 else image
         if not image.isfinite().all():
             raise ValueError(
                 f"{int((~image.isfinite()).sum())} of {image.numel()} values are NaN or infinite, and a single one "
                 "makes the loss NaN. Repair the latent, or change `dataset`."
             )
-        return image.float() if image.dtype == torch.float64 else image
+        return image
 
     def check_items(self, name: str, raw: Sequence[Tensor]) -> None:
         """Accept every dataset: :meth:`decode` checks each item."""
@@ -117,16 +125,16 @@ class LatentProcessor:
         """Return nothing: latents have no white."""
 
 
-def _read_values(item: object, key: ItemKey | None) -> Tensor:
-    value = find_image(item, key)
+def _read_values(item: object, key: ItemKey | None, batched: bool) -> Tensor:
+    value = find_image(item, key, batched)
     if isinstance(value, Image.Image):
         raise TypeError("the item holds a PIL image, but latents are arrays of floats. Change `dataset.latents`.")
     if isinstance(value, np.ndarray):
         value = torch.from_numpy(np.require(value, value.dtype.newbyteorder("="), ["W", "C"]))
-    if not value.is_floating_point() or value.dim() != 3:
+    if not value.is_floating_point() or value.dim() != 3 + batched:
         raise TypeError(
-            f"a latent must be floats of shape (channels, height, width), but this is {value.dtype} of shape "
-            f"{tuple(value.shape)}. Change `dataset.latents` or `dataset.image_key`."
+            f"a latent must be floats of shape (channels, height, width), but {'this batch' if batched else 'this'} is "
+            f"{value.dtype} of shape {tuple(value.shape)}. Change `dataset.latents` or `dataset.image_key`."
         )
     return _widen(value.detach())
 

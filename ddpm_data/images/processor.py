@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol, cast
 
+import numpy as np
 import torch
 from PIL import Image, ImageColor
 from torch import Tensor
@@ -11,7 +12,7 @@ from torchvision.transforms.v2 import functional as F
 
 from ddpm_data._checks import check_float, check_int, check_key
 from ddpm_data.images.decode import Colour, ResizeSpec, Size, decode_image, is_marked_as_rgb, peak_value
-from ddpm_data.images.items import find_image, to_chw
+from ddpm_data.images.items import find_image, to_bchw, to_chw
 from ddpm_data.images.levels import ValueRange, to_uint8, unknown_range_message
 from ddpm_data.types import ItemKey
 
@@ -41,6 +42,14 @@ class ItemProcessor(Protocol):
 
         Returns:
             Any dtype, shape ``(channels, height, width)``.
+        """
+        ...
+
+    def decode_batch(self, batch: object, /) -> Tensor:
+        """Read the values of a batch that a DataLoader of the user's own has made.
+
+        Returns:
+            Any dtype, shape ``(batch, channels, height, width)``.
         """
         ...
 
@@ -168,6 +177,16 @@ class ImageProcessor:
         channels = 3 if is_rgb else self.channels
         values = decode_image(image, self._resize_spec(), self.background, channels, self.value_range)
         return values.expand(3, -1, -1) if is_rgb and len(values) == 1 else values
+
+    def decode_batch(self, batch: object) -> Tensor:
+        """Read a batch's images in their own dtype.
+
+        Returns:
+            Any dtype, shape ``(batch, channels, height, width)``.
+        """
+        images = find_image(batch, self.image_key, batched=True)
+        assert isinstance(images, Tensor | np.ndarray)
+        return to_bchw(images)
 
     def convert(self, image: Tensor, crop_offsets: Tensor | None = None) -> Tensor:
         """Convert an image, or a batch of images, to the value range, channels and size asked for.

@@ -18,7 +18,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from tqdm import tqdm
 
 from ddpm_data._bytes import bytes_of
-from ddpm_data._distributed import EpochShard, World, is_rank_zero
+from ddpm_data._distributed import EpochShard, World, is_rank_zero, iterate_share
 from ddpm_data.images.conditions import Conditions
 from ddpm_data.images.processor import ItemProcessor
 from ddpm_data.loading.bad_items import BadItem, PeakCounter, WorkerBatch, check_same_shape, with_item_context
@@ -139,7 +139,7 @@ class IterableImages(SelfOrderedImages):
         self.name = name
         self.conditions = conditions or Conditions()
         self.replaces = replaces
-        self._is_first = True  # whether it is read in the first epoch, on the first rank
+        self._share = EpochShard(0, 1, 0)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Any, BadItem | None]]:
         """Yield images with their conditions, and the item that was bad where one was replaced.
@@ -148,7 +148,8 @@ class IterableImages(SelfOrderedImages):
         way: once, in the first worker.
         """
         info = get_worker_info()
-        peaks, is_told = PeakCounter(), not self._is_first or (info is not None and info.id > 0)
+        is_first = (self._share.epoch, self._share.rank) == (0, 0)
+        peaks, is_told = PeakCounter(), not is_first or (info is not None and info.id > 0)
         for count, example in enumerate(self._load_examples(peaks)):
             if count == _ITEMS_INSPECTED and not is_told:
                 is_told = True
@@ -187,7 +188,7 @@ class IterableImages(SelfOrderedImages):
     def shard(self, shard: EpochShard) -> "IterableImages":
         """Return what one process reads in one epoch."""
         images = copy.copy(self)
-        images._is_first = (shard.epoch, shard.rank) == (0, 0)
+        images._share = shard
         images.source = stream_without_decoding(self.source, lambda source: split_by_rank(source, shard))
         return images
 
@@ -203,7 +204,7 @@ class IterableImages(SelfOrderedImages):
 
     def _iterate_source(self, where: str) -> Iterator[object]:
         """Yield the source's items. An error of the source ends its iteration, so it cannot be replaced."""
-        count, items = 0, iter(self.source)
+        count, items = 0, iterate_share(self.source, self._share)
         while True:
             try:
                 item = next(items)

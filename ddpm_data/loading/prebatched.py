@@ -3,14 +3,13 @@
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
-from ddpm_data._distributed import World
+from ddpm_data._distributed import EpochShard, World, iterate_share
+from ddpm_data._nested import leaves
 from ddpm_data.images.conditions import Conditions
-from ddpm_data.images.items import channels_come_last, check_pixels, find_image
 from ddpm_data.images.processor import ItemProcessor
 from ddpm_data.loading.bad_items import WorkerBatch, with_item_context
 from ddpm_data.loading.iterable import SelfOrderedImages
@@ -42,6 +41,7 @@ class PrebatchedImages(SelfOrderedImages):
         self.processor = processor
         self.name = name
         self.conditions = conditions or Conditions()
+        self.share = EpochShard(0, 1, 0)
 
     def batches(self, stage: Stage, options: LoaderOptions, world: World, key: Key) -> "PrebatchedBatches":
         """Return the loader's batches.
@@ -73,8 +73,9 @@ class PrebatchedImages(SelfOrderedImages):
             )
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch of the loader's samplers and dataset, as Lightning would."""
-        for part in (self.loader.sampler, getattr(self.loader.batch_sampler, "sampler", None), self.loader.dataset):
+        """Set the epoch of the loader's samplers and dataset."""
+        batch_sampler = self.loader.batch_sampler
+        for part in (self.loader.sampler, batch_sampler, getattr(batch_sampler, "sampler", None), self.loader.dataset):
             tell_epoch(part, epoch)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Any]]:
@@ -83,23 +84,30 @@ class PrebatchedImages(SelfOrderedImages):
         Raises:
             OSError, RuntimeError, TypeError, ValueError: A batch cannot be used; the error names it.
         """
-        for number, batch in enumerate(self.loader):
+        for number, batch in enumerate(iterate_share(self.loader, self.share)):
             try:
-                raw, condition = self._find_images(batch), self.conditions.find(batch, batched=True)
+                raw, condition = self.processor.decode_batch(batch), self.conditions.find(batch, batched=True)
                 images = self.processor.convert(raw).contiguous()
                 condition = self.conditions.convert(condition, raw, batched=True)
+                _check_lengths(condition, len(images))
             except Exception as error:  # whatever it is, the batch is named
                 raise with_item_context(f"{self.name}, batch {number}", error) from error
             yield images, condition
 
-    def _find_images(self, batch: object) -> Tensor:
-        images = find_image(batch, self.processor.image_key, batched=True)
-        is_array = isinstance(images, np.ndarray)
-        tensor = torch.from_numpy(np.ascontiguousarray(images)) if isinstance(images, np.ndarray) else images
-        assert isinstance(tensor, Tensor)
-        check_pixels(tensor)
-        is_last = not self.processor.channels_first and channels_come_last(tensor.shape[1:], is_array)
-        return tensor.permute(0, 3, 1, 2) if is_last else tensor
+
+def _check_lengths(condition: object, count: int) -> None:
+    """Refuse conditions that are not one for each image.
+
+    Raises:
+        ValueError: There are more of them, or fewer.
+    """
+    for leaf in leaves(condition):
+        found = len(leaf) if isinstance(leaf, list | tuple) or (isinstance(leaf, Tensor) and leaf.dim()) else None
+        if leaf is not None and found != count:
+            raise ValueError(
+                f"there are {count} images, and their condition is {'one value' if found is None else f'of {found}'}. "
+                "Change the loader's collate_fn, or `dataset.condition`."
+            )
 
 
 def _knows_its_rank(sampler: object) -> bool:
@@ -123,13 +131,16 @@ class PrebatchedBatches(StageBatches, IterableDataset[WorkerBatch]):
         self.stage = stage
         self.world_size = world_size
         self.rank = rank
+        self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch comes next."""
+        self._epoch = epoch
         self.images.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[WorkerBatch]:
         count = 0
+        self.images.share = EpochShard(self._epoch, self.world_size, self.rank)
         for images, condition in self.images:
             position = torch.arange(count, count + len(images), device="cpu") * self.world_size + self.rank
             count += len(images)

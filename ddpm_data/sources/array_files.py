@@ -39,11 +39,12 @@ class TensorFile(Dataset[dict[str, Tensor]]):
         if not self.path.is_file():
             raise FileNotFoundError(f"TensorFile: there is no file {self.path.absolute()}. Change `dataset.path`.")
         try:
-            self.columns: dict[str, Tensor] = load_file(self.path)
+            self._stored: dict[str, Tensor] = load_file(self.path)
         except SafetensorError as error:
             raise ValueError(
                 f"TensorFile: {self.path} is no safetensors file: {error}. Change `dataset.path`."
             ) from error
+        self.columns = dict(self._stored)
         shapes = {name: tuple(column.shape) for name, column in self.columns.items()}
         if len({shape[:1] for shape in shapes.values()} | {()}) != 2:
             raise ValueError(
@@ -57,9 +58,16 @@ class TensorFile(Dataset[dict[str, Tensor]]):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return {name: column[index] for name, column in self.columns.items()}
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the path only, so that a worker maps the file instead of receiving its content."""
-        return TensorFile, (self.path,)
+    def __getstate__(self) -> dict[str, object]:
+        """Leave out the file's tensors, so that a worker maps the file instead of receiving its content."""
+        changed = {name: column for name, column in self.columns.items() if column is not self._stored.get(name)}
+        return self.__dict__ | {"_stored": None, "columns": (list(self.columns), changed)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        names, changed = state["columns"]
+        self.__dict__.update(state)
+        self._stored = TensorFile(self.path)._stored
+        self.columns = {name: changed.get(name, self._stored.get(name)) for name in names}
 
 
 class ArrayFile(Dataset[Array]):
@@ -82,7 +90,7 @@ class ArrayFile(Dataset[Array]):
     def __init__(self, path: str | Path, key: str | None = None) -> None:
         self.path = Path(path).expanduser()
         self.key = key
-        self.array = _load_array(self.path, key)
+        self.array = self._stored = _load_array(self.path, key)
         if self.array.ndim not in (3, 4):
             raise ValueError(
                 f"ArrayFile: {self.path} holds {self.array.dtype} of shape {self.array.shape}, but an array of images "
@@ -102,9 +110,16 @@ class ArrayFile(Dataset[Array]):
         image: Array = self.array[index]
         return image
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the path and key only, so that a worker opens the file instead of receiving its content."""
-        return ArrayFile, (self.path, self.key)
+    def __getstate__(self) -> dict[str, object]:
+        """Leave out the file's array, so that a worker opens the file instead of receiving its content."""
+        array = None if self.array is self._stored else self.array
+        return self.__dict__ | {"_stored": None, "array": array}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._stored = _load_array(self.path, self.key)
+        if self.array is None:
+            self.array = self._stored
 
 
 def _load_array(path: Path, key: str | None) -> Array:
@@ -124,5 +139,6 @@ def _load_array(path: Path, key: str | None) -> Array:
             f"ArrayFile: {path} cannot be read as an array of numbers: {error} Pickled objects are never "
             "loaded, since that would run any code in them. Save the images with numpy.save, or change `dataset.path`."
         ) from error
-    content = f"the arrays {', '.join(names)}" if names else "one array without a name"
+    unnamed = "no array" if is_zipfile(path) else "one array without a name"
+    content = f"the arrays {', '.join(names)}" if names else unnamed
     raise ValueError(f"ArrayFile(key={key!r}): {path} holds {content}. Say which: `dataset.key`.")

@@ -86,6 +86,16 @@ def test_a_log_file_gets_lines_now_and_then(tmp_path: Path, capsys: pytest.Captu
     assert len(capsys.readouterr().out.splitlines()) == 15 + 1
 
 
+def test_every_run_of_one_trainer_prints_its_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = trainer(tmp_path, callbacks=[Progress(line_seconds=0.001)], enable_progress_bar=True)
+    run.validate(Model(), datamodule=data(), verbose=False)
+    assert not capsys.readouterr().out
+    for epochs in (1, 2):
+        run.fit_loop.max_epochs = epochs
+        run.fit(Model(), datamodule=data())
+        assert len(capsys.readouterr().out.splitlines()) == 5 + 1
+
+
 @pytest.mark.parametrize("options", [{"refresh_seconds": 0}, {"line_seconds": -1}, {"line_seconds": "often"}])
 def test_seconds_out_of_range_name_their_key(options: dict[str, Any]) -> None:
     with pytest.raises((TypeError, ValueError), match=rf"callbacks\.progress_bar\.{next(iter(options))}"):

@@ -194,6 +194,25 @@ def test_without_a_ddpm_datamodule_there_is_the_rate_alone(tmp_path: Path) -> No
     assert all(set(reading) == {"images_per_s"} for reading in kept.seen)
 
 
+def test_batches_that_are_no_triples_are_counted_too(tmp_path: Path) -> None:
+    class Other(L.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            return self.weight * batch[0].float().mean()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    kept = Readings()
+    loader = DataLoader(TensorDataset(IMAGES), batch_size=4)
+    trainer(tmp_path, callbacks=[Throughput(3), kept]).fit(Other(), loader)
+    assert kept.seen
+    assert all(reading["images_per_s"] > 0 for reading in kept.seen)
+
+
 def test_missing_marks_are_no_time() -> None:
     watch = Stopwatch(on_cuda=False)
     watch.restart()

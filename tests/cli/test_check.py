@@ -81,6 +81,13 @@ class Stream(IterableDataset[Any]):
         yield from uint8_images(50, 1, 8, 8)
 
 
+class Empty(Stream):
+    """The server has nothing."""
+
+    def __iter__(self) -> Iterator[Tensor]:
+        yield from ()
+
+
 class Shuffled(Stream):
     """In another order each time, until one breaks."""
 
@@ -380,6 +387,12 @@ def test_previews_know_their_index_their_class_and_their_file(known: Path) -> No
     assert {preview.label for preview in files} == {None}
     stream = scan_iterable(IterableImages(Stream(), ImageProcessor(channels=1), "train"), 20).previews
     assert [preview.number for preview in stream] == list(range(20))
+
+
+def test_a_stream_without_items_is_a_problem(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _ = check(tmp_path, *of("Empty"))
+    assert code == 1
+    assert "train: train gave no items. Check `dataset.train`." in capsys.readouterr().out
 
 
 def test_files_of_any_name_are_drawn(tmp_path: Path) -> None:

@@ -231,6 +231,38 @@ def test_a_palette_file_keeps_its_indices_and_a_turned_photograph_its_mask(tmp_p
     assert torch.equal(batch.condition[0, 0], torch.from_numpy(labels).flip(-1).long())
 
 
+@pytest.mark.parametrize("options", [{}, {"image_size": 8}, {"image_size": (4, 12), "resize": "stretch"}])
+@pytest.mark.parametrize("kind", ["array", "tensor", "photograph"])
+def test_a_mask_that_lies_on_its_side_is_refused(kind: str, options: dict[str, Any], tmp_path: Path) -> None:
+    """An EXIF tag of the photograph alone is the usual reason."""
+    mask = np.tile(np.arange(24, dtype=np.uint8), (16, 1))
+    if kind == "photograph":
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.fromarray(np.zeros((16, 24, 3), np.uint8)).save(tmp_path / "a.png", exif=exif)
+        items = [{"image": Image.open(tmp_path / "a.png"), "mask": Image.fromarray(mask)}]
+    else:
+        image = torch.zeros(3, 24, 16, dtype=torch.uint8)
+        items = [{"image": image, "mask": torch.from_numpy(mask) if kind == "tensor" else mask}]
+    with pytest.raises(ValueError, match=r"'mask' is 16 x 24 and its image, .*differ in proportions"):
+        batches(items, condition="mask", condition_images={"mask": "nearest"}, **options)
+
+
+@pytest.mark.parametrize("way", ["items", "array", "batches", "square"])
+def test_a_map_with_a_channel_for_each_of_many_classes_keeps_its_axes(way: str) -> None:
+    """More classes than pixels a side: the shorter axis is no channel."""
+    side = 12 if way == "square" else 16
+    maps = torch.arange(20 * 12 * side, dtype=torch.int64).view(20, 12, side) % 251
+    image = torch.zeros(3, 12, side, dtype=torch.uint8)
+    items: Any = [{"image": image, "mask": maps.to(torch.uint8)}] * 8
+    if way == "array":
+        items = [item | {"mask": item["mask"].permute(1, 2, 0).numpy()} for item in items]
+    if way == "batches":
+        items = DataLoader(items, batch_size=8)
+    [batch] = batches(items, condition="mask", condition_images={"mask": "nearest"}, flip=1.0)
+    assert torch.equal(batch.condition[0], maps.flip(-1))
+
+
 @pytest.mark.parametrize("dtype", [bool, np.int64, np.float32, np.int16])
 def test_label_maps_of_any_dtype_keep_their_values(dtype: Any) -> None:  # noqa: ANN401  # NumPy's
     labels = np.eye(16, dtype=dtype)

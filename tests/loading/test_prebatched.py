@@ -145,6 +145,23 @@ def test_a_foreign_batch_sampler_must_know_its_rank() -> None:
             make_loader(ready, "train", ready.eval_order(options, world), options, world, 0)
 
 
+class Epochs(SharedBuckets):
+    """It shuffles by the epoch that it is told."""
+
+    def set_epoch(self, epoch: int) -> None:
+        told.append(epoch)
+
+
+told: list[int] = []
+
+
+def test_a_batch_sampler_is_told_the_epoch(tmp_path: Path) -> None:
+    told.clear()
+    train = DataLoader(TensorDataset(IMAGES), batch_sampler=Epochs())
+    trainer(tmp_path, max_epochs=3).fit(Recorder(), datamodule=module(train))
+    assert told == [0, 1, 2]
+
+
 @pytest.mark.parametrize(
     ("train", "options", "error", "says"),
     [
@@ -153,6 +170,12 @@ def test_a_foreign_batch_sampler_must_know_its_rank() -> None:
         (loader(IMAGES, IMAGES), {}, ValueError, r"train, batch 0: .*several images.*`image_key`"),
         (loader(IMAGES / 255), {}, ValueError, r"train, batch 0: .*`value_range`"),
         (loader(IMAGES), dict(condition=1), ValueError, r"train, batch 0: .*condition at 1"),
+        (
+            loader(IMAGES, collate_fn=lambda items: (torch.stack([item[0] for item in items]), torch.zeros(1))),
+            dict(condition=1),
+            ValueError,
+            r"train, batch 0: there are 5 images, and their condition is of 1\. .*`condition`",
+        ),
         (loader(IMAGES), dict(val=0.5), ValueError, r"val=0\.5: a DataLoader gives its items in an order of its own"),
         (loader(IMAGES), dict(cache_dir="cache"), ValueError, r"train is a DataLoader.*`cache_dir`"),
     ],

@@ -1,5 +1,6 @@
 """Arrays in .npy and .npz files: served by whole batches, and nothing in them is run."""
 
+import copy
 import pickle
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,28 @@ def test_an_array_in_a_file_is_served_by_whole_batches(array: Any, ending: str, 
     assert served(module(data)) == rows(IMAGES[:, :1] if array.ndim == 3 else IMAGES)
     assert len(pickle.dumps(data)) < 1000  # a worker that is not forked maps the file itself
     assert np.array_equal(pickle.loads(pickle.dumps(data)).array, array)
+
+
+class Inverted(ArrayFile):
+    def __init__(self, path: Path, top: int) -> None:
+        super().__init__(path)
+        self.top = top
+
+    def __getitem__(self, index: int) -> Any:  # noqa: ANN401  # an array
+        return self.top - super().__getitem__(index)
+
+
+def test_a_class_of_your_own_and_a_part_of_the_array_travel_as_they_are(tmp_path: Path) -> None:
+    """Workers that are not forked were sent the path alone."""
+    np.save(tmp_path / "a.npy", CHW)
+    whole = Inverted(tmp_path / "a.npy", 255)
+    for data in (pickle.loads(pickle.dumps(whole)), copy.copy(whole)):
+        assert type(data) is Inverted
+        assert isinstance(data.array, np.memmap)
+        assert np.array_equal(data[3], 255 - CHW[3])
+    part = ArrayFile(tmp_path / "a.npy")
+    part.array = part.array[4:]
+    assert np.array_equal(pickle.loads(pickle.dumps(part)).array, CHW[4:])
 
 
 def test_arrays_by_config_and_key(tmp_path: Path) -> None:

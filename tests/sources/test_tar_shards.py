@@ -3,6 +3,7 @@
 import io
 import pickle
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ import numpy as np
 import pytest
 import torch
 from hydra.utils import instantiate
+from torch.utils.data import ChainDataset, DataLoader, IterableDataset
 from torchvision.transforms.v2 import functional as F
 
 from ddpm_data._distributed import EpochShard
 from ddpm_data.cli.checking.walk import scan_iterable
 from ddpm_data.images.processor import ImageProcessor
 from ddpm_data.loading.iterable import IterableImages
+from ddpm_data.loading.prebatched import PrebatchedBatches, PrebatchedImages
 from ddpm_data.sources import ImageFiles, TarShards
 from tests import zoo
 from tests.conftest import Recorder, trainer
@@ -51,6 +54,48 @@ def test_too_few_shards_are_an_error_in_every_process(shards: list[str], rank: i
     says = r"1 shard\(s\) cannot be shared out to 2 process.*`loader\.num_workers`"
     with pytest.raises(ValueError, match=says):
         Rank(TarShards(shards[:1]), EpochShard(0, 2, rank), workers).read()
+
+
+class Labelled(IterableDataset[dict[str, Any]]):
+    """Goes through shards, as a dataset of a user's own may."""
+
+    def __init__(self, shards: TarShards) -> None:
+        self.shards = shards
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for item in self.shards:
+            yield {"image": item["png"], "label": item["cls"]}
+
+
+@pytest.mark.parametrize("wrap", [Labelled, lambda shards: ChainDataset([shards])], ids=["own", "ChainDataset"])
+@pytest.mark.parametrize(("world_size", "workers"), LAYOUTS)
+def test_shards_within_another_dataset_are_split_and_shuffled_too(
+    wrap: Any,  # noqa: ANN401  # a function
+    world_size: int,
+    workers: int,
+    shards: list[str],
+) -> None:
+    alone, within = TarShards(shards, shuffle=5), wrap(TarShards(shards, shuffle=5))
+    epochs = [read(within, world_size, workers, epoch) for epoch in (0, 1)]
+    assert epochs == [read(alone, world_size, workers, epoch) for epoch in (0, 1)]
+    assert epochs[0] != epochs[1]
+    assert together(epochs[1]) == rows(STREAM_IMAGES)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_shards_within_a_dataloader_of_the_users_own_are_split_too(shards: list[str], workers: int) -> None:
+    seen: list[list[bytes]] = [[], []]
+    for rank in range(2):
+        loader = DataLoader(Labelled(TarShards(shards)), 4, num_workers=workers, collate_fn=stack)
+        ready = PrebatchedImages(loader, ImageProcessor(), "train")
+        for batch in PrebatchedBatches(ready, "train", 2, rank):
+            seen[rank] += [image.numpy().tobytes() for image in batch.images.images]
+    assert all(seen)
+    assert together(seen) == rows(STREAM_IMAGES)
+
+
+def stack(items: list[dict[str, Any]]) -> torch.Tensor:
+    return torch.stack([F.pil_to_tensor(item["image"]) for item in items])
 
 
 @pytest.mark.slow
