@@ -1,5 +1,6 @@
 """Processes besides DDPM's chain: FIELD's golden values, their identities, and diffusers' own tables."""
 
+import inspect
 import math
 from collections.abc import Callable
 
@@ -109,28 +110,50 @@ def test_edm_rows_are_quantiles_of_the_lognormal() -> None:
     ],
 )
 def test_the_network_is_told_what_the_condition_names(condition: str, told: list[float]) -> None:
-    sigma = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
-    assert processes.compute_condition("chain", condition, 1 - sigma, sigma).tolist() == pytest.approx(told)
+    for scale in (1, 4):  # signal and sigma need not add up to 1
+        sigma = scale * torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+        assert processes.compute_condition("chain", condition, scale - sigma, sigma).tolist() == pytest.approx(told)
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        processes.edm,
-        processes.log_uniform,
-        processes.continuous_cosine,
-        processes.continuous_linear,
-        processes.linear_log_snr,
-        processes.vp_sde,
-    ],
-)
-def test_continuous_time_has_65536_rows_unless_said(make: Callable[..., GaussianProcess]) -> None:
-    assert make().num_timesteps == 2**16
+DEFAULTS: dict[Callable[..., GaussianProcess], dict[str, object]] = {  # FIELD, and the papers that each names
+    processes.rectified_flow: {"num_timesteps": 1000, "shift": 1.0, "condition": "1000 s"},
+    processes.edm: {"num_timesteps": 65536, "log_mean": -1.2, "log_std": 1.2},
+    processes.karras: {"num_timesteps": 1000, "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0},
+    processes.log_uniform: {"num_timesteps": 65536, "sigma_min": 0.02, "sigma_max": 100.0},
+    processes.trig_flow: {"num_timesteps": 65536, "log_mean": 0.2, "log_std": 1.6, "sigma_data": 0.5},
+    processes.continuous_cosine: {
+        "num_timesteps": 65536,
+        "image_size": 64,
+        "noise_size": 64,
+        "noise_size_high": None,
+        "limit": 15.0,
+        "condition": "log SNR",
+    },
+    processes.continuous_linear: {"num_timesteps": 65536},
+    processes.linear_log_snr: {"num_timesteps": 65536, "start": 13.3, "end": -5.0},
+    processes.vp_sde: {"num_timesteps": 65536, "beta_min": 0.1, "beta_max": 20.0, "end": 1e-5},
+}
+
+
+@pytest.mark.parametrize("make", DEFAULTS)
+def test_defaults_are_the_fields(make: Callable[..., GaussianProcess]) -> None:
+    """A config that names no number means these."""
+    parameters = inspect.signature(make).parameters.items()
+    assert {name: parameter.default for name, parameter in parameters} == DEFAULTS[make]
 
 
 def test_log_uniform_sigmas_are_even_in_their_logarithm() -> None:
     sigma = processes.log_uniform(4, sigma_min=0.01, sigma_max=100.0).exact.sigma
     assert sigma.log10().tolist() == pytest.approx([-1.5, -0.5, 0.5, 1.5])
+
+
+def test_as_few_steps_as_there_may_be() -> None:
+    assert processes.rectified_flow(1).exact.sigma.tolist() == [1.0]
+    assert processes.karras(2).exact.sigma.tolist() == pytest.approx([0.002, 80.0])
+    equal = processes.variance_exploding(torch.tensor([1.0, 1.0, 2.0]))  # steps may repeat
+    assert equal.exact.sigma.tolist() == [1.0, 1.0, 2.0]
+    told = processes.from_log_snr(torch.tensor([1.0, 0.0, -1.0, -2.0])).condition
+    assert told.tolist() == [125.0, 375.0, 625.0, 875.0]
 
 
 def test_vp_sde_leaves_out_the_first_times() -> None:
@@ -218,7 +241,10 @@ def test_schedulers_of_diffusers_give_their_own_tables() -> None:
         (lambda: GaussianProcess(torch.ones(1), torch.ones(1).double() * 1e300), r"1e\+300 at t=0, .* in float32"),
         (lambda: processes.from_log_snr(torch.tensor([-1.0, 1.0])), "log_snr is wrong at t=1"),
         (lambda: processes.linear_log_snr(start=-1, end=1), "`start`"),
+        (lambda: processes.linear_log_snr(start=1.0, end=1.0), "`start`"),
         (lambda: processes.vp_sde(end=1.0), "`end`"),
+        (lambda: processes.vp_sde(beta_min=2.0, beta_max=2.0), "`beta_min`"),
+        (lambda: processes.karras(1), "`num_timesteps`"),
         (lambda: processes.edm(log_std=0.0), "`log_std`"),
         (lambda: processes.rectified_flow(10, condition="s + 1"), r"told t, t \+ 1, .*`condition`"),  # type: ignore[arg-type]
         (lambda: processes.rectified_flow(10, condition="ln(sigma) / 4"), "condition is inf at t=9"),

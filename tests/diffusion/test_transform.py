@@ -1,6 +1,8 @@
 """The batch transform: a pure function of seed, position, stage and pixels."""
 
+import inspect
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -257,11 +259,44 @@ def test_wrong_batches_are_refused(
         (dict(flip="half"), TypeError, "`flip`"),
         (dict(seed=-1), ValueError, "seed"),
         (dict(seed=0.5), TypeError, "seed"),
+        (dict(timesteps=UniformTimesteps), TypeError, r"timesteps is a type.*`timesteps`"),
+        (dict(timesteps="uniform"), TypeError, r"timesteps is a str.*`timesteps`"),
+        (dict(compile="yes"), TypeError, r"compile='yes'.*`compile`"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments: dict[str, object], error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says):
         make(**arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("draw", "says"),
+    [
+        (lambda position, steps, key, stage: position[:1] % steps, r"shape \(1,\) for 2 examples"),
+        (lambda position, steps, key, stage: [0, 1], "a list for 2 examples"),
+        (lambda position, steps, key, stage: position % steps + steps, "t"),
+    ],
+    ids=["too few", "no tensor", "no such step"],
+)
+def test_a_draw_of_your_own_gives_a_step_for_each_example(draw: Any, says: str) -> None:  # noqa: ANN401  # a function
+    with pytest.raises((TypeError, ValueError, IndexError), match=says):
+        make(timesteps=draw)(IMAGES, POSITION)
+
+
+def test_defaults_are_an_ordinary_transform() -> None:
+    parameters = inspect.signature(ForwardDiffusion).parameters
+    defaults = {name: parameter.default for name, parameter in parameters.items() if name != "process"}
+    assert defaults == {
+        "seed": 0,
+        "timesteps": None,
+        "flip": 0.0,
+        "augment": None,
+        "compile": True,
+        "latents": None,
+        "target": "noise",
+        "weight": None,
+        "noise": None,
+    }
 
 
 def test_betas_instead_of_a_process_are_refused() -> None:
