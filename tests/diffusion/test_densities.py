@@ -18,6 +18,7 @@ from ddpm_data import (
     processes,
     schedules,
 )
+from ddpm_data.diffusion.timesteps import find_steps
 from ddpm_data.types import Stage
 
 FLOW = processes.rectified_flow(1000)
@@ -53,6 +54,21 @@ ALL: dict[str, Callable[..., Tensor]] = {
 )
 def test_golden_thresholds(density: Callable[..., Tensor], golden: list[int]) -> None:
     assert DensityTimesteps(density).thresholds(FLOW)[GOLDEN_STEPS].tolist() == golden
+
+
+def test_a_word_equal_to_a_threshold_is_beyond_it() -> None:
+    thresholds, words = torch.tensor([4, 4, 8, 2**32]), torch.tensor([0, 3, 4, 7, 8, 2**32 - 1])
+    assert find_steps(thresholds, words).tolist() == [0, 0, 2, 2, 3, 3]
+
+
+@pytest.mark.parametrize("scale", [-1.0, 0.0, 0.5, 1.29, 1.75])
+def test_mode_draws_the_curve_of_its_paper(scale: float) -> None:
+    """Esser et al. 2024, Eq. 20, of evenly spaced u."""
+    u = (np.arange(10**6) + 0.5) / 10**6
+    s = 1 - u - scale * (np.cos(np.pi / 2 * u) ** 2 - 1 + u)
+    shares = np.histogram(s, np.linspace(0, 1, 21))[0] / 10**6
+    found = densities.mode(processes.rectified_flow(20), scale)
+    torch.testing.assert_close(found, torch.from_numpy(shares), rtol=0, atol=1e-5)
 
 
 def test_golden_probabilities() -> None:

@@ -45,6 +45,14 @@ def test_what_takes_its_place_has_an_examples_shape_or_one_that_is_spread_over_i
             ConditionDropout(1.0, torch.rand(shape))(embedding, position)
 
 
+def test_what_takes_its_place_has_the_conditions_type_from_batch_to_batch() -> None:
+    dropout, position = ConditionDropout(1.0, torch.ones(3)), torch.arange(4)
+    for dtype in (torch.float32, torch.float16, torch.float64):
+        dropped = dropout(torch.zeros(4, 3, dtype=dtype), position)
+        assert dropped.dtype == dtype
+        assert (dropped == 1).all()
+
+
 @pytest.mark.parametrize(
     ("dtype", "null", "becomes"),
     [(torch.uint8, 256, "0"), (torch.uint8, -1, "255"), (torch.int8, 1000, "-24"), (torch.bool, 2, "True")],

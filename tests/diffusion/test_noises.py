@@ -216,6 +216,7 @@ def test_settings_of_different_kinds_are_never_equal() -> None:
     assert noises.offset(0.1) != noises.input_perturbation(0.1)
     assert noises.offset(0.1) != noises.generalised_offset(0.1)
     assert noises.gaussian() is None
+    assert noises.nearest(128) != noises.nearest(127)
     assert len({hash(noise) for noise in (*ALL.values(), *ALL.values())}) == len(ALL)
 
 
@@ -228,6 +229,7 @@ def test_settings_of_different_kinds_are_never_equal() -> None:
         (lambda: noises.pyramid(discount=1.0), "`discount`"),
         (lambda: noises.pyramid(ratio=1.0), "`ratio`"),
         (lambda: noises.pyramid(levels=0), "`levels`"),
+        (lambda: noises.nearest(129), "`candidates`"),
         (lambda: noises.nearest(0), "`candidates`"),
     ],
 )
