@@ -38,27 +38,26 @@ class EpochShard(NamedTuple):
     rank: int
 
 
-_ALONE = EpochShard(0, 1, 0)
-_share: ContextVar[EpochShard] = ContextVar("_share", default=_ALONE)
+_epoch: ContextVar[int] = ContextVar("_epoch", default=0)
 
 
-def find_share() -> EpochShard:
-    """Return the share that :func:`iterate_share` is reading; outside of it, that of the only process in epoch 0."""
-    return _share.get()
+def find_epoch() -> int:
+    """Return the epoch that :func:`iterate_in_epoch` is reading; outside of it 0."""
+    return _epoch.get()
 
 
-def iterate_share(source: Iterable[Item], share: EpochShard) -> Iterator[Item]:
-    """Iterate over a source, any part of which may ask :func:`find_share` what to read."""
+def iterate_in_epoch(source: Iterable[Item], epoch: int) -> Iterator[Item]:
+    """Iterate over a source, any part of which may ask :func:`find_epoch`."""
     items: Iterator[Item] | None = None
     while True:
-        token = _share.set(share)
+        token = _epoch.set(epoch)
         try:
             items = iter(source) if items is None else items
             item = next(items)
         except StopIteration:
             return
         finally:
-            _share.reset(token)
+            _epoch.reset(token)
         yield item
 
 

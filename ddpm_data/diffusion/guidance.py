@@ -61,7 +61,8 @@ class ConditionDropout:
                 f"condition_dropout={self.probability:g}: there is no condition to drop. Set `dataset.condition`, or "
                 "set `dataset.condition_dropout` to 0."
             )
-        self(condition, torch.zeros(1, dtype=torch.int64, device="cpu"))
+        lengths = [len(leaf) for leaf in leaves(condition) if isinstance(leaf, Tensor) and leaf.dim()]
+        self(condition, torch.zeros(lengths[0] if lengths else 1, dtype=torch.int64, device="cpu"))
         if isinstance(self.null, int) and self.null in range(len(class_names)):
             raise ValueError(
                 f"null_condition={self.null} is the label of {class_names[self.null]}, and a dropped label must be one "
@@ -104,7 +105,7 @@ class ConditionDropout:
 
         Raises:
             TypeError: ``null`` has another form than the conditions.
-            ValueError: ``null`` does not fit their dtype.
+            ValueError: ``null`` does not fit their dtype, or they are not one for each position.
         """
         if not self.probability:
             return condition
@@ -115,6 +116,12 @@ class ConditionDropout:
         def replace_leaf(leaf: object, null: object) -> object:
             if not isinstance(leaf, Tensor):
                 return leaf
+            if not leaf.dim() or len(leaf) != len(mask):
+                raise ValueError(
+                    f"condition_dropout={self.probability:g}: a batch of {len(mask)} images has a condition of shape "
+                    f"{tuple(leaf.shape)}, and to drop some, each image needs its own. Change `dataset.condition`, or "
+                    "set `dataset.condition_dropout` to 0."
+                )
             return torch.where(mask.view(-1, *[1] * (leaf.dim() - 1)), self._convert_null(null, leaf), leaf)
 
         return _replace_leaves(replace_leaf, condition, self.null)

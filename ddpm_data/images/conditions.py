@@ -160,13 +160,13 @@ class Conditions:
             height, width = image.shape[-2:]
             pixels = self._decode(value, key, batched, (height, width))
             if self._resize is None:
-                _check_proportions(key, pixels, (height, width))
+                _refuse_turned(key, pixels, (height, width))
                 return pixels
             target = self._resize.target(height, width)
             if not self._resize.stretch:
                 _check_proportions(key, pixels, target)
-            elif (height, width) != target:  # else it has been stretched already, and shows nothing
-                _check_proportions(key, pixels, (height, width))
+            elif target not in ((height, width), tuple(pixels.shape[-2:])):  # as what has been stretched in decoding
+                _refuse_turned(key, pixels, (height, width))
             is_nearest = self.images[key].interpolation == "nearest"
             return resize_and_crop(pixels, target, self._resize.size, crop_offsets, is_nearest)
 
@@ -324,6 +324,18 @@ def _check_proportions(key: ItemKey, pixels: Tensor, target: Size) -> None:
         raise ValueError(
             f"the condition {key!r} is {height} x {width} and its image, before it is cropped, {target[0]} x "
             f"{target[1]}: they differ in proportions, so no part of one matches the other. Change the dataset, or "
+            "`dataset.condition_images`."
+        )
+
+
+def _refuse_turned(key: ItemKey, pixels: Tensor, size: Size) -> None:
+    """Refuse an image that has its image's proportions with the sides swapped; others may differ on purpose."""
+    height, width = pixels.shape[-2:]
+    is_swapped = abs(height * size[0] - width * size[1]) <= max(size) + max(height, width)
+    if is_swapped and (height > width) != (size[0] > size[1]) and height != width:
+        raise ValueError(
+            f"the condition {key!r} is {height} x {width} and its image {size[0]} x {size[1]}: one of the two lies on "
+            "its side, as where only one file has an EXIF orientation. Change the dataset, or "
             "`dataset.condition_images`."
         )
 

@@ -92,6 +92,7 @@ def to_chw(image: Tensor | np.ndarray[Any, Any], channels_last: bool | None = No
         TypeError: torch does not have the array's dtype.
         ValueError: The image has no pixels, or complex ones.
     """
+    image = np.asarray(image) if isinstance(image, np.ndarray) else image  # a matrix would keep its two axes
     return to_bchw(image[None], channels_last)[0]
 
 

@@ -18,7 +18,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from tqdm import tqdm
 
 from ddpm_data._bytes import bytes_of
-from ddpm_data._distributed import EpochShard, World, is_rank_zero, iterate_share
+from ddpm_data._distributed import EpochShard, World, is_rank_zero, iterate_in_epoch
 from ddpm_data.images.conditions import Conditions
 from ddpm_data.images.processor import ItemProcessor
 from ddpm_data.loading.bad_items import BadItem, PeakCounter, WorkerBatch, check_same_shape, with_item_context
@@ -204,7 +204,7 @@ class IterableImages(SelfOrderedImages):
 
     def _iterate_source(self, where: str) -> Iterator[object]:
         """Yield the source's items. An error of the source ends its iteration, so it cannot be replaced."""
-        count, items = 0, iterate_share(self.source, self._share)
+        count, items = 0, iterate_in_epoch(self.source, self._share.epoch)
         while True:
             try:
                 item = next(items)

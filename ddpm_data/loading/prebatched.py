@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
-from ddpm_data._distributed import EpochShard, World, iterate_share
-from ddpm_data._nested import leaves
+from ddpm_data._distributed import World, iterate_in_epoch
 from ddpm_data.images.conditions import Conditions
 from ddpm_data.images.processor import ItemProcessor
 from ddpm_data.loading.bad_items import WorkerBatch, with_item_context
@@ -41,7 +40,7 @@ class PrebatchedImages(SelfOrderedImages):
         self.processor = processor
         self.name = name
         self.conditions = conditions or Conditions()
-        self.share = EpochShard(0, 1, 0)
+        self.epoch = 0
 
     def batches(self, stage: Stage, options: LoaderOptions, world: World, key: Key) -> "PrebatchedBatches":
         """Return the loader's batches.
@@ -74,6 +73,7 @@ class PrebatchedImages(SelfOrderedImages):
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the loader's samplers and dataset."""
+        self.epoch = epoch
         batch_sampler = self.loader.batch_sampler
         for part in (self.loader.sampler, batch_sampler, getattr(batch_sampler, "sampler", None), self.loader.dataset):
             tell_epoch(part, epoch)
@@ -84,30 +84,14 @@ class PrebatchedImages(SelfOrderedImages):
         Raises:
             OSError, RuntimeError, TypeError, ValueError: A batch cannot be used; the error names it.
         """
-        for number, batch in enumerate(iterate_share(self.loader, self.share)):
+        for number, batch in enumerate(iterate_in_epoch(self.loader, self.epoch)):
             try:
                 raw, condition = self.processor.decode_batch(batch), self.conditions.find(batch, batched=True)
                 images = self.processor.convert(raw).contiguous()
                 condition = self.conditions.convert(condition, raw, batched=True)
-                _check_lengths(condition, len(images))
             except Exception as error:  # whatever it is, the batch is named
                 raise with_item_context(f"{self.name}, batch {number}", error) from error
             yield images, condition
-
-
-def _check_lengths(condition: object, count: int) -> None:
-    """Refuse conditions that are not one for each image.
-
-    Raises:
-        ValueError: There are more of them, or fewer.
-    """
-    for leaf in leaves(condition):
-        found = len(leaf) if isinstance(leaf, list | tuple) or (isinstance(leaf, Tensor) and leaf.dim()) else None
-        if leaf is not None and found != count:
-            raise ValueError(
-                f"there are {count} images, and their condition is {'one value' if found is None else f'of {found}'}. "
-                "Change the loader's collate_fn, or `dataset.condition`."
-            )
 
 
 def _knows_its_rank(sampler: object) -> bool:
@@ -131,16 +115,13 @@ class PrebatchedBatches(StageBatches, IterableDataset[WorkerBatch]):
         self.stage = stage
         self.world_size = world_size
         self.rank = rank
-        self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch comes next."""
-        self._epoch = epoch
         self.images.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[WorkerBatch]:
         count = 0
-        self.images.share = EpochShard(self._epoch, self.world_size, self.rank)
         for images, condition in self.images:
             position = torch.arange(count, count + len(images), device="cpu") * self.world_size + self.rank
             count += len(images)

@@ -14,7 +14,7 @@ import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ddpm_data._checks import check_int
-from ddpm_data._distributed import EpochShard, find_share
+from ddpm_data._distributed import EpochShard, find_epoch
 from ddpm_data._keys import name_arguments
 from ddpm_data.sources._opening import list_suffixes, open_image
 
@@ -39,12 +39,14 @@ def refuse_damaged(item: object) -> Any:  # noqa: ANN401  # any item
 class TarShards(IterableDataset[dict[str, object]]):
     """An iterable dataset of tar files in WebDataset's layout.
 
-    In each epoch, one worker of one process reads each tar file, also where another iterable dataset goes through this
-    one. An item is a dict of the files that share a name, by
+    In each epoch, one worker of one process reads each tar file. An item is a dict of the files that share a name, by
     suffix. Image files of every format that :class:`~ddpm_data.sources.ImageFiles` reads become PIL images that are not
     decoded yet. ``cls``, ``txt``, ``json`` and ``npy`` files are parsed; all others stay bytes. In training, a sample
     with a damaged file is a bad item (``on_bad_item``); iterated over, it raises an error that names the shard, the
     sample and the file.
+
+    An iterable dataset of your own may go through this one. The order is each epoch's then too, and workers share the
+    files. To share them out to processes is left to your dataset: ``TarShards(files[rank::world_size])``.
 
     Nothing is ever unpickled. WebDataset's own decoders unpickle ``.pyd``, ``.pickle`` and ``.pth`` files, which runs
     any code that the author of a file put there.
@@ -88,7 +90,7 @@ class TarShards(IterableDataset[dict[str, object]]):
                 raise FileNotFoundError(f"TarShards: there is no file {shard}. Change `dataset.shards`.")
 
     def __iter__(self) -> Iterator[dict[str, object]]:
-        return map(refuse_damaged, self.samples(find_share()))
+        return map(refuse_damaged, self.samples(EpochShard(find_epoch(), 1, 0)))
 
     def samples(self, share: EpochShard) -> Iterator[dict[str, object] | DamagedSample]:
         """Read the items that belong to the current worker of one process.

@@ -244,8 +244,37 @@ def test_a_mask_that_lies_on_its_side_is_refused(kind: str, options: dict[str, A
     else:
         image = torch.zeros(3, 24, 16, dtype=torch.uint8)
         items = [{"image": image, "mask": torch.from_numpy(mask) if kind == "tensor" else mask}]
-    with pytest.raises(ValueError, match=r"'mask' is 16 x 24 and its image, .*differ in proportions"):
+    says = "differ in proportions" if options == {"image_size": 8} else "one of the two lies on its side"
+    with pytest.raises(ValueError, match=rf"'mask' is 16 x 24 and its image.*{says}"):
         batches(items, condition="mask", condition_images={"mask": "nearest"}, **options)
+
+
+@pytest.mark.parametrize("side", [(400, 600), (300, 600)])
+@pytest.mark.parametrize(("image", "other"), [("PNG", "JPEG"), ("JPEG", "PNG"), ("tensor", "JPEG"), ("PNG", "tensor")])
+def test_stretched_pictures_lie_on_each_other_however_they_are_decoded(
+    image: str, other: str, side: tuple[int, int]
+) -> None:
+    """Large files are decoded straight to a size, small ones and arrays are resized later."""
+    slope = np.broadcast_to(np.linspace(0, 255, side[1]).astype(np.uint8)[None, :, None], (*side, 3)).copy()
+
+    def make(kind: str) -> Any:  # noqa: ANN401  # a PIL image or a tensor
+        if kind == "tensor":
+            return torch.from_numpy(slope).permute(2, 0, 1)
+        file = BytesIO()
+        Image.fromarray(slope).save(file, kind)
+        return Image.open(file)
+
+    for size in (64, (64, 32), (32, 64)):
+        item = [{"image": make(image), "edges": make(other)}]
+        options: dict[str, Any] = dict(condition="edges", condition_images={"edges": "bilinear"})
+        [batch] = batches(item, image_size=size, resize="stretch", **options)
+        assert float((levels(batch.condition) - levels(batch.x_t)).abs().mean()) < 2
+
+
+def test_a_reference_picture_of_other_proportions_may_stay(tmp_path: Path) -> None:
+    items = [{"image": torch.zeros(3, 12, 20, dtype=torch.uint8), "edges": Image.new("RGB", (24, 24))}] * 2
+    [batch] = batches(items, condition="edges", condition_images={"edges": "bilinear"})
+    assert batch.condition.shape == (2, 3, 24, 24)
 
 
 @pytest.mark.parametrize("way", ["items", "array", "batches", "square"])

@@ -53,6 +53,12 @@ def test_what_takes_its_place_has_the_conditions_type_from_batch_to_batch() -> N
         assert (dropped == 1).all()
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (1, 3), (3,)])
+def test_a_condition_for_several_images_cannot_be_dropped(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"a batch of 4 images has a condition of shape \(.*`dataset.condition`"):
+        ConditionDropout(0.5, 7)(torch.zeros(shape, dtype=torch.int64), torch.arange(4))
+
+
 @pytest.mark.parametrize(
     ("dtype", "null", "becomes"),
     [(torch.uint8, 256, "0"), (torch.uint8, -1, "255"), (torch.int8, 1000, "-24"), (torch.bool, 2, "True")],

@@ -57,39 +57,40 @@ def test_too_few_shards_are_an_error_in_every_process(shards: list[str], rank: i
 
 
 class Labelled(IterableDataset[dict[str, Any]]):
-    """Goes through shards, as a dataset of a user's own may."""
+    """Goes through shards, as a dataset of a user's own may, and shares them out to processes in one of three ways."""
 
-    def __init__(self, shards: TarShards) -> None:
-        self.shards = shards
+    def __init__(self, shards: list[str], way: str = "files", rank: int = 0, world_size: int = 1) -> None:
+        self.shards, self.way, self.rank, self.world_size = shards, way, rank, world_size
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for item in self.shards:
-            yield {"image": item["png"], "label": item["cls"]}
+        own = self.shards[self.rank :: self.world_size]
+        parts = {"files": [own], "a file at a time": [[shard] for shard in own], "items": [self.shards]}[self.way]
+        for part in parts:
+            for number, item in enumerate(TarShards(part, shuffle=5)):
+                if self.way != "items" or number % self.world_size == self.rank:
+                    yield {"image": item["png"], "label": item["cls"]}
 
 
-@pytest.mark.parametrize("wrap", [Labelled, lambda shards: ChainDataset([shards])], ids=["own", "ChainDataset"])
-@pytest.mark.parametrize(("world_size", "workers"), LAYOUTS)
-def test_shards_within_another_dataset_are_split_and_shuffled_too(
-    wrap: Any,  # noqa: ANN401  # a function
-    world_size: int,
-    workers: int,
-    shards: list[str],
-) -> None:
-    alone, within = TarShards(shards, shuffle=5), wrap(TarShards(shards, shuffle=5))
-    epochs = [read(within, world_size, workers, epoch) for epoch in (0, 1)]
-    assert epochs == [read(alone, world_size, workers, epoch) for epoch in (0, 1)]
-    assert epochs[0] != epochs[1]
-    assert together(epochs[1]) == rows(STREAM_IMAGES)
-
-
+@pytest.mark.parametrize("wrap", [Labelled, lambda shards: ChainDataset([TarShards(shards, 5)])], ids=["own", "Chain"])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_shards_within_a_dataloader_of_the_users_own_are_split_too(shards: list[str], workers: int) -> None:
-    seen: list[list[bytes]] = [[], []]
+def test_shards_within_another_dataset_have_the_epochs_order_too(wrap: Any, workers: int, shards: list[str]) -> None:  # noqa: ANN401  # a function
+    epochs = [read(wrap(shards), 1, workers, epoch) for epoch in (0, 1)]
+    assert epochs == [read(TarShards(shards, 5), 1, workers, epoch) for epoch in (0, 1)]
+    assert epochs[0] != epochs[1]
+
+
+@pytest.mark.parametrize("loads", [False, True], ids=["", "in a DataLoader"])
+@pytest.mark.parametrize("way", ["files", "a file at a time", "items"])
+def test_what_shares_shards_out_by_itself_is_not_split_again(way: str, loads: bool, shards: list[str]) -> None:
+    seen = []
     for rank in range(2):
-        loader = DataLoader(Labelled(TarShards(shards)), 4, num_workers=workers, collate_fn=stack)
-        ready = PrebatchedImages(loader, ImageProcessor(), "train")
-        for batch in PrebatchedBatches(ready, "train", 2, rank):
-            seen[rank] += [image.numpy().tobytes() for image in batch.images.images]
+        source = Labelled(shards, way, rank, 2)
+        if loads:
+            ready = PrebatchedImages(DataLoader(source, 4, collate_fn=stack), ImageProcessor(), "train")
+            batches = iter(PrebatchedBatches(ready, "train", 2, rank))
+            seen.append([image.numpy().tobytes() for batch in batches for image in batch.images.images])
+        else:
+            seen.append(Rank(source, EpochShard(0, 2, rank), 0).read())
     assert all(seen)
     assert together(seen) == rows(STREAM_IMAGES)
 
