@@ -225,9 +225,15 @@ def _limit_pipeline(count: int, *shape: int) -> Pipeline:
         size = shape[0]
         batch = Triple(torch.zeros(shape), torch.zeros(size, dtype=torch.int64), torch.zeros(shape))
         rest = Triple(*(part[: count % size] for part in batch))
-        return Idle(), {"train_dataloaders": [batch] * (count // size) + [rest] * (count % size > 0)}
+        # A DataLoader without workers or batches of its own, since Lightning takes a list for several loaders.
+        batches: Any = [batch] * (count // size) + [rest] * (count % size > 0)
+        return Idle(), {"train_dataloaders": DataLoader(batches, batch_size=None, collate_fn=_keep)}
 
     return prepare
+
+
+def _keep(batch: Any) -> Any:  # noqa: ANN401  # a DataLoader's
+    return batch
 
 
 def _file_pipelines(root: Path) -> dict[str, Pipeline]:
