@@ -149,7 +149,8 @@ class ConditionDropout:
             if values.is_floating_point() and not leaf.is_floating_point():
                 raise _make_null_error(null, f"{leaf.dtype}")
             converted = values.to(leaf.dtype)
-            if not (leaf.is_floating_point() or torch.equal(converted.to(values.dtype), values)):
+            is_whole = not leaf.is_floating_point() and not leaf.is_complex()
+            if is_whole and not torch.equal(converted.to(values.dtype), values):
                 raise ValueError(
                     f"null_condition={null!r} replaces conditions of {leaf.dtype}, in which it would become "
                     f"{converted.tolist()}, perhaps that of a class. Change `dataset.null_condition`, or have the "

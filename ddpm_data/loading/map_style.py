@@ -233,9 +233,8 @@ class MapStyleImages(Dataset[Tensor]):
         # If size and channels are given, shapes cannot differ, and fewer items show the dtype and range.
         size = self.processor.image_size
         count = min(len(self), 32 if size and self.processor.channels else 128)
-        shuffled = permute(
-            torch.arange(count, device="cpu"), len(self), Key(0, 0), Purpose.CHECK
-        )  # even steps could meet a pattern
+        # Even steps could meet a pattern.
+        shuffled = permute(torch.arange(count, device="cpu"), len(self), Key(0, 0), Purpose.CHECK)
         places = torch.tensor(sorted({0, len(self) - 1, *shuffled.tolist()}), device="cpu")
         raw = self.load_raw(self._indices(places).tolist())
         images = [item.image for item in raw]
