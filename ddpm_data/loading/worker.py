@@ -7,8 +7,8 @@ not be pickled.
 """
 
 import atexit
+import copy
 import multiprocessing
-import pickle
 import signal
 import sys
 import time
@@ -74,7 +74,8 @@ class _Call(Dataset[_Outcome]):
 def _to_portable(warning: Warning) -> Warning:
     """Return a warning that another process can read: one of its built-in class, if not that very one."""
     try:
-        pickle.loads(pickle.dumps(warning))
+        ForkingPickler.dumps(warning)
+        copy.copy(warning)  # which makes it anew, as unpickling would
     except Exception:  # a class of its own kind, with arguments of its own or defined in a function
         category: type[Warning] = next(base for base in type(warning).__mro__ if base.__module__ == "builtins")
         return category(f"{type(warning).__name__}: {warning}")
