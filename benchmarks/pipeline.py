@@ -168,7 +168,7 @@ def measure(
         {
             "data": name,
             "images per second": speed,
-            "workers, threads": f"{workers}, {threads}",
+            "workers, threads": "" if name.startswith(LIMIT) else f"{workers}, {threads}",
             "times the fastest other": "" if name in others else f"{speed / fastest:.1f}",
         }
         for name, (speed, (workers, threads)) in best.items()

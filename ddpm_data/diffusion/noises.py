@@ -318,7 +318,7 @@ def _distance(noise: Quarters, x_0: Quarters, numel: int) -> Tensor:
 class _Stretch(NamedTuple):
     """Linear interpolation of an axis to a longer one: every place there lies between two of here.
 
-    No product of matrices, which would take fewer digits under autocast, or where TF32 is allowed.
+    No product of matrices, since autocast and TF32 give those fewer digits.
 
     Attributes:
         low: The first of the two, int64, shape ``(fine,)``.

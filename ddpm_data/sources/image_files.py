@@ -46,7 +46,7 @@ class ImageFiles(Dataset[Any]):
 
     Raises:
         FileNotFoundError: ``root`` is not a folder.
-        PermissionError: The folder, or one in it, cannot be read.
+        PermissionError: The folder, or one in it, cannot be read, or a link leads through such a folder.
         TypeError: ``labels`` is not a bool.
         ValueError: The folder holds no file with the suffix of an image format that PIL reads; or, with ``labels``, an
             image lies in no class, or a class has no image.
@@ -145,7 +145,12 @@ def _find_files(root: Path) -> Iterator[str]:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link that leads to itself, or through a folder that is closed to us
+    except PermissionError as error:  # it may lead to a folder of images
+        raise PermissionError(
+            f"ImageFiles: {entry.path} leads to where nobody may look ({error.strerror}), so images would be missing. "
+            "Change the permissions there, or `dataset.root`."
+        ) from error
+    except OSError:  # a link that leads to itself
         return False
 
 

@@ -181,3 +181,28 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(PermissionError, match=r"secret cannot be read \(Permission denied\).*`root`"):
         ImageFiles(tmp_path)
+
+
+@needs_links
+def test_a_link_through_a_closed_folder_is_named_and_its_images_are_not_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root may look everywhere, so the system's answer is played."""
+    save(tmp_path / "elsewhere" / "cats" / "1.png")
+    save(tmp_path / "root" / "dogs" / "1.png")
+    (tmp_path / "root" / "cats").symlink_to(tmp_path / "elsewhere" / "cats")
+    scandir = os.scandir
+
+    class Closed:
+        def __init__(self, entry: Any) -> None:  # noqa: ANN401  # os.DirEntry
+            self.name, self.path, self.is_symlink = entry.name, entry.path, entry.is_symlink
+
+        def is_dir(self) -> bool:
+            raise PermissionError(13, "Permission denied", self.path)
+
+    def list_entries(path: str) -> list[Any]:
+        return [Closed(entry) if entry.name == "cats" else entry for entry in scandir(path)]
+
+    monkeypatch.setattr(os, "scandir", list_entries)
+    with pytest.raises(PermissionError, match=r"cats leads to where nobody may look \(Permission denied\).*`root`"):
+        ImageFiles(tmp_path / "root")
