@@ -3,6 +3,7 @@
 Torch has few operations on uint32, so ``_kernels`` computes with int64, and of these a CPU's vectors take half as many.
 Inductor compiled them for half a minute into code that took two to five times as long on a processor with AVX2
 (``benchmarks/transform.md``). g++ and clang++ compile the file in a second, for the kind of vectors that torch finds.
+Where neither is installed, the package ``ziglang`` brings a clang++ (``pip install 'ddpm-data[compiler]'``).
 """
 
 import ctypes
@@ -12,11 +13,13 @@ import shlex
 import shutil
 import struct
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Hashable
 from contextlib import suppress
 from functools import cache
 from hashlib import sha256
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -33,7 +36,7 @@ _VECTORS = {
     "AVX2": ("-mavx2", "-mfma"),
     "AVX512": ("-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mfma", "-mprefer-vector-width=512"),
 }
-_BATCH = struct.Struct("11P12qd")  # ``Batch`` in ``triple.cpp``. ctypes' own structures take five times as long to fill
+_BATCH = struct.Struct("12P12qd")  # ``Batch`` in ``triple.cpp``. ctypes' own structures take five times as long to fill
 _MIN_NUMBERS_PER_THREAD = 2**14  # fewer take less time than to wake a thread
 
 
@@ -51,8 +54,9 @@ class Library:
         self._make_triple.restype = None
         self._draw_normals = library.draw_normals
         pointer, number = ctypes.c_void_p, ctypes.c_int64
-        self._draw_normals.argtypes = [number, number, number, pointer, number, number, pointer, number]
+        self._draw_normals.argtypes = [number, number, number, pointer, number, number, pointer, number, pointer]
         self._draw_normals.restype = None
+        self._parallel = _find_parallel()
 
     def make_triple(self, tables: Tables, batch: TripleInputs) -> tuple[Tensor, Tensor, Tensor]:
         """Make ``x_t``, ``t`` and the target of contiguous images on the CPU; computed in float32, cast last.
@@ -77,6 +81,7 @@ class Library:
         count, _, height, width = images.shape
         numel = images.numel()
         arguments = _BATCH.pack(
+            self._parallel,
             images.data_ptr(),
             position.data_ptr(),
             tables.signal.data_ptr(),
@@ -120,6 +125,7 @@ class Library:
             numel,
             normals.data_ptr(),
             _choose_threads(normals.numel()),
+            self._parallel,
         )
         return normals
 
@@ -147,45 +153,68 @@ def load_library() -> Library:
         RuntimeError: There is no compiler, or it failed.
     """
     _keep_freed_memory()
-    command = _find_compiler()
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # Windows keeps open files
+        return _load_library(Path(folder))
+
+
+def _load_library(folder: Path) -> Library:
+    """Load the code, compiled in a folder of its own if it is not on disk."""
+    command, version = _find_compiler(folder)
     vectors = torch.backends.cpu.get_cpu_capability() if platform.machine().lower() in ("x86_64", "amd64") else ""
-    version = _run([*command, "--version"])
-    is_gcc = "Free Software Foundation" in version
-    # Torch's wheels bring GNU's OpenMP, whose threads a library of clang's could not share.
-    flags = [*_FLAGS, *_VECTORS.get(vectors, ()), *(("-fopenmp", "-mtune=native") if is_gcc else ())]
+    flags, links = [*_FLAGS, *_VECTORS.get(vectors, ())], ["-shared"]
+    if "Free Software Foundation" in version:
+        flags.append("-mtune=native")
+    if any("zig" in Path(part).name for part in command):
+        flags.append("-mcpu=baseline")  # what is on disk may serve machines with other processors than this one
+        if os.name != "nt":
+            links.append("-nostdlib")  # which it would compile first, for a minute; this process has loaded all of it
     if os.name != "nt":
         flags.append("-fPIC")
-    # The OpenMP that torch has loaded is found without a link, under whatever name its wheel has it.
-    links = ["-fopenmp"] if is_gcc and not hasattr(ctypes.CDLL(None), "GOMP_parallel") else []
-    kind = "\n".join([_SOURCE.read_text(encoding="utf-8"), version, *command, *flags, *links, torch.__version__])
+    kind = "\n".join([_SOURCE.read_text(encoding="utf-8"), version, *command, *flags, *links])
     root = os.environ.get("TORCH_EXTENSIONS_DIR") or user_cache_dir("torch_extensions")  # type: ignore[no-untyped-call]
     path = Path(root) / "ddpm_data" / f"{sha256(kind.encode()).hexdigest()[:16]}.so"
     with suppress(OSError):  # it is not there, or damaged
         return Library(path)
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # Windows keeps open files
-        objects, built = Path(folder) / "triple.o", Path(folder) / "triple.so"
-        _run([*command, *flags, "-c", str(_SOURCE), "-o", str(objects)])
-        _run([*command, "-shared", str(objects), "-o", str(built), *links])
-        with suppress(OSError):  # of a folder that cannot be written to
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_name(f"{path.name}.{os.getpid()}")
-            shutil.copy(built, part)
-            os.replace(part, path)  # whole, or not at all, where many processes compile it
-        return Library(built)
+    objects, built = folder / "triple.o", folder / "triple.so"
+    _run(folder, *command, *flags, "-c", str(_SOURCE), "-o", str(objects))
+    _run(folder, *command, *links, str(objects), "-o", str(built))
+    with suppress(OSError):  # of a folder that cannot be written to
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"{path.name}.{os.getpid()}")
+        shutil.copy(built, part)
+        os.replace(part, path)  # whole, or not at all, where many processes compile it
+    return Library(built)
 
 
-def _find_compiler() -> list[str]:
-    """Return the compiler's command: the environment's CXX, which may have options, or what is installed."""
-    chosen = os.environ.get("CXX")
-    usual = [["clang++"]] if os.name == "nt" else [["g++"], ["clang++"]]  # g++ aligns no vectors on Windows' stack
-    for command in [shlex.split(chosen)] if chosen else usual:
-        if shutil.which(command[0]):
-            return command
-    raise RuntimeError(f"no compiler: {f'CXX={chosen}' if chosen else 'neither g++ nor clang++'} was found")
+def _find_compiler(folder: Path) -> tuple[list[str], str]:
+    """Return the command and the version of the environment's CXX, which may have options, or of what is installed."""
+    if chosen := os.environ.get("CXX"):
+        command = shlex.split(chosen)
+        if not shutil.which(command[0]):
+            raise RuntimeError(f"no compiler: CXX={chosen} was not found")
+        return command, _run(folder, *command, "--version")
+    names = ["clang++"] if os.name == "nt" else ["g++", "clang++"]  # g++ aligns no vectors on Windows' stack
+    zig = [[sys.executable, "-m", "ziglang", "c++"]] if find_spec("ziglang") else []
+    for command in [*([name] for name in names), *zig]:
+        with suppress(OSError, RuntimeError):  # the name may be there without a compiler behind it
+            return command, _run(folder, *command, "--version")
+    raise RuntimeError(f"no compiler: there is no {' or '.join(names)}; `pip install ziglang` brings one")
 
 
-def _run(command: list[str]) -> str:
-    result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+def _find_parallel() -> int:
+    """Return the address of GOMP_parallel in the OpenMP that torch has loaded; 0 if there is none, as on Windows.
+
+    GNU's OpenMP has it and LLVM's does too, so code of any compiler can use torch's own threads without a link.
+    """
+    with suppress(OSError, AttributeError):
+        return ctypes.cast(ctypes.CDLL(torch._C.__file__).GOMP_parallel, ctypes.c_void_p).value or 0
+    return 0
+
+
+def _run(folder: Path, *command: str) -> str:
+    """Run the compiler and return what it printed; zig keeps what it makes for itself in the folder."""
+    environment = {"ZIG_GLOBAL_CACHE_DIR": str(folder), "ZIG_LOCAL_CACHE_DIR": str(folder)} | os.environ
+    result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment)
     if result.returncode:
         reason = next((line for line in result.stderr.splitlines() if "error" in line), result.stderr.strip())
         raise RuntimeError(f"{command[0]}: {reason}")

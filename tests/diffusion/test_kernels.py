@@ -2,8 +2,10 @@
 
 import os
 import pickle
+import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -134,16 +136,46 @@ def test_an_examples_bits_depend_on_no_batch_and_no_number_of_threads() -> None:
         torch.set_num_threads(threads)
 
 
+COMPILERS = {"g++": "g++", "clang++": "clang++", "ziglang": f"{sys.executable} -m ziglang c++"}
+
+
+def compile_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let transforms use code that is compiled as the test has set it."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(folder))
+    library = _cpp.load_library.__wrapped__()
+    monkeypatch.setattr(_cpp, "load_library", lambda: library)
+
+
 @pytest.mark.parametrize("vectors", [(), _cpp._VECTORS["AVX2"]], ids=["none", "AVX2"])
 def test_processors_with_shorter_vectors_give_the_same_bits(
     vectors: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     expected = make()(*batch(5, 3, 25, 23))
     monkeypatch.setattr(_cpp, "_VECTORS", dict.fromkeys(["AVX512", "AVX2"][: 1 + (not vectors)], vectors))
-    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    library = _cpp.load_library.__wrapped__()
-    monkeypatch.setattr(_cpp, "load_library", lambda: library)
+    compile_anew(tmp_path, monkeypatch)
     assert all(torch.equal(a, b) for a, b in zip(make()(*batch(5, 3, 25, 23)), expected, strict=True))
+
+
+@pytest.mark.parametrize("has_openmp", [True, False])
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_every_compiler_gives_the_same_bits_on_as_many_threads_as_torch(
+    compiler: str, has_openmp: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if not (find_spec("ziglang") if compiler == "ziglang" else shutil.which(compiler)):
+        pytest.skip(f"{compiler} is not installed")
+    images, threads = batch(40, 3, 25, 23), torch.get_num_threads()
+    options: dict[str, Any] = {"noise": noises.input_perturbation(0.5), "target": "velocity"}
+    expected = make(**options)(*images)
+    monkeypatch.setenv("CXX", COMPILERS[compiler])
+    if not has_openmp:
+        monkeypatch.setattr(_cpp, "_find_parallel", lambda: 0)
+    compile_anew(tmp_path, monkeypatch)
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            assert all(torch.equal(a, b) for a, b in zip(make(**options)(*images), expected, strict=True))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_tables_of_another_kind_are_not_read_as_floats() -> None:
@@ -260,9 +292,16 @@ def test_mirroring_is_flipping_the_chosen(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.slow
-def test_without_a_compiler_it_runs_eagerly_with_one_warning(tmp_path: Path) -> None:
-    code = """
-import torch, warnings
+@pytest.mark.parametrize("has_ziglang", [True, False])
+def test_without_a_compiler_it_uses_ziglangs_or_runs_eagerly_with_one_warning(
+    has_ziglang: bool, tmp_path: Path
+) -> None:
+    if has_ziglang and not find_spec("ziglang"):
+        pytest.skip("ziglang is not installed")
+    code = f"""
+import sys, torch, warnings
+if not {has_ziglang}:
+    sys.modules["ziglang"] = None
 from ddpm_data import ForwardDiffusion, ForwardProcess, schedules
 images, position = torch.zeros(4, 3, 16, 16, dtype=torch.uint8), torch.arange(4)
 make = lambda **options: ForwardDiffusion(ForwardProcess(schedules.linear()), **options)
@@ -271,15 +310,30 @@ with warnings.catch_warnings(record=True) as caught:
     transform = make(flip=0.5)
     first, second = transform(images, position), transform(images, position)
 ours = [str(warning.message) for warning in caught if "could not be compiled" in str(warning.message)]
-assert len(ours) == 1, ours
-print(ours[0])
+assert len(ours) == 1 - {has_ziglang}, ours
+print(*ours)
 eager = make(flip=0.5, compile=False)(images, position)
-assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(eager, first, second))
+assert all(torch.equal(a, b) for a, b in zip(first, second))
+assert torch.equal(eager.t, first.t)
+assert torch.equal(eager.noise, first.noise) != {has_ziglang}
 """
-    without = {"PATH": str(tmp_path), "CXX": "no-such-compiler", "TORCH_EXTENSIONS_DIR": str(tmp_path / "cache")}
+    home = tmp_path / "home"  # that cannot hold what zig would keep there
+    home.write_text("")
+    stub = tmp_path / "g++"  # without a compiler behind it
+    stub.write_text("#!/bin/sh\necho 'no developer tools were found' >&2\nexit 1\n")
+    stub.chmod(0o755)
+    without = {"PATH": str(tmp_path), "HOME": str(home), "TORCH_EXTENSIONS_DIR": str(tmp_path / "cache")}
     result = subprocess.run([sys.executable, "-c", code], env=without, capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 0, result.stderr[-3000:]
-    assert "`compile=false`" in result.stdout
+    if not has_ziglang:
+        assert "there is no g++ or clang++; `pip install ziglang` brings one" in result.stdout
+        assert "`compile=false`" in result.stdout
+
+
+def test_a_compiler_that_was_chosen_and_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler --fast")
+    with pytest.raises(RuntimeError, match="no compiler: CXX=no-such-compiler --fast was not found"):
+        _cpp.load_library.__wrapped__()
 
 
 @pytest.mark.parametrize("when", ["compiling", "running"])
