@@ -598,7 +598,7 @@ BAD_ITEMS = (
     bad_item("below the range", lambda: holding(-0.5), ValueError, "-0.5 to 0.*value_range", value_range=(0, 1)),
     bad_item("above the range by little", lambda: whole(4100), ValueError, "4100", value_range=(0, 4095)),
     bad_item("complex", lambda: np.zeros((32, 48), complex), ValueError, "real numbers", value_range=(0, 1)),
-    bad_item("no pixels", lambda: np.zeros((0, 48, 3), np.uint8), ValueError, "pixels"),
+    bad_item("no pixels", lambda: np.zeros((0, 48, 3), np.uint8), ValueError, r"pixels.* shape \(0, 48, 3\) and"),
     bad_item("objects", lambda: np.full((32, 48), None), TypeError, "object"),
     bad_item("strings", lambda: np.full((32, 48), "a"), TypeError, "str"),
     bad_item("dates", lambda: np.zeros((32, 48), "datetime64[s]"), TypeError, "datetime64"),

@@ -109,22 +109,23 @@ def to_bchw(images: Tensor | np.ndarray[Any, Any], channels_last: bool | None = 
         # torch refuses read-only arrays, negative strides and foreign byte orders. np.require copies only such arrays.
         images = torch.from_numpy(np.require(images, images.dtype.newbyteorder("="), ["W", "C"]))
     values = images.detach().as_subclass(Tensor)  # torchvision's tv_tensors resize by rules of their own
-    check_pixels(values)
+    _check_pixels(values)
     if values.dim() == 3:
         return values[:, None]
     return values.permute(0, 3, 1, 2) if channels_last else values
 
 
-def check_pixels(values: Tensor) -> None:
-    """Refuse images that have no pixels, or complex or quantized ones.
+def _check_pixels(images: Tensor) -> None:
+    """Refuse a batch of images that have no pixels, or complex or quantized ones.
 
     Raises:
         ValueError: It is so.
     """
-    if values.numel() == 0 or values.is_complex() or values.is_quantized:
+    if images.numel() == 0 or images.is_complex() or images.is_quantized:
+        shape = tuple(images.shape[1:] if len(images) else images.shape)
         raise ValueError(
-            f"an image must have pixels that are real numbers, but this one has shape {tuple(values.shape)} and "
-            f"{values.dtype}. Change `dataset`."
+            f"an image must have pixels that are real numbers, but this one has shape {shape} and {images.dtype}. "
+            "Change `dataset`."
         )
 
 
