@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from ddpm_data import DDPMDataModule, ForwardProcess, GaussianProcess, TargetTriple, Triple, plots
 from ddpm_data._checks import check_float, check_int
-from ddpm_data._interruption import is_first_process
+from ddpm_data._interruption import check_checkpoint, is_first_process
 from ddpm_data.diffusion.objective import Objective
 from ddpm_data.diffusion.process import make_process
 from ddpm_data.diffusion.targets import Target
@@ -257,11 +257,11 @@ def check(cfg: DictConfig) -> None:
         FileNotFoundError: ``ckpt_path`` is not a file.
         MissingMandatoryValue: A value that the configs leave to the user is missing.
         TypeError: A count is not a whole number.
-        ValueError: A count is too small.
+        ValueError: A count is too small, or ``ckpt_path`` no checkpoint.
     """
     OmegaConf.to_container(cfg, throw_on_missing=True)
-    if cfg.ckpt_path is not None and not Path(cfg.ckpt_path).is_file():
-        raise FileNotFoundError(f"there is no checkpoint {Path(cfg.ckpt_path).absolute()}. Change `ckpt_path`.")
+    if cfg.ckpt_path is not None:
+        check_checkpoint(Path(cfg.ckpt_path))
     check_int("train_stub.py", "samples", cfg.samples, 1)
     check_int("Trainer", "trainer.max_epochs", cfg.trainer.max_epochs, -1)
     for key in ("check_val_every_n_epoch", "accumulate_grad_batches", "log_every_n_steps"):

@@ -1,8 +1,12 @@
 """Checks of the user's arguments, run once at construction. Every message ends with the config key to change."""
 
+import inspect
 import math
 import operator
+import os
+from collections.abc import Callable
 from numbers import Real
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -77,6 +81,44 @@ def check_key(key: str, value: object) -> int | str | None:
             f"DDPMDataModule({name}={value!r}): expected an index into a tuple, the key of a dict or null. Change "
             f"`{key}`."
         ) from error
+
+
+def check_path(call: str, key: str, value: object) -> Path:
+    """Return ``value`` as a path, with ``~`` expanded, or refuse it.
+
+    Args:
+        call: The class or function that the user called, for error messages.
+        key: The config key that sets the value; its last part is the argument's name.
+        value: The user's value.
+
+    Raises:
+        TypeError: ``value`` is no path.
+        ValueError: It is empty. Python would take that for the current folder.
+    """
+    name = key.rpartition(".")[2]
+    if not isinstance(value, str | os.PathLike):
+        is_number = isinstance(value, int) and not isinstance(value, bool)
+        hint = f" For a name that is a number write ./{value}." if is_number else ""
+        raise TypeError(f"{call}({name}={value!r}): expected a path, got {type(value).__name__}.{hint} Change `{key}`.")
+    if not os.fspath(value):
+        raise ValueError(
+            f"{call}({name}=''): the path is empty; is a shell variable not set? The current folder is `.`. Change "
+            f"`{key}`."
+        )
+    return Path(value).expanduser()
+
+
+def explain_call(function: Callable[..., object], *arguments: object) -> str | None:
+    """Return why a function cannot be called with arguments by their place; ``None`` if it can, or is no Python."""
+    try:
+        parameters = inspect.signature(function)
+    except (TypeError, ValueError):  # a builtin
+        return None
+    try:
+        parameters.bind(*arguments)
+    except TypeError as error:
+        return str(error)
+    return None
 
 
 def check_table(

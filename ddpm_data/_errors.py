@@ -152,6 +152,8 @@ def explain(error: BaseException, names: Mapping[str, str] | None = None) -> str
         return _without_worker(text, type(error).__name__)
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
         return _explain_file(error)
+    if isinstance(error, FileNotFoundError) and _raised_in(error, "lightning"):  # a checkpoint
+        return _join_lines(str(error)) + _HINT
     if type(error).__name__ == "MisconfigurationException" and not _passed_users_code(error):  # Lightning's
         return _join_lines(str(error)) + _HINT
     if isinstance(error, ValueError) and _raised_in(error, "hydra", "omegaconf"):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
+from zipfile import is_zipfile
 
 Handler = Callable[[int, FrameType | None], Any] | int  # what signal.signal takes
 _NOT_OF_A_JOB = re.compile(r"[+~]*(ckpt_path|hydra[./](run\.dir|sweep|mode|launcher|sweeper)\b[^=]*)(=|$)")
@@ -98,13 +99,33 @@ def find_checkpoint(folder: Path) -> Path | None:
 
 def read_step(checkpoint: Path) -> int | None:
     """Return the number of steps after which Lightning wrote a checkpoint; ``None`` if it does not say."""
+    content = _read_weights(checkpoint)
+    return int(content["global_step"]) if content and "global_step" in content else None
+
+
+def check_checkpoint(checkpoint: Path) -> None:
+    """Refuse what is no checkpoint of Lightning's, before a Trainer's setup.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is a file of another kind.
+    """
+    if not checkpoint.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {checkpoint.absolute()}. Change `ckpt_path`.")
+    content = _read_weights(checkpoint)
+    if not is_zipfile(checkpoint) or (content is not None and "pytorch-lightning_version" not in content):
+        raise ValueError(f"{checkpoint.absolute()} is no checkpoint that Lightning has written. Change `ckpt_path`.")
+
+
+def _read_weights(checkpoint: Path) -> dict[str, Any] | None:
+    """Map a checkpoint into memory; ``None`` if it is a folder, no checkpoint, or holds more than weights."""
     import torch
 
     try:
-        step = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"]
-    except Exception:  # a folder of shards, or a checkpoint that holds more than weights: any error of torch's
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # any error of torch's
         return None
-    return int(step)
+    return content if isinstance(content, dict) else {}
 
 
 def is_used(folder: Path) -> bool:
@@ -112,13 +133,14 @@ def is_used(folder: Path) -> bool:
     return any(next(folder.rglob(pattern), None) is not None for pattern in ("metrics.csv", "*.ckpt"))
 
 
-def resume_command(overrides: Sequence[str], folder: Path, checkpoint: Path | None) -> str:
+def resume_command(overrides: Sequence[str], folder: Path, checkpoint: Path | None, changes_dir: bool = False) -> str:
     """Write the command line that goes on with a Hydra job, for a POSIX shell.
 
     Args:
         overrides: The job's overrides.
         folder: The job's folder.
         checkpoint: The checkpoint to resume from. ``None`` starts the job again, from the checkpoint that it had.
+        changes_dir: Whether a job runs in its own folder (``hydra.job.chdir``), so that paths have to be absolute.
     """
     arguments, program = sys.argv[1:], sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1]
     if "TORCHELASTIC_RUN_ID" in os.environ and not is_on_several_machines():  # torchrun has started it by python -u
@@ -128,8 +150,8 @@ def resume_command(overrides: Sequence[str], folder: Path, checkpoint: Path | No
     old_checkpoint = [word for word in overrides if checkpoint is None and word.lstrip("+").startswith("ckpt_path=")]
     words = [word for word in overrides if not _NOT_OF_A_JOB.match(word)] + old_checkpoint
     if checkpoint is not None:
-        words.append(f"ckpt_path={_quote(checkpoint)}")
-    words.append(f"hydra.run.dir={_quote(folder)}")
+        words.append(f"ckpt_path={quote(checkpoint.absolute(), is_absolute=changes_dir)}")
+    words.append(f"hydra.run.dir={quote(folder)}")
     flags = [flag for flag in flags if flag not in ("-m", "--multirun")]
     return " ".join(map(shell_quote, [*program, *flags, *words]))
 
@@ -139,9 +161,9 @@ def shell_quote(word: str) -> str:
     return f'"{word}"' if "'" in word and not re.search(r'["$`\\!]', word) else shlex.quote(word)
 
 
-def _quote(path: Path) -> str:
-    """Write a path as a value in Hydra's grammar, relative to the working folder if it lies in it."""
-    text = str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+def quote(path: Path, is_absolute: bool = False) -> str:
+    """Write a path as a value in Hydra's grammar, relative to the working folder if it lies in it and may be."""
+    text = str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) and not is_absolute else path)
     if _PLAIN_VALUE.fullmatch(text):
         return text
     return "'" + re.sub(r"(\\+)(?='|$)", r"\1\1", text).replace("'", "\\'") + "'"

@@ -1,6 +1,6 @@
-"""Walk over nested conditions: dicts, lists and tuples of tensors and of lists of strings.
+"""Walk over nested conditions: dicts, lists and tuples of tensors and of lists of strings or bytes.
 
-A list of strings is a leaf, since that is what ``torch.utils.data.default_collate`` makes of one string per example.
+A list of these is a leaf, since that is what ``torch.utils.data.default_collate`` makes of one string per example.
 """
 
 from collections.abc import Callable, Mapping
@@ -39,7 +39,7 @@ def map_leaves(function: Callable[..., Any], tree: Any, *others: Any) -> Any:  #
             if not isinstance(other, Mapping) or set(other) != set(tree):
                 raise StructureError(f"a dict of {', '.join(map(repr, tree))}", other)
         return {key: map_leaves(function, value, *(other[key] for other in others)) for key, value in tree.items()}
-    if not isinstance(tree, list | tuple) or all(isinstance(value, str) for value in tree):
+    if not isinstance(tree, list | tuple) or all(isinstance(value, str | bytes) for value in tree):
         return function(tree, *others)
     for other in others:
         if not isinstance(other, list | tuple) or len(other) != len(tree):

@@ -245,7 +245,11 @@ class JobRecords(Callback):
         raise SystemExit(
             f"{folder} holds the files of another run, and a run that starts anew would overwrite them. Set "
             "`hydra.run.dir` to another folder"
-            + (f", or go on with that run: `ckpt_path={checkpoint}`." if checkpoint else ", or remove this one.")
+            + (
+                f", or go on with that run: {_interruption.shell_quote(f'ckpt_path={_interruption.quote(checkpoint)}')}"
+                if checkpoint
+                else ", or remove this one."
+            )
         )
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:  # noqa: ANN401  # Hydra's
@@ -326,7 +330,7 @@ class JobRecords(Callback):
         jobs = _read_jobs(folder)
         failed = {path: job for path, job in jobs.items() if job["status"] != "finished"}
         print(f"\n{len(jobs) - len(failed)} of {len(jobs)} jobs finished; the sweep is in {folder}")
-        print(f"To compare them: ddpm-data compare {folder}", flush=True)
+        print(f"To compare them: ddpm-data compare {_interruption.shell_quote(str(folder))}", flush=True)
         if failed:
             common = set.intersection(*(set(job["overrides"]) for job in jobs.values()))
             lines = [f"{len(failed)} of {len(jobs)} jobs failed:"]
@@ -358,7 +362,7 @@ def _end_interrupted(folder: Path, record: dict[str, Any], config: DictConfig) -
     record |= {"status": "interrupted"} | ({} if step is None else {"step": step})
     _write(folder, record)
     overrides = [*record["overrides"], *config.hydra.overrides.hydra]
-    command = _interruption.resume_command(overrides, folder, checkpoint)
+    command = _interruption.resume_command(overrides, folder, checkpoint, bool(config.hydra.job.chdir))
     if checkpoint is None:
         print(f"There is no checkpoint in it yet. To start again:\n  {command}", flush=True)
     else:

@@ -1,5 +1,6 @@
 """Arguments: whole numbers of every library are whole numbers, and what is none is refused by name."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,9 @@ import pytest
 import torch
 
 from ddpm_data import DDPMDataModule, schedules
-from ddpm_data._checks import check_int, check_key
+from ddpm_data._checks import check_int, check_key, check_path
+from ddpm_data.callbacks import NoisingStrip
+from ddpm_data.sources import ArrayFile, ImageFiles, TensorFile
 from tests.conftest import uint8_images
 
 KINDS = [int, np.int8, np.int64, np.uint8, np.uint32, np.uint64, torch.tensor]
@@ -25,6 +28,39 @@ def test_whole_numbers_of_every_kind_become_ints(kind: Any) -> None:  # noqa: AN
 def test_other_things_are_refused_by_name(value: object) -> None:
     with pytest.raises(TypeError, match=r"f\(b=.*expected a whole number.*`a\.b`"):
         check_int("f", "a.b", value, 0)
+
+
+def test_a_path_is_any_that_names_a_place() -> None:
+    class Named:
+        def __fspath__(self) -> str:
+            return "~/a"
+
+    assert check_path("f", "a.b", Named()) == Path.home() / "a"
+    assert check_path("f", "a.b", ".") == Path(".")
+
+
+def cached(folder: Any) -> DDPMDataModule:  # noqa: ANN401  # any value
+    return DDPMDataModule(uint8_images(8, 1, 6, 6), schedule=schedules.linear(10), cache_dir=folder)
+
+
+def drawing(folder: Any) -> NoisingStrip:  # noqa: ANN401  # any value
+    return NoisingStrip(folder=folder)
+
+
+@pytest.mark.parametrize("make", [ImageFiles, ArrayFile, TensorFile, drawing, cached])
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ("", r"='{2}\): the path is empty; is a shell variable not set\?.*`[\w.]+`"),
+        (2024, r"=2024\): expected a path, got int\. For a name that is a number write \./2024\. Change `[\w.]+`"),
+        (["a", "b"], r"expected a path, got list\. Change `[\w.]+`"),
+        (True, r"expected a path, got bool\. Change `[\w.]+`"),
+    ],
+)
+def test_what_names_no_place_is_refused(make: Any, value: Any, says: str) -> None:  # noqa: ANN401  # classes; values
+    """An empty path would be the current folder, with everything that lies in it."""
+    with pytest.raises((TypeError, ValueError), match=says):
+        make(value)
 
 
 @pytest.mark.parametrize("kind", KINDS)

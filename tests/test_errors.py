@@ -252,6 +252,12 @@ def test_a_wrong_option_that_lightning_finds_in_training_is_a_line_but_not_a_mis
     assert told[1] is None
 
 
+def test_a_checkpoint_that_lightning_does_not_find_is_a_line(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as error:
+        trainer(tmp_path).fit(Recorder(), datamodule=data(), ckpt_path="gone.ckpt")
+    assert re.search(r"gone\.ckpt.* \(HYDRA_FULL_ERROR=1 shows the traceback\.\)", str(explain(error.value)))
+
+
 @pytest.mark.slow
 def test_errors_of_the_apps_own_code_keep_their_traceback_without_hydras_frames(app: Callable[..., None]) -> None:
     def task(cfg: DictConfig) -> None:

@@ -5,9 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import OmegaConf
+from PIL import Image
 
-from ddpm_data._interruption import resume_command
+from ddpm_data._interruption import check_checkpoint, read_step, resume_command
 from ddpm_data.hydra import JobRecords
 
 CHECKPOINT = Path("run/checkpoints/latest.ckpt")
@@ -43,6 +45,27 @@ def test_the_command_starts_as_many_processes_again(
     monkeypatch.setattr(sys, "orig_argv", [*started, *typed])
     monkeypatch.setattr(sys, "argv", ["train.py", *typed])
     assert resume_command(typed, Path("run"), CHECKPOINT) == f"{command} {RESUMED}"
+
+
+def test_where_a_job_changes_to_its_folder_the_checkpoints_path_is_absolute(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "orig_argv", ["python", "train.py"])
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    command = resume_command(["hydra.job.chdir=true"], Path("run"), CHECKPOINT, changes_dir=True)
+    assert command == f"python train.py hydra.job.chdir=true ckpt_path={CHECKPOINT.absolute()} hydra.run.dir=run"
+
+
+def test_a_file_that_lightning_has_not_written_is_no_checkpoint(tmp_path: Path) -> None:
+    foreign, picture, own = (tmp_path / f"{name}.ckpt" for name in ("foreign", "picture", "own"))
+    torch.save({"state_dict": {}}, foreign)
+    Image.new("L", (8, 8)).save(picture, "png")
+    for path in (foreign, picture):
+        with pytest.raises(ValueError, match=rf"{path.name} is no checkpoint that Lightning has written.*`ckpt_path`"):
+            check_checkpoint(path)
+    for content in ({}, {"of the user's": tmp_path}):  # a path is more than weights, so nobody looks at the rest
+        torch.save({"pytorch-lightning_version": "2.5", "global_step": 3} | content, own)
+        check_checkpoint(own)
+        assert read_step(own) == (None if content else 3)
+    assert read_step(foreign) is None
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])

@@ -256,6 +256,9 @@ WRONG = [
     ("seed=-1", "seed"),
     ("samples=0", "samples"),
     ("ckpt_path=nowhere.ckpt", "ckpt_path"),
+    (f"ckpt_path={ROOT / 'README.md'}", "ckpt_path"),
+    ("dataset=image_folder dataset.root=", "dataset.root"),
+    ("dataset=image_folder dataset.root=2024", "./2024"),
 ]
 
 

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from hashlib import blake2b
 from io import BytesIO
 from pathlib import Path
@@ -16,8 +17,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ddpm_data._bytes import from_array, to_array
-from ddpm_data._nested import map_leaves
 
+_MARKED = "marked"  # the dtype of a column of strings of which one ends with a zero, see Texts
 _BLOCK = 2**24  # bytes checked at once
 _CANNOT_RESERVE = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}  # the errors of file systems that cannot reserve space
 
@@ -35,17 +36,26 @@ class ColumnWriter:
         self._count = count
         self._digest = blake2b()
         self._file: BinaryIO | None = None
-        self._texts: list[str] = []
+        self._texts: list[str | bytes] = []
         self._dtype: str | None = None
+        self._rows = 0
 
-    def write(self, rows: Tensor | Sequence[str]) -> None:
+    def write(self, rows: Tensor | Sequence[str] | Sequence[bytes]) -> None:
         """Append rows. Strings are kept until the last one, since the longest decides how much room each takes.
 
         Raises:
             OSError: The disk has not enough space, which is known before the first row is written.
+            TypeError: Some rows are strings and others bytes.
         """
+        self._rows += len(rows)
         if not isinstance(rows, Tensor):
             self._texts += rows
+            kinds = {bytes if isinstance(row, bytes) else str for row in (self._texts[0], *rows)}
+            if len(kinds) > 1:
+                raise TypeError(
+                    "conditions are strings for some items and bytes for others, and a cache keeps one kind. Have the "
+                    "dataset give one, or set `loader.cache_dir` to null."
+                )
             return
         array = to_array(rows)
         self._dtype = str(rows.dtype)
@@ -56,10 +66,14 @@ class ColumnWriter:
     def finish(self) -> dict[str, object]:
         """Flush the file to the disk, and return the record that :func:`find_damage` compares it with."""
         if self._texts:
-            texts = np.array(self._texts)
+            if any(text[-1:] in ("\0", b"\0") for text in self._texts):
+                self._dtype = _MARKED
+            marks = (b".", ".") if self._dtype == _MARKED else (b"", "")
+            texts = np.array([text + marks[0] if isinstance(text, bytes) else text + marks[1] for text in self._texts])
             self._begin(texts.dtype, ())
             self._write(texts.tobytes())
         assert self._file is not None
+        assert self._rows == self._count
         sync_to_disk(self._file)
         self._file.close()
         stat = self.path.stat()
@@ -91,8 +105,26 @@ class ColumnWriter:
         self._digest.update(content)
 
 
-def open_memmap(path: Path, record: Mapping[str, Any]) -> Tensor | np.ndarray[Any, Any]:
-    """Map a file's array into memory: a tensor, or an array of strings.
+@dataclass(frozen=True)
+class Texts:
+    """A column of strings or bytes.
+
+    Attributes:
+        array: The column, mapped into memory.
+        is_marked: Whether each has a full stop behind it. NumPy drops zeros from the ends of others.
+    """
+
+    array: np.ndarray[Any, Any]
+    is_marked: bool
+
+    def take(self, indices: Tensor) -> list[str] | list[bytes]:
+        """Return some rows."""
+        texts: list[Any] = self.array[indices.numpy()].tolist()
+        return [text[:-1] for text in texts] if self.is_marked else texts
+
+
+def open_memmap(path: Path, record: Mapping[str, Any]) -> Tensor | Texts:
+    """Map a file's array into memory.
 
     Args:
         path: The file.
@@ -100,19 +132,19 @@ def open_memmap(path: Path, record: Mapping[str, Any]) -> Tensor | np.ndarray[An
     """
     # Copy on write, as torch warns of what must not be written to; nothing is written.
     array = np.load(path, mmap_mode="c", allow_pickle=False)
-    return array if array.dtype.kind == "U" else from_array(array, record.get("dtype"))
+    dtype = record.get("dtype")
+    return Texts(array, dtype == _MARKED) if array.dtype.kind in "US" else from_array(array, dtype)
 
 
 def take_rows(tree: Any, indices: Tensor) -> Any:  # noqa: ANN401  # nested columns
     """Take some rows of every column in nested dicts and lists, as ``default_collate`` would have batched them."""
-
-    def take(column: Tensor | np.ndarray[Any, Any]) -> Tensor | list[str]:
-        if isinstance(column, Tensor):
-            return column.index_select(0, indices)
-        texts: list[str] = column[indices.numpy()].tolist()
-        return texts
-
-    return map_leaves(take, tree)
+    if isinstance(tree, Texts):
+        return tree.take(indices)
+    if isinstance(tree, Tensor | None):
+        return None if tree is None else tree.index_select(0, indices)
+    if isinstance(tree, dict):
+        return {key: take_rows(part, indices) for key, part in tree.items()}
+    return [take_rows(part, indices) for part in tree]
 
 
 def find_damage(path: Path, record: Mapping[str, Any]) -> str | None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import lightning as L
 
+from ddpm_data._checks import check_path
 from ddpm_data.datamodule.module import DDPMDataModule
 
 
@@ -32,10 +33,9 @@ def check_folder(callback: str, key: str, folder: str | Path | None) -> Path | N
 
     Raises:
         TypeError: It is neither a path nor ``None``.
+        ValueError: It is empty.
     """
-    if not isinstance(folder, str | Path | None):
-        raise TypeError(f"{callback}(folder={folder!r}): a folder is needed. Change `{key}`.")
-    return None if folder is None else Path(folder)
+    return None if folder is None else check_path(callback, key, folder)
 
 
 def output_folder(trainer: L.Trainer, folder: Path | None) -> Path:

@@ -45,6 +45,8 @@ def parse(command: str, arguments: list[str] | None) -> argparse.Namespace:
         value = getattr(args, name, None)
         if value is not None and value < minimum:
             parser.error(f"--{name.replace('_', '-')} is at least {minimum}, not {value}")
+    if (folder := getattr(args, "output_dir", None)) is not None and folder.exists() and not folder.is_dir():
+        parser.error(f"--output-dir is a folder, and {folder} is a file")
     return args
 
 

@@ -35,6 +35,7 @@ class Job(NamedTuple):
 
     Attributes:
         folder: The job's folder.
+        name: The folder's name, or its path in the sweep's folder if names repeat there.
         overrides: Values by config key.
         ended: ``finished``, ``failed: ...``, ``interrupted at step ...``, ``started`` if it was killed or is running,
             or ``unknown``.
@@ -44,6 +45,7 @@ class Job(NamedTuple):
     """
 
     folder: Path
+    name: str
     overrides: dict[str, str]
     ended: str
     readings: list[tuple[float, str]]
@@ -105,7 +107,9 @@ def read_jobs(folder: Path, metric: str) -> list[Job]:
     columns = {column for rows in metrics.values() for row in rows for column in row}
     if columns and metric not in columns:
         raise SystemExit(f"no job in {folder.absolute()} has {metric}: --metric is one of {', '.join(sorted(columns))}")
-    return [_read_job(path, metric, rows) for path, rows in metrics.items()]
+    repeats = len({path.name for path in metrics}) < len(metrics)
+    names = {path: path.relative_to(folder).as_posix() if repeats else path.name for path in metrics}
+    return [_read_job(path, names[path], metric, rows) for path, rows in metrics.items()]
 
 
 def group_jobs(jobs: Sequence[Job], metric: str) -> dict[str, list[Job]]:
@@ -134,24 +138,44 @@ def _read_metrics(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(line for line in file if line.endswith("\n")))  # the last may be half written
 
 
-def _read_job(folder: Path, metric: str, rows: Sequence[dict[str, str]]) -> Job:
+def _read_job(folder: Path, name: str, metric: str, rows: Sequence[dict[str, str]]) -> Job:
     from omegaconf import OmegaConf
 
-    if (folder / "job.json").is_file():
-        record = json.loads((folder / "job.json").read_text(encoding="utf-8"))
-        overrides, ended = record["overrides"], record["status"]
-        ended += f": {record['error']}".partition("\n")[0] if ended == "failed" else ""
-        ended += f" at step {record['step']}" if ended == "interrupted" and "step" in record else ""
-    else:  # of an app without our Hydra callback
-        overrides, ended = OmegaConf.load(folder / ".hydra" / "overrides.yaml"), "unknown"
+    overrides, ended = _read_record(folder)
     pairs = (str(override).lstrip("+").partition("=") for override in overrides)
-    readings = [(float(row[metric]), row.get("epoch", "")) for row in rows if row.get(metric)]
-    speeds = [float(row["images_per_s"]) for row in rows if row.get("images_per_s")]
+    readings = [(_read_number(name, metric, row[metric]), row.get("epoch", "")) for row in rows if row.get(metric)]
+    speeds = [_read_number(name, "images_per_s", text) for row in rows if (text := row.get("images_per_s"))]
     values = {key: value for key, _, value in pairs}
     speed = statistics.median(speeds) if speeds else None
     config = folder / "config.yaml"
     objective = read_objective(OmegaConf.load(config)) if config.is_file() else ()
-    return Job(folder, values, ended, readings, speed, objective)
+    return Job(folder, name, values, ended, readings, speed, objective)
+
+
+def _read_record(folder: Path) -> tuple[Sequence[str], str]:
+    """Read a job's overrides and how it ended."""
+    from omegaconf import OmegaConf
+
+    ended = "unknown"  # of an app without our Hydra callback
+    if (path := folder / "job.json").is_file():
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            overrides, ended = [str(override) for override in record["overrides"]], record["status"]
+        except (ValueError, KeyError, TypeError):
+            ended = f"unknown: {path.name} is damaged"
+        else:
+            ended += f": {record.get('error')}".partition("\n")[0] if ended == "failed" else ""
+            ended += f" at step {record['step']}" if ended == "interrupted" and "step" in record else ""
+            return overrides, ended
+    path = folder / ".hydra" / "overrides.yaml"
+    return [str(override) for override in OmegaConf.load(path)] if path.is_file() else [], ended
+
+
+def _read_number(job: str, column: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise SystemExit(f"metrics.csv of job {job} has {column}={text!r}, which is no number") from None
 
 
 def make_table(groups: Mapping[str, Sequence[Job]], varied: Sequence[str], metric: str) -> list[list[str]]:
@@ -167,7 +191,7 @@ def make_table(groups: Mapping[str, Sequence[Job]], varied: Sequence[str], metri
         best, epoch = job.best()
         losses = [f"{best:.4g}" if epoch else "", epoch, f"{job.readings[-1][0]:.4g}" if job.readings else ""]
         speed = f"{job.images_per_s:,.0f}" if job.images_per_s else ""
-        lines.append([job.folder.name, *(job.overrides.get(key, "") for key in varied), *losses, speed, job.ended])
+        lines.append([job.name, *(job.overrides.get(key, "") for key in varied), *losses, speed, job.ended])
     if len(groups) > 1:
         names = ["objective", *(name for name, group in groups.items() for _ in group)]
         lines = [[name, *line] for name, line in zip(names, lines, strict=True)]
@@ -184,7 +208,7 @@ def _draw_jobs(jobs: Sequence[Job], keys: Sequence[str], path: Path) -> None:
     snr: dict[str, Curve] = {}
     losses: dict[Objective, dict[str, Curve]] = {}
     for job in jobs:
-        name = f"{job.folder.name}: {' '.join(job.overrides.get(key, '') for key in keys)}"
+        name = f"{job.name}: {' '.join(job.overrides.get(key, '') for key in keys)}"
         process = _load_process(job.folder)
         if process is None:
             continue

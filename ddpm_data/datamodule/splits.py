@@ -7,7 +7,7 @@ from typing import Any, TypeGuard, cast
 
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from ddpm_data._checks import check_float
+from ddpm_data._checks import check_float, check_path, explain_call
 from ddpm_data._distributed import is_rank_zero, refuse_collectives
 from ddpm_data.cache.store import Cache, decoding_options, open_or_build
 from ddpm_data.images.conditions import Conditions
@@ -48,8 +48,8 @@ class Splits:
         options: The loader's options, for building the cache and for bad items.
 
     Raises:
-        TypeError: A source is neither a dataset nor a factory, or ``cache_dir`` no folder.
-        ValueError: A fraction is not in ``(0, 1)``, or together they leave nothing to train on.
+        TypeError: A source is neither a dataset nor a factory, or ``cache_dir`` no path.
+        ValueError: ``cache_dir`` is empty; a fraction is not in ``(0, 1)``, or together they leave nothing to train on.
     """
 
     def __init__(
@@ -61,11 +61,9 @@ class Splits:
         cache_dir: str | Path | None,
         options: LoaderOptions,
     ) -> None:
-        if not isinstance(cache_dir, str | Path | None):
-            raise TypeError(f"DDPMDataModule(cache_dir={cache_dir!r}): a folder is needed. Change `loader.cache_dir`.")
         self.processor = processor
         self.conditions = conditions
-        self.cache_dir = None if cache_dir is None else Path(cache_dir).expanduser()
+        self.cache_dir = None if cache_dir is None else check_path("DDPMDataModule", "loader.cache_dir", cache_dir)
         self.options = options
         self.fractions = _check_fractions(sources)
         self._key = key
@@ -284,7 +282,14 @@ def _keys(stages: Iterable[Stage]) -> str:
 
 
 def _check_source(name: str, source: object) -> Source:
-    return cast(Source, source) if _is_factory(source) else _check_dataset(name, source)
+    if not _is_factory(source):
+        return _check_dataset(name, source)
+    if problem := explain_call(source):
+        raise TypeError(
+            f"{name} is {getattr(source, '__qualname__', source)}, which is called without arguments to make the "
+            f"dataset: {problem}. Give a dataset, or functools.partial with the arguments: `dataset.{name}`."
+        )
+    return source
 
 
 def _is_factory(source: object) -> TypeGuard[Callable[[], AnyDataset]]:

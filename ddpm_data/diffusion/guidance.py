@@ -21,7 +21,8 @@ class ConditionDropout:
     Args:
         probability: Probability that an example loses its condition, in ``[0, 1]``.
         null: The null condition, in the form of one example's condition: a label that no example has (such as the
-            number of classes), an embedding or one number for all its values, a string, or a dict or list of these.
+            number of classes), an embedding or one number for all its values, a string or bytes, or a dict or list of
+            these.
         seed: The seed, in ``[0, 2**64)``.
 
     Raises:
@@ -63,9 +64,10 @@ class ConditionDropout:
             )
         lengths = [len(leaf) for leaf in leaves(condition) if isinstance(leaf, Tensor) and leaf.dim()]
         self(condition, torch.zeros(lengths[0] if lengths else 1, dtype=torch.int64, device="cpu"))
-        if isinstance(self.null, int) and self.null in range(len(class_names)):
+        null = self._convert_null(self.null, condition) if isinstance(condition, Tensor) else None
+        if null is not None and not null.dim() and not null.is_floating_point() and 0 <= null < len(class_names):
             raise ValueError(
-                f"null_condition={self.null} is the label of {class_names[self.null]}, and a dropped label must be one "
+                f"null_condition={int(null)} is the label of {class_names[int(null)]}, and a dropped label must be one "
                 f"that no image has, such as {len(class_names)}, the number of classes. Change "
                 "`dataset.null_condition`."
             )
@@ -87,9 +89,10 @@ class ConditionDropout:
         def replace_leaf(leaf: object, null: object) -> object:
             if isinstance(leaf, Tensor):
                 return leaf
-            if not isinstance(null, str):
-                raise _make_null_error(null, "a string")
             assert isinstance(leaf, list | tuple)
+            kind = bytes if isinstance(leaf[0], bytes) else str
+            if not isinstance(null, kind):
+                raise _make_null_error(null, "a string" if kind is str else "bytes")
             return [null if drop else text for drop, text in zip(mask, leaf, strict=True)]
 
         return _replace_leaves(replace_leaf, condition, self.null)
@@ -100,7 +103,8 @@ class ConditionDropout:
         Strings are replaced only if ``position`` is on the CPU; otherwise :meth:`drop_strings` has done that before.
 
         Args:
-            condition: A batch of conditions: a tensor, a list of strings, or a dict or list of these; not changed.
+            condition: A batch of conditions, not changed: a tensor, a list of strings or bytes, or a dict or list of
+                these.
             position: Positions in the training stream, int64, shape ``(batch,)``.
 
         Raises:

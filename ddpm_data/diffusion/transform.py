@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddpm_data._checks import check_float, check_int
+from ddpm_data._checks import check_float, check_int, explain_call
 from ddpm_data._keys import name_arguments
 from ddpm_data.diffusion import _cpp, _kernels
 from ddpm_data.diffusion._compiler import Compiler
@@ -111,6 +111,12 @@ class ForwardDiffusion(nn.Module):
                 f"ForwardDiffusion: timesteps is a {type(timesteps).__name__}, but a callable such as "
                 "UniformTimesteps() is needed to draw t. Change `timesteps`."
             )
+        if not isinstance(timesteps, DensityTimesteps | UniformTimesteps | None):
+            if problem := explain_call(timesteps, *range(4)):
+                raise TypeError(
+                    "ForwardDiffusion: timesteps is called as timesteps(position, num_timesteps, key, stage): "
+                    f"{problem}. Change `timesteps`."
+                )
         flip = check_float("ForwardDiffusion", "dataset.flip", flip)
         if not isinstance(compile, bool):
             raise TypeError(f"ForwardDiffusion(compile={compile!r}): expected true or false. Change `compile`.")

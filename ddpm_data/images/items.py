@@ -68,9 +68,8 @@ def find_condition(item: object, key: ItemKey) -> object:
             "`dataset.condition`."
         )
     if values.get(key) is None:
-        raise ValueError(
-            f"there is no condition at {key!r}; the item holds {_describe_values(values)}. Change `dataset.condition`."
-        )
+        problem = f"the condition at {key!r} is None" if key in values else f"there is no condition at {key!r}"
+        raise ValueError(f"{problem}; the item holds {_describe_values(values)}. Change `dataset.condition`.")
     return values[key]
 
 

@@ -96,13 +96,14 @@ class BadItemCounter:
             self.report(self.name, count)
 
 
-def with_item_context(where: str, error: Exception, path: str | None = None) -> Exception:
+def with_item_context(where: str, error: Exception, path: str | None = None, could_replace: bool = False) -> Exception:
     """Return an error of a built-in type that names the item.
 
     Args:
         where: The item, such as ``train[3]``.
         error: The error that the dataset raised.
         path: The item's file, if it is known.
+        could_replace: Whether bad items could be replaced, but are not: then the error of a file says so.
 
     Returns:
         One of ``ITEM_ERRORS``. A ``MemoryError`` is returned unchanged: it is not the item's fault.
@@ -112,6 +113,10 @@ def with_item_context(where: str, error: Exception, path: str | None = None) -> 
     # Not type(error): the constructors of some subclasses take more than a message.
     kind = next((kind for kind in ITEM_ERRORS if isinstance(error, kind)), RuntimeError)
     message = str(error) if kind is not RuntimeError else f"{type(error).__name__}: {error}"
+    if could_replace and isinstance(error, OSError):
+        message += (
+            ". Repair or remove it, or set `loader.on_bad_item` to replace. (ddpm-data check lists all such items.)"
+        )
     return kind(f"{where} ({path}): {message}" if path and path not in message else f"{where}: {message}")
 
 

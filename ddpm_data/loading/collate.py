@@ -45,7 +45,7 @@ def collate_conditions(name: str, conditions: Sequence[object], shares: bool = T
         RuntimeError: There is not enough shared memory.
         TypeError: The conditions have a type that cannot be batched, or different shapes.
     """
-    functions = default_collate_fn_map if shares else default_collate_fn_map | {Tensor: _stack}
+    functions = default_collate_fn_map | {bytes: _list_bytes} | ({} if shares else {Tensor: _stack})
     try:
         with _naming_shared_memory(name), on_cpu():
             batch = collate(list(conditions), collate_fn_map=functions)
@@ -70,6 +70,11 @@ class SharedMemoryError(RuntimeError):
 def bytes_per_example(condition: Any) -> int:  # noqa: ANN401  # a batch of any kind
     """Count the bytes that an example's conditions take in a batch in shared memory; strings take none."""
     return sum(leaf[0].nbytes for leaf in leaves(condition) if isinstance(leaf, Tensor) and len(leaf))
+
+
+def _list_bytes(values: Sequence[bytes], *, collate_fn_map: object = None) -> list[bytes]:
+    # Lightning cannot move those of NumPy, which are a class of their own.
+    return [bytes(value) if isinstance(value, bytes) else value for value in values]
 
 
 def _stack(tensors: Sequence[Tensor], *, collate_fn_map: object = None) -> Tensor:

@@ -169,7 +169,7 @@ class IterableImages(SelfOrderedImages):
                 if count < _ITEMS_INSPECTED:
                     peaks.add(self.processor.find_peak(item))
             except Exception as error:  # a user's dataset may raise anything
-                named_error = with_item_context(f"{where} {count}", error)
+                named_error = with_item_context(f"{where} {count}", error, could_replace=not self.replaces)
                 if not self.replaces or isinstance(error, MemoryError):
                     raise named_error from error
                 bad_item = BadItem(count, str(named_error))

@@ -389,7 +389,8 @@ class MapStyleImages(Dataset[Tensor]):
         try:
             return function(*arguments)
         except Exception as error:  # a user's dataset may raise anything
-            raise with_item_context(f"{self.name}[{index}]", error, path_of(self.dataset, index)) from error
+            path = path_of(self.dataset, index)
+            raise with_item_context(f"{self.name}[{index}]", error, path, not self.replaces) from error
 
     def _load_neighbour(self, index: int, crop_offset: Tensor | None, error: Exception) -> tuple[Tensor, Any]:
         """Load the replacement for a bad item: the next good item of the split, the same in every run."""

@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ddpm_data._checks import check_path
 from ddpm_data._keys import name_arguments
 from ddpm_data.sources._arrays import BackingArray, find_backing_array
 
@@ -25,7 +26,8 @@ class TensorFile(Dataset[dict[str, Tensor]]):
     Raises:
         FileNotFoundError: The file does not exist.
         ImportError: The package safetensors is missing.
-        ValueError: The file is no safetensors file, or its tensors differ in length.
+        TypeError: ``path`` is no path.
+        ValueError: ``path`` is empty; the file is no safetensors file, or its tensors differ in length.
     """
 
     @name_arguments
@@ -35,7 +37,7 @@ class TensorFile(Dataset[dict[str, Tensor]]):
             from safetensors.torch import load_file
         except ImportError as error:
             raise ImportError(".safetensors files need safetensors: pip install 'ddpm-data[latents]'") from error
-        self.path = Path(path).expanduser()
+        self.path = check_path("TensorFile", "dataset.path", path)
         if not self.path.is_file():
             raise FileNotFoundError(f"TensorFile: there is no file {self.path.absolute()}. Change `dataset.path`.")
         try:
@@ -83,12 +85,14 @@ class ArrayFile(Dataset[Array]):
 
     Raises:
         FileNotFoundError: The file does not exist.
-        ValueError: The file is no NumPy file, holds pickled objects or no images, or has no array called ``key``.
+        TypeError: ``path`` is no path.
+        ValueError: ``path`` is empty; the file is no NumPy file, holds pickled objects or no images, or has no array
+            called ``key``.
     """
 
     @name_arguments
     def __init__(self, path: str | Path, key: str | None = None) -> None:
-        self.path = Path(path).expanduser()
+        self.path = check_path("ArrayFile", "dataset.path", path)
         self.key = key
         self.array = self._stored = _load_array(self.path, key)
         if self.array.ndim not in (3, 4):

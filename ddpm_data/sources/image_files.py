@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 from torch.utils.data import Dataset
 
+from ddpm_data._checks import check_path
 from ddpm_data._distributed import is_rank_zero
 from ddpm_data._keys import name_arguments
 from ddpm_data.sources._names import Names
@@ -47,16 +48,16 @@ class ImageFiles(Dataset[Any]):
     Raises:
         FileNotFoundError: ``root`` is not a folder.
         PermissionError: The folder, or one in it, cannot be read, or a link leads through such a folder.
-        TypeError: ``labels`` is not a bool.
-        ValueError: The folder holds no file with the suffix of an image format that PIL reads; or, with ``labels``, an
-            image lies in no class, or a class has no image.
+        TypeError: ``root`` is no path, or ``labels`` not a bool.
+        ValueError: ``root`` is empty; the folder holds no file with the suffix of an image format that PIL reads; or,
+            with ``labels``, an image lies in no class, or a class has no image.
     """
 
     @name_arguments
     def __init__(self, root: str | Path, labels: bool = False) -> None:
         if not isinstance(labels, bool):
             raise TypeError(f"ImageFiles(labels={labels!r}): expected true or false. Change `dataset.labels`.")
-        self.root = Path(root).expanduser()
+        self.root = check_path("ImageFiles", "dataset.root", root)
         if not self.root.is_dir():
             raise FileNotFoundError(f"ImageFiles: there is no folder {self.root.absolute()}. Change `dataset.root`.")
         suffixes = list_suffixes()

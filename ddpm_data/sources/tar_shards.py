@@ -87,7 +87,9 @@ class TarShards(IterableDataset[dict[str, object]]):
                     "drive's root (/shards/000.tar)."
                 )
             if address.scheme in ("", "file") and not Path(address.path).is_file():
-                raise FileNotFoundError(f"TarShards: there is no file {shard}. Change `dataset.shards`.")
+                is_many = Path(address.path).is_dir() or any(sign in shard for sign in "*?[")
+                hint = " Several files are a list, or are written with braces: shards/{000..099}.tar." * is_many
+                raise FileNotFoundError(f"TarShards: there is no file {shard}.{hint} Change `dataset.shards`.")
 
     def __iter__(self) -> Iterator[dict[str, object]]:
         return map(refuse_damaged, self.samples(EpochShard(find_epoch(), 1, 0)))

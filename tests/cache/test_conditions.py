@@ -274,3 +274,26 @@ def test_data_that_contains_itself_has_an_end() -> None:
     data = Captioned(rows)
     data.itself = data  # type: ignore[attr-defined]  # as some datasets do
     assert digest_state(data) == digest_state(data)
+
+
+def test_strings_among_bytes_are_refused(tmp_path: Path) -> None:
+    """They would be read back as one kind. A batch of both is nobody's mistake elsewhere."""
+    captions = [b"first", *["second"] * (COUNT - 1)]
+    options: dict[str, Any] = {"schedule": schedules.linear(10), "condition": 1}
+    DDPMDataModule(Captioned(captions), **options).setup("fit")
+    with pytest.raises(TypeError, match=r"strings for some items and bytes for others.*`cache_dir`"):
+        DDPMDataModule(Captioned(captions), cache_dir=tmp_path, **options).setup("fit")
+    assert not [path for path in tmp_path.iterdir() if path.suffix != ".lock"]
+
+
+@pytest.mark.parametrize("ending", ["", "\0", " \0\0"])
+@pytest.mark.parametrize("kind", [str, bytes])
+def test_strings_come_back_as_they_were(kind: type, ending: str, tmp_path: Path) -> None:
+    """NumPy drops zeros from their ends."""
+    captions = [f"number {index}{ending * (index % 2)}" for index in range(COUNT)]
+    items: Any = captions if kind is str else [caption.encode() for caption in captions]
+    options: dict[str, Any] = {"schedule": schedules.linear(10), "condition": 1, "batch_size": COUNT}
+    datamodule = DDPMDataModule(Captioned(items), cache_dir=tmp_path, **options)
+    datamodule.setup("fit")
+    [batch] = datamodule.train_dataloader()
+    assert sorted(batch.meta.condition) == sorted(items)

@@ -344,5 +344,5 @@ def test_a_folder_by_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyP
             assert images(dataset, tmp_path / "cache").shape == (3, 3, 16, 16)
     monkeypatch.chdir(tmp_path / "data")
     images(ImageFolder("."), tmp_path / "cache")
-    images(ImageFiles(""), tmp_path / "cache")
+    images(ImageFiles("."), tmp_path / "cache")
     assert len(list((tmp_path / "cache").glob("*.npy"))) == 2  # the same folder, by whatever path

@@ -83,6 +83,7 @@ def test_old_spellings_of_options_set_the_same_values() -> None:
         (["verify", "--steps", "many"], 2, r"ddpm-data verify: argument --steps: invalid int value: 'many'\. .*\n"),
         (["verify", "--processes", "1"], 2, r"ddpm-data verify: --processes is at least 2, not 1\. .*\n"),
         (["check", "--num-workers", "-1"], 2, r"ddpm-data check: --num-workers is at least 0, not -1\. .*\n"),
+        (["check", "--output-dir", __file__], 2, r"ddpm-data check: --output-dir is a folder, and .* is a file\. .*\n"),
         (["compare"], 2, r"ddpm-data compare: the following arguments are required: folder\. .*\n"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +129,29 @@ def test_an_app_with_our_groups_below_a_key_of_its_own_has_the_same_objective() 
 @pytest.mark.parametrize("cfg", [{}, {"ddpm_data": None}, {"datamodule": "x"}, [], {"schedule": None}])
 def test_configs_without_an_objective_have_none(cfg: object) -> None:
     assert read_objective(OmegaConf.create(cfg)) == ()
+
+
+def test_jobs_of_several_sweeps_are_told_apart(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parent = sweep / "all"
+    for name in ("a", "b"):
+        shutil.copytree(sweep / "0", parent / name / "0")
+    jobs = read_jobs(parent, "val_loss")
+    assert [job.name for job in jobs] == ["a/0", "b/0"]
+    compare([str(parent)])
+    assert "| a/0 |" in capsys.readouterr().out
+
+
+def test_a_damaged_record_is_a_job_that_says_so(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, content in enumerate(("{", "[]", '{"status": "finished"}')):
+        (sweep / str(number) / "job.json").write_text(content)
+    assert compare([str(sweep)]) == 1
+    assert capsys.readouterr().out.count("unknown: job.json is damaged") == 3
+
+
+def test_a_metric_that_is_no_number_is_named(sweep: Path) -> None:
+    (sweep / "0" / "metrics.csv").write_text("epoch,val_loss\n0,abc\n")
+    with pytest.raises(SystemExit, match=r"metrics.csv of job 0 has val_loss='abc', which is no number"):
+        compare([str(sweep)])
 
 
 def test_names_with_dollars_are_drawn(sweep: Path) -> None:

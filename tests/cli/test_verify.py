@@ -3,12 +3,15 @@
 import itertools
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+import torch
 from torch import Tensor, distributed
 from torch.utils.data import IterableDataset
 
-from ddpm_data.cli.verify import _compare_examples, main
+from ddpm_data.cli.verify import _compare_examples, _digest_examples, main
+from ddpm_data.types import ConditionedTriple
 from tests.conftest import ROOT, uint8_images
 from tests.groups import finished
 from tests.warm import python
@@ -27,6 +30,19 @@ def verify(*words: str) -> tuple[int, str]:
 
 
 CONDITIONS = ("dataset.condition=1", "dataset.condition_dropout=0.1", "dataset.null_condition=10")
+
+
+def test_conditions_of_every_kind_are_part_of_an_example() -> None:
+    parts = (torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64), torch.ones(2, 3))
+    conditions: list[Any] = [
+        ["a", "b"],
+        [b"a", b"b"],
+        torch.tensor([1, 2]),
+        {"text": ["a", "b"], "label": torch.ones(2)},
+    ]
+    digests = [_digest_examples(ConditionedTriple(*parts, condition)) for condition in conditions]
+    assert all(first != second for first, second in digests)
+    assert len({row for rows in digests for row in rows}) == 8
 
 
 @pytest.mark.slow

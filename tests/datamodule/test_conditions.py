@@ -71,6 +71,7 @@ def numbered(kind: str) -> list[Any]:
         "tensor": lambda n: torch.full((3,), n),
         "array": lambda n: np.full((2, 2), n, dtype=np.float32),
         "text": lambda n: f"number {n}",
+        "bytes": lambda n: np.bytes_(b"number %d \0" % n),
         "dict": lambda n: {"label": n, "caption": f"number {n}"},
         "pair": lambda n: (n, f"number {n}"),
     }
@@ -91,7 +92,10 @@ def names(condition: Any) -> list[int]:  # noqa: ANN401  # a batch of any kind
     if isinstance(condition, Tensor):
         rows = condition.flatten(1)[:, 0] if condition.dim() > 1 else condition
         return [round(float(n)) for n in (rows * 2 if rows.dtype == torch.float64 else rows)]
-    if isinstance(condition[0], str):
+    if isinstance(condition[0], bytes):
+        assert {type(text) for text in condition} == {bytes}
+        assert all(text.endswith(b"\0") for text in condition)
+    if isinstance(condition[0], str | bytes):
         return [int(text.split()[1]) for text in condition]
     first, second = map(names, condition)
     assert first == second
@@ -103,7 +107,7 @@ def shown(x_t: Tensor) -> list[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["int", "float", "tensor", "array", "text", "dict", "pair"])
+@pytest.mark.parametrize("kind", ["int", "float", "tensor", "array", "text", "bytes", "dict", "pair"])
 @pytest.mark.parametrize("way", ["items", "workers", "cached", "stream", "part"])
 def test_a_condition_stays_with_its_image(kind: str, way: str, tmp_path: Path) -> None:
     items = numbered(kind)
@@ -262,7 +266,7 @@ def test_labels_of_datasets_people_use(tmp_path: Path) -> None:
     [
         ((PIXELS[0], 3), 2, ValueError, r"train\[0\]: there is no condition at 2; .*1: int 3.*`condition`"),
         ({"image": PIXELS[0]}, "label", ValueError, r"no condition at 'label'.*`condition`"),
-        ((PIXELS[0], None), 1, ValueError, r"no condition at 1"),
+        ((PIXELS[0], None), 1, ValueError, r"the condition at 1 is None; .*`condition`"),
         (PIXELS[0], 0, ValueError, r"an item is a Tensor.*nothing at 0"),
         ((PIXELS[0], object()), 1, TypeError, r"the conditions of train do not make a batch.*`condition`"),
         ((PIXELS[0], 3), 1.5, TypeError, r"condition=1\.5.*`condition`"),
@@ -283,6 +287,7 @@ def test_what_is_no_condition_is_refused(item: Any, condition: Any, error: type[
         ("tensor", [7, 8, 9], lambda c: (c == torch.tensor([7, 8, 9])).all(1)),
         ("array", torch.zeros(2, 2) - 1, lambda c: (c == -1).flatten(1).all(1)),
         ("text", "", lambda c: torch.tensor([text == "" for text in c])),
+        ("bytes", b"", lambda c: torch.tensor([text == b"" for text in c])),
         (
             "dict",
             {"label": 99, "caption": ""},
@@ -316,6 +321,8 @@ def test_every_kind_is_dropped_in_training_only(kind: str, null: Any, is_null: A
         ("int", 0.5, TypeError, r"null_condition=0\.5 .*torch\.int64"),
         ("int", "", TypeError, r"null_condition='' .*torch\.int64"),
         ("text", 0, TypeError, r"null_condition=0 .*a string"),
+        ("text", b"", TypeError, r"null_condition=b'' .*a string"),
+        ("bytes", "", TypeError, r"null_condition='' .*are bytes"),
         ("tensor", [1, 2], TypeError, r"null_condition=\[1, 2\] .*shape \(3,\)"),
         ("dict", {"label": 1}, TypeError, r"a dict of 'label', 'caption'.*`null_condition`"),
         ("pair", 3, TypeError, r"a list of 2"),

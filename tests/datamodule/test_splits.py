@@ -99,6 +99,13 @@ def test_every_combination_can_be_written_in_configs(where: str, val: Any, test:
     check_parts(served(instantiate(node)), given)
 
 
+class Sized(list[Tensor]):
+    """A dataset whose class wants an argument."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(IMAGES[:count])
+
+
 @pytest.mark.parametrize(
     ("sets", "says"),
     [
@@ -111,6 +118,8 @@ def test_every_combination_can_be_written_in_configs(where: str, val: Any, test:
         (dict(val=0.4, test=0.01), r"val=0\.4, test=0\.01 of 40 .* leaves 24 to train and 16 for val and 0 for test"),
         (dict(test=0.1, train=iter), r"test=0\.1: a Stream .*`test`"),
         (dict(predict=0.1), r"predict is a float, not a dataset"),
+        (dict(train=Sized), r"train is Sized, which is called without arguments.*: missing .*'count'.*`train`"),
+        (dict(val=lambda root: IMAGES), r"val is .*<lambda>, which is called without arguments.*'root'.*`val`"),
     ],
 )
 def test_parts_that_cannot_be_are_refused(sets: dict[str, Any], says: str) -> None:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -77,3 +78,12 @@ def test_a_label_that_the_labels_type_cannot_hold_is_refused(dtype: torch.dtype,
 def test_dropout_is_a_probability(probability: Any) -> None:  # noqa: ANN401  # what a config may hold
     with pytest.raises((TypeError, ValueError), match=r"`condition_dropout`"):
         ConditionDropout(probability, 0)
+
+
+@pytest.mark.parametrize("one", [1, True, np.int64(1), np.array(1), torch.tensor(1)], ids=repr)
+def test_a_null_that_is_the_label_of_a_class_is_refused_in_every_type(one: object) -> None:
+    labels, classes = torch.arange(3), ["cat", "dog", "horse"]
+    with pytest.raises(ValueError, match=r"null_condition=1 is the label of dog, .*such as 3, .*`dataset.null_cond"):
+        ConditionDropout(0.5, one).check(labels, classes)
+    for null in (3, -1, torch.tensor(3)):
+        ConditionDropout(0.5, null).check(labels, classes)

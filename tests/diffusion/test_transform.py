@@ -261,6 +261,7 @@ def test_wrong_batches_are_refused(
         (dict(seed=0.5), TypeError, "seed"),
         (dict(timesteps=UniformTimesteps), TypeError, r"timesteps is a type.*`timesteps`"),
         (dict(timesteps="uniform"), TypeError, r"timesteps is a str.*`timesteps`"),
+        (dict(timesteps=lambda p: p), TypeError, r"\(position, num_timesteps, key, stage\): too many.*`timesteps`"),
         (dict(compile="yes"), TypeError, r"compile='yes'.*`compile`"),
     ],
 )

@@ -109,7 +109,8 @@ def test_a_path_is_named_where_there_is_one(folder: Path) -> None:
     assert path_of([1, 2], 0) is None
     path = labelled.samples[0][0]
     Path(path).write_bytes(b"<html>not found</html>")
-    with pytest.raises(OSError, match=rf"train\[0\]: {path} cannot be read as an image"):
+    hint = r": .*\. Repair or remove it, or set `loader.on_bad_item` to replace"
+    with pytest.raises(OSError, match=rf"train\[0\]: {path} cannot be read as an image{hint}"):
         MapStyleImages(labelled, ImageProcessor(), "train").batch([0])
 
 

@@ -152,6 +152,9 @@ def test_shards_that_are_not_there_are_named(tmp_path: Path) -> None:
     pytest.importorskip("webdataset")
     with pytest.raises(FileNotFoundError, match=r"1\.tar. Change `shards`"):
         TarShards([tar(tmp_path / "0.tar", {}), str(tmp_path / "1.tar")])
+    for several in (tmp_path, tmp_path / "*.tar"):
+        with pytest.raises(FileNotFoundError, match=r"Several files are a list, or are written .*`shards`"):
+            TarShards(several)
     with pytest.raises(ValueError, match=r"nothing to read.*`shards`"):
         TarShards([])
     with pytest.raises(TypeError, match=r"`shuffle`"):
