@@ -101,14 +101,15 @@ class TimestepLoss(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Check a batch's losses, and add them to the sums.
+        """Check a batch's losses, and add them to the sums: of the first loader alone, if validation has several.
 
         The sums of the sanity check are discarded. It only detects a ``validation_step`` with another return value.
 
         Raises:
             TypeError: ``validation_step`` did not return a loss per example.
         """
-        self._sums = self._sums + self._ranges.sum_losses(batch.t, _find_losses(outputs, batch.t))
+        if dataloader_idx == 0:
+            self._sums = self._sums + self._ranges.sum_losses(batch.t, _find_losses(outputs, batch.t))
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the means, and write the files if this is a fit."""

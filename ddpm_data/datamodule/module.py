@@ -1,6 +1,6 @@
 """The DataModule: datasets in, training triples out, in every stage."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import wraps
@@ -11,7 +11,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from ddpm_data._distributed import is_rank_zero
+from ddpm_data._distributed import World, is_rank_zero
 from ddpm_data._keys import list_arguments, naming_keys
 from ddpm_data.datamodule._trainer import (
     AbsentLoader,
@@ -20,6 +20,7 @@ from ddpm_data.datamodule._trainer import (
     refuse_clashes,
     refuse_other_lightning,
 )
+from ddpm_data.datamodule.agreement import Given, compare_processes
 from ddpm_data.datamodule.loss_aware import LossAwareTables
 from ddpm_data.datamodule.resume import StreamCheckpoint
 from ddpm_data.datamodule.same_objective import summarise
@@ -38,7 +39,7 @@ from ddpm_data.images.conditions import Conditions, Keys
 from ddpm_data.images.latent_processor import LatentProcessor
 from ddpm_data.images.processor import ImageProcessor, ItemProcessor
 from ddpm_data.latents import Latents
-from ddpm_data.loading.bad_items import BadItemCounter
+from ddpm_data.loading.bad_items import BadItemCounter, length_changed_message
 from ddpm_data.loading.loader import StreamLoader, make_loader
 from ddpm_data.loading.options import LoaderOptions
 from ddpm_data.loading.samplers import Order
@@ -285,7 +286,7 @@ class DDPMDataModule(L.LightningDataModule):
             TypeError: An item holds no image.
             ValueError: There is no such stage; a set is missing, empty or too small; images cannot be converted or
                 differ in shape; the model overrides ``on_after_batch_transfer``; the target would be infinite in the
-                Trainer's precision.
+                Trainer's precision; processes that train together were not given the same.
         """
         if stage not in (None, *_STAGES_OF):
             raise ValueError(f"setup({stage!r}): the stages are {', '.join(_STAGES_OF)}.")
@@ -304,6 +305,29 @@ class DDPMDataModule(L.LightningDataModule):
                     self._begin_stream(images)
             elif stage and name == _STAGES_OF[stage][0]:
                 raise ValueError(f"no {name} set was given. Set `dataset.{name}`.")
+        if stage and self.trainer and self.trainer.state.fn:  # then all processes are here
+            compare_processes(self._describe(_STAGES_OF[stage], world))
+
+    def _describe(self, stages: Iterable[Stage], world: World) -> Given:
+        """Describe what all processes must have been given alike."""
+        options, transform = self.loader_options, self.transform
+        facts: dict[str, object] = {"`seed`": transform.seed}
+        items: dict[str, str] = {}
+        for name in stages:
+            if self.splits.has(name):
+                images = self.splits.images(name)
+                facts |= {
+                    f"the {key} of {name}": value for key, value in images.stream_identity(options, world).items()
+                }
+                items |= images.name_items()
+        facts |= {"`loader.batch_size`": options.batch_size, "`loader.drop_last`": options.drop_last}
+        facts["`schedule.num_timesteps`"] = transform.process.num_timesteps
+        if transform.latents is None:
+            facts |= {f"`dataset.{name}`": value for name, value in vars(self.splits.processor).items()}
+        facts |= {"`dataset.latents`": repr(transform.latents), "`dataset.flip`": transform.flip}
+        facts |= {"`dataset.condition`": self.conditions.describe()}
+        facts["`dataset.condition_dropout`"] = self.dropout.probability
+        return Given(facts, summarise(transform), items)
 
     def _try_on_first_items(self, images: StageImages) -> None:
         """Try on a training image what is done to images and conditions on the device, where it can be read."""
@@ -444,6 +468,8 @@ class DDPMDataModule(L.LightningDataModule):
             assert self._order is not None
             assert self._checkpoint is not None
             order = self._order
+            if images.length not in (None, self._checkpoint.plans.full.length):
+                raise ValueError(length_changed_message(stage, images.length, self._checkpoint.plans.full.length))
             order.set_batch_size(self.batch_size)
             self._checkpoint.identity |= images.stream_identity(self.loader_options, world)
         else:

@@ -10,11 +10,13 @@ from typing import Any
 
 import lightning as L
 
+from ddpm_data.datamodule.agreement import Given, compare_processes
 from ddpm_data.datamodule.same_objective import Summary, find_differences
 from ddpm_data.loading.samplers import ENDLESS, EpochPlans
 
 # The counters are private to Lightning. tests/datamodule/test_resume.py has passed on these minor releases.
 _LIGHTNING_RELEASES = ("2.5", "2.6")
+_TRAINER_ARGUMENTS = ("max_epochs", "max_steps", "limit_train_batches", "overfit_batches", "accumulate_grad_batches")
 _OBJECTIVE = "ddpm_data_objective"  # the key of the objective's summary in a checkpoint
 
 
@@ -108,6 +110,17 @@ class StreamCheckpoint(L.Callback):
         checkpoint["loops"]["fit_loop"] = rewrite_progress(
             checkpoint["loops"]["fit_loop"], L.__version__, done, window, is_last=not left
         )
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Refuse processes that begin at different places, or would end their epochs after different batches.
+
+        Raises:
+            ValueError: Two processes differ.
+        """
+        place = (self._loaded or {}).get("place", 0)
+        at = f"step {trainer.global_step} and epoch {trainer.current_epoch} after {place} images"
+        facts = {f"`trainer.{name}`": getattr(trainer, name) for name in _TRAINER_ARGUMENTS}
+        compare_processes(Given({"the place where training begins": at} | facts, {}, {}))
 
     def on_train_batch_start(
         self,

@@ -17,10 +17,11 @@ import sys
 import tempfile
 from collections.abc import Callable, Hashable
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
+from uuid import uuid4
 
 import torch
 from torch import Tensor
@@ -57,6 +58,8 @@ class Library:
         self._draw_normals.argtypes = [number, number, number, pointer, number, number, pointer, number, pointer]
         self._draw_normals.restype = None
         self._parallel = _find_parallel()
+        if hasattr(os, "register_at_fork"):  # a child has none of the threads, and would wait for them for ever
+            os.register_at_fork(after_in_child=partial(setattr, self, "_parallel", 0))
 
     def make_triple(self, tables: Tables, batch: TripleInputs) -> tuple[Tensor, Tensor, Tensor]:
         """Make ``x_t``, ``t`` and the target of contiguous images on the CPU; computed in float32, cast last.
@@ -160,11 +163,12 @@ def load_library() -> Library:
 def _load_library(folder: Path) -> Library:
     """Load the code, compiled in a folder of its own if it is not on disk."""
     command, version = _find_compiler(folder)
+    is_zig = "zig" in Path(command[0]).name or "ziglang" in command
     vectors = torch.backends.cpu.get_cpu_capability() if platform.machine().lower() in ("x86_64", "amd64") else ""
     flags, links = [*_FLAGS, *_VECTORS.get(vectors, ())], ["-shared"]
     if "Free Software Foundation" in version:
         flags.append("-mtune=native")
-    if any("zig" in Path(part).name for part in command):
+    if is_zig:
         flags.append("-mcpu=baseline")  # what is on disk may serve machines with other processors than this one
         if os.name != "nt":
             links.append("-nostdlib")  # which it would compile first, for a minute; this process has loaded all of it
@@ -173,15 +177,17 @@ def _load_library(folder: Path) -> Library:
     kind = "\n".join([_SOURCE.read_text(encoding="utf-8"), version, *command, *flags, *links])
     root = os.environ.get("TORCH_EXTENSIONS_DIR") or user_cache_dir("torch_extensions")  # type: ignore[no-untyped-call]
     path = Path(root) / "ddpm_data" / f"{sha256(kind.encode()).hexdigest()[:16]}.so"
-    with suppress(OSError):  # it is not there, or damaged
+    with suppress(OSError, AttributeError):  # it is not there, or damaged
         return Library(path)
     objects, built = folder / "triple.o", folder / "triple.so"
     _run(folder, *command, *flags, "-c", str(_SOURCE), "-o", str(objects))
     _run(folder, *command, *links, str(objects), "-o", str(built))
     with suppress(OSError):  # of a folder that cannot be written to
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.{os.getpid()}")
+        part = path.with_name(f"{path.name}.{uuid4().hex}")  # containers may share the number of their process
         shutil.copy(built, part)
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())  # a file that ends too early would kill every process that loads it
         os.replace(part, path)  # whole, or not at all, where many processes compile it
     return Library(built)
 
@@ -189,12 +195,16 @@ def _load_library(folder: Path) -> Library:
 def _find_compiler(folder: Path) -> tuple[list[str], str]:
     """Return the command and the version of the environment's CXX, which may have options, or of what is installed."""
     if chosen := os.environ.get("CXX"):
-        command = shlex.split(chosen)
-        if not shutil.which(command[0]):
+        try:
+            command = shlex.split(chosen)
+        except ValueError as error:
+            raise RuntimeError(f"no compiler: CXX={chosen} cannot be read: {error}") from error
+        if not command or not shutil.which(command[0]):
             raise RuntimeError(f"no compiler: CXX={chosen} was not found")
         return command, _run(folder, *command, "--version")
     names = ["clang++"] if os.name == "nt" else ["g++", "clang++"]  # g++ aligns no vectors on Windows' stack
-    zig = [[sys.executable, "-m", "ziglang", "c++"]] if find_spec("ziglang") else []
+    # -P: not from the current folder, which may have a ziglang of its own.
+    zig = [[sys.executable, "-P", "-m", "ziglang", "c++"]] if sys.executable and find_spec("ziglang") else []
     for command in [*([name] for name in names), *zig]:
         with suppress(OSError, RuntimeError):  # the name may be there without a compiler behind it
             return command, _run(folder, *command, "--version")
@@ -214,7 +224,9 @@ def _find_parallel() -> int:
 def _run(folder: Path, *command: str) -> str:
     """Run the compiler and return what it printed; zig keeps what it makes for itself in the folder."""
     environment = {"ZIG_GLOBAL_CACHE_DIR": str(folder), "ZIG_LOCAL_CACHE_DIR": str(folder)} | os.environ
-    result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment)
+    result = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, env=environment, text=True, errors="replace"
+    )
     if result.returncode:
         reason = next((line for line in result.stderr.splitlines() if "error" in line), result.stderr.strip())
         raise RuntimeError(f"{command[0]}: {reason}")

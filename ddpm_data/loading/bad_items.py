@@ -140,6 +140,15 @@ def shape_mismatch_message(name: str, index: int, shape: torch.Size, other: int,
     )
 
 
+def length_changed_message(name: str, now: int, planned: int) -> str:
+    """Describe a dataset that has another length than when its batches were planned."""
+    return (
+        f"{name} has {now:,} items now, and had {planned:,} when its batches were planned, but positions in the stream "
+        "are counted by the length. Have __len__ of the dataset return the largest number in every epoch, and let "
+        "__getitem__ choose among fewer of them."
+    )
+
+
 def small_images_message(name: str, raw: Sequence[Tensor], size: tuple[int, int]) -> str | None:
     """Describe the images that have to be enlarged; ``None`` if there are none."""
     small = [image.shape[-2:] for image in raw if image.shape[-2] < size[0] or image.shape[-1] < size[1]]

@@ -112,6 +112,10 @@ class SelfOrderedImages:
         """Return what positions depend on: how many processes and workers share the source, and how they batch it."""
         return {"world_size": world.size, "batch_size": options.batch_size, "num_workers": options.num_workers}
 
+    def name_items(self) -> dict[str, str]:
+        """Return nothing: each process has its own items."""
+        return {}
+
 
 class IterableImages(SelfOrderedImages):
     """The images of an iterable source, in the source's order.

@@ -3,6 +3,8 @@
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from hashlib import blake2b
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ddpm_data._bytes import all_equal
+from ddpm_data._bytes import all_equal, bytes_of
 from ddpm_data._distributed import World
 from ddpm_data._keys import warn
 from ddpm_data.images.conditions import Conditions
@@ -21,6 +23,7 @@ from ddpm_data.loading.bad_items import (
     PeakCounter,
     WorkerBatch,
     check_same_shape,
+    length_changed_message,
     small_images_message,
     with_item_context,
 )
@@ -37,6 +40,7 @@ from ddpm_data.sources._paths import path_of
 from ddpm_data.sources._undecoded import without_decoding
 from ddpm_data.types import BatchMeta, ImageBatch, Stage
 
+_NAMED = 8  # items by which processes tell whether they have the same ones
 _NEIGHBOURS = 64  # neighbours to try instead of a bad item
 
 
@@ -273,6 +277,22 @@ class MapStyleImages(Dataset[Tensor]):
         """Return the length. Batch size and ranks only divide the stream."""
         return {"length": len(self)}
 
+    def name_items(self) -> dict[str, str]:
+        """Return the names of a few items' files, the size of one, and of rows of an array digests of their bytes."""
+        count = min(len(self), _NAMED)
+        places = [number * (len(self) - 1) // max(1, count - 1) for number in range(count)]
+        indices = self._indices(torch.tensor(places, device="cpu"))
+        paths = {index: path_of(self.dataset, index) for index in indices.tolist()}
+        names = {f"the file of {self.name}[{index}]": Path(path).name for index, path in paths.items() if path}
+        if self._inspection is None:
+            return names  # a cache's are known by their files alone
+        names[f"the size of an example of {self.name}"] = f"{self._inspection.bytes_per_image:,} bytes"
+        if self._inspection.serves_arrays:
+            for index, image in zip(paths, self.batch(list(paths)).images, strict=True):
+                digest = blake2b(bytes_of(image).data, digest_size=8).hexdigest()
+                names[f"the digest of {self.name}[{index}]"] = digest
+        return names
+
     def batches(self, stage: Stage, options: LoaderOptions, world: World, key: Key) -> "MapStyleBatches":
         """Return the batches of any rank, loaded on request.
 
@@ -428,11 +448,7 @@ class MapStyleBatches(StageBatches):
         epoch = request.positions.start // self._length if self.stage == "train" else 0
         self.images.epochs.tell(self.images.dataset, epoch)
         if len(self.images.dataset) != self._items:
-            raise ValueError(
-                f"{self.images.name} has {len(self.images.dataset):,} items in epoch {epoch}, and had {self._items:,} "
-                "when its batches were planned, but positions in the stream are counted by the length. Have __len__ of "
-                "the dataset return the largest number in every epoch, and let __getitem__ choose among fewer of them."
-            )
+            raise ValueError(length_changed_message(self.images.name, len(self.images.dataset), self._items))
         crop_offsets = None
         if self.key is not None:
             crop_offsets = torch.cat(words(self.key, Purpose.CROP, self.stage, position)[:2], dim=1)

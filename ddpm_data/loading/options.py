@@ -105,6 +105,11 @@ class LoaderOptions:
         """
         needed = world_size * self.batch_size if stage == "train" and self.drop_last else world_size
         if length < needed:
+            if needed == world_size:
+                raise ValueError(
+                    f"{stage} has {length} images, but {world_size} processes need one each. Use fewer devices, or "
+                    f"give more images: `dataset.{stage}`."
+                )
             raise ValueError(
                 f"{stage} has {length} images, but {world_size} process(es) with batch_size={self.batch_size} and "
                 f"drop_last={self.drop_last} need {needed} for a first batch. Lower `loader.batch_size`, set "

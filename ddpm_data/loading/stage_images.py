@@ -87,6 +87,10 @@ class StageImages(Protocol):
         """Return what the training stream depends on beside the seed. A checkpoint must have the same values."""
         ...
 
+    def name_items(self) -> dict[str, str]:
+        """Return what tells some items from others, by their names in errors; nothing if only reading would tell."""
+        ...
+
     def batches(self, stage: Stage, options: LoaderOptions, world: World, key: Key) -> StageBatches:
         """Return the batches that one rank serves to a stage.
 

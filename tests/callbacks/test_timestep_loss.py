@@ -236,3 +236,16 @@ def test_validating_alone_logs_numbers_and_leaves_the_history_of_the_fit(tmp_pat
     assert {name: float(value) for name, value in other.callback_metrics.items()} == fitted
     assert len(fitted) == 3
     assert (tmp_path / "timestep_loss.csv").read_text() == before
+
+
+def test_of_several_validation_loaders_the_first_is_counted(tmp_path: Path) -> None:
+    class Two(Losses):
+        def validation_step(self, batch: Triple, batch_idx: int, dataloader_idx: int = 0) -> Any:  # noqa: ANN401
+            return super().validation_step(batch, batch_idx) if dataloader_idx == 0 else None
+
+    datamodule = data(test=TensorDataset(IMAGES[:7]))
+    of_one = datamodule.val_dataloader
+    datamodule.val_dataloader = lambda: [of_one(), datamodule.test_dataloader()]  # type: ignore[assignment, return-value]
+    datamodule.setup("test")
+    trainer(tmp_path, callbacks=[TimestepLoss(10)]).fit(Two(), datamodule=datamodule)
+    assert sum(row.examples for row in read_losses(tmp_path / "timestep_loss.csv")) == 30

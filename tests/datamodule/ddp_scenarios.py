@@ -122,12 +122,64 @@ def run(
     return {"steps": steps, "tables": tables}
 
 
+# What the second of two processes is told otherwise, and which part of both says so.
+DISAGREEING: dict[str, tuple[dict[str, Any], str]] = {
+    "length": (
+        dict(train=TensorDataset(uint8_images(27, 1, 4, 4))),
+        "the length of train is 26 in process 0 and 27",
+    ),
+    "length of val": (
+        dict(val=TensorDataset(uint8_images(3, 1, 4, 4))),
+        "the length of val is 9 in process 0 and 3",
+    ),
+    "kind": (dict(train=Sharded()), "the length of train is 26 in process 0 and None in process 1"),
+    "seed": (dict(seed=1), "`seed` is 0 in process 0 and 1 in process 1"),
+    "batch size": (dict(batch_size=5), "`batch_size` is 4 in process 0 and 5 in process 1"),
+    "drop_last": (dict(drop_last=True), "`drop_last` is False in process 0 and True in process 1"),
+    "steps": (dict(schedule=schedules.linear(50)), "`num_timesteps` is 100 in process 0 and 50 in process 1"),
+    "schedule": (
+        dict(schedule=schedules.cosine(100)),
+        "`schedule` differs between process 0 (there) and process 1 (here)",
+    ),
+    "target": (
+        dict(target="velocity"),
+        "`target` differs between process 0 (there) and process 1 (here)",
+    ),
+    "image size": (dict(image_size=2), "`image_size` is None in process 0 and (2, 2) in process 1"),
+    "flip": (dict(flip=0.5), "`flip` is 0.0 in process 0 and 0.5 in process 1"),
+    "limit": (dict(limit_train_batches=2), "`trainer.limit_train_batches` is 1.0 in process 0 and 2 in process 1"),
+    "images": (
+        dict(train=TensorDataset(255 - uint8_images(26, 1, 4, 4))),
+        "the digest of train[0] is",
+    ),
+}
+
+
+def disagree(folder: Path, name: str, rank: int) -> str:
+    """What a process says that was not given the same as the other one: an error, or a warning."""
+    train, val = (TensorDataset(uint8_images(count, 1, 4, 4)) for count in (26, 9))
+    options: dict[str, Any] = dict(train=train, val=val, schedule=schedules.linear(100), batch_size=4)
+    options |= DISAGREEING[name][0] if rank else {}
+    limits = {key: options.pop(key) for key in ("limit_train_batches",) if key in options}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            fit = trainer(folder, devices=2, strategy="ddp", max_epochs=1, **limits)
+            fit.fit(Recorder(), datamodule=DDPMDataModule(**options))
+        except ValueError as error:
+            return str(error)
+    return "\n".join(str(warning.message) for warning in caught)
+
+
 def main(folder: Path) -> None:
     warnings.simplefilter("ignore")
     distributed.init_process_group("gloo")
     seen = {name: run(folder, 2, **two) for name, (_, two) in SCENARIOS.items()}
     seen |= {name: run(folder, 2, **options) for name, options in ALONE.items()}
     two = LOSS_AWARE[1]
+    rank = distributed.get_rank()
+    seen |= {f"disagreeing: {name}": {"error": disagree(folder, name, rank)} for name in DISAGREEING}
+    seen["one checkpoint"] = run(folder, 2, ckpt=folder / "one.ckpt" if rank else None, **LOSS_AWARE[1])
     seen["taken up"] = run(folder, 2, ckpt=folder / "one.ckpt", **two)
     run(folder, 2, save=folder / "two.ckpt", **two)
     torch.save(seen, folder / f"rank{distributed.get_rank()}.pt")

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT
-from tests.datamodule.ddp_scenarios import LOSS_AWARE, SAVED, SCENARIOS
+from tests.datamodule.ddp_scenarios import DISAGREEING, LOSS_AWARE, SAVED, SCENARIOS
 from tests.datamodule.ddp_scenarios import run as scenario
 from tests.groups import PATIENCE, finished
 from tests.warm import python
@@ -205,9 +205,29 @@ def test_a_rest_smaller_than_the_world_joins_the_batch_before(together: list[Ran
     assert [(len(first), len(second)) for first, second in steps] == [(4, 5)] * 2
 
 
-@pytest.mark.parametrize(("name", "says"), [("1 image", "need 2 for"), ("7 images, drop_last", "need 8 for")])
+@pytest.mark.parametrize(
+    ("name", "says"), [("1 image", "1 images, but 2 processes need one each"), ("7 images, drop_last", "need 8 for")]
+)
 def test_a_set_too_small_for_the_world_is_refused_on_every_rank(name: str, says: str, together: list[Rank]) -> None:
     assert all(says in rank[name]["error"] for rank in together)
+
+
+@pytest.mark.parametrize("name", DISAGREEING)
+def test_processes_that_were_not_given_the_same_are_told(name: str, together: list[Rank]) -> None:
+    """They waited for each other for ever, or trained on what another process had too."""
+    errors = [rank[f"disagreeing: {name}"]["error"] for rank in together]
+    if name == "images":  # a warning, by the first process
+        assert DISAGREEING[name][1] in errors[0]
+        assert "do not have the same images" in errors[0]
+        assert "do not have the same images" not in errors[1]
+    else:
+        assert errors[0] == errors[1]
+        assert errors[0].startswith(DISAGREEING[name][1])
+
+
+def test_a_checkpoint_that_only_one_process_was_given_is_an_error_in_both(together: list[Rank]) -> None:
+    says = "the place where training begins is step 0 and epoch 0 after 0 images in process 0 and step 6 and epoch 1"
+    assert all(rank["one checkpoint"]["error"].startswith(says) for rank in together)
 
 
 @pytest.mark.parametrize("name", ["iterable", "iterable, workers"])

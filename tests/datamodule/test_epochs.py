@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -36,11 +37,12 @@ class ChangingTensors(TensorDataset):
         self.tensors = (torch.full((20, 1, 2, 2), 10 * epoch, dtype=torch.uint8),)
 
 
+RUN = ("overfit_batches", "val_check_interval", "callbacks", "reload_dataloaders_every_n_epochs")
+
+
 def fit(tmp_path: Path, train: Any, **options: Any) -> Recorder:  # noqa: ANN401  # any dataset and option
     model, ckpt = Recorder(), options.pop("ckpt", None)
-    run = {
-        name: options.pop(name) for name in ("overfit_batches", "val_check_interval", "callbacks") if name in options
-    }
+    run = {name: options.pop(name) for name in RUN if name in options}
     options = dict(schedule=schedules.constant(1, 1e-12), batch_size=4, compile=False) | options
     data = DDPMDataModule(train, **options)
     trainer(tmp_path, max_epochs=3, enable_checkpointing="callbacks" in run, **run).fit(
@@ -106,7 +108,7 @@ def test_a_length_that_changes_is_refused_where_it_does(later: int, workers: int
         def __len__(self) -> int:
             return later if self.epoch == 1 else 20
 
-    with pytest.raises(ValueError, match=rf"train has {later} items in epoch 1, and had 20 .*__len__"):
+    with pytest.raises(ValueError, match=rf"train has {later} items now, and had 20 .*__len__"):
         fit(tmp_path, Growing(), num_workers=workers)
 
 
@@ -126,3 +128,20 @@ def test_behind_a_dataloader_of_the_users_own(wrap: Any) -> None:  # noqa: ANN40
     for epoch in range(3):
         batches.set_epoch(epoch)
         assert next(iter(batches)).images[0, 0, 1, 1] == 10 * epoch
+
+
+@pytest.mark.parametrize("later", [10, 30])
+@pytest.mark.parametrize("reload", [0, 1])
+def test_a_length_that_changes_between_epochs_is_refused_also_where_loaders_are_made_anew(
+    later: int, reload: int, tmp_path: Path
+) -> None:
+    """A part of the images was served, or one that is not there."""
+    images = [torch.full((1, 2, 2), number, dtype=torch.uint8) for number in range(20)]
+
+    class Changes(L.Callback):
+        def on_train_epoch_end(self, *_: Any) -> None:  # noqa: ANN401  # Lightning's
+            images[:] = (images * 2)[:later]
+
+    options: dict[str, Any] = {"reload_dataloaders_every_n_epochs": reload, "callbacks": [Changes()]}
+    with pytest.raises(ValueError, match=rf"train has {later} items now, and had 20 .*__len__"):
+        fit(tmp_path, images, **options)

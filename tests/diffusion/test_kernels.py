@@ -1,7 +1,9 @@
 """The compiled transform on CPUs: the same triples as the eager one, and a way on where nothing can be compiled."""
 
+import _ctypes
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -30,6 +32,7 @@ from ddpm_data.diffusion._kernels import mirror
 from ddpm_data.diffusion.objective import Objective
 from ddpm_data.rng.philox import Key, Purpose, normals
 from tests.conftest import ROOT, uint8_images
+from tests.groups import started
 from tests.warm import python
 
 PROCESS = ForwardProcess(schedules.linear(1000))
@@ -222,8 +225,10 @@ print(float(x_t.double().sum()), sum("--version" not in call for call in calls))
     [library] = (folder / "ddpm_data").iterdir()
     assert (library.suffix, compiled) == (".so", "2")
     assert run(folder) == [total, "0"]
-    library.write_bytes(b"damaged")
-    assert run(folder) == [total, "2"]
+    for damaged in (b"damaged", Path(_ctypes.__file__).read_bytes()):  # the latter is a library without our functions
+        library.unlink()
+        library.write_bytes(damaged)
+        assert run(folder) == [total, "2"]
     (tmp_path / "file").write_text("")
     assert run(tmp_path / "file") == [total, "2"]
 
@@ -322,18 +327,44 @@ assert torch.equal(eager.noise, first.noise) != {has_ziglang}
     stub = tmp_path / "g++"  # without a compiler behind it
     stub.write_text("#!/bin/sh\necho 'no developer tools were found' >&2\nexit 1\n")
     stub.chmod(0o755)
+    other = tmp_path / "ziglang"  # of the current folder, which is not the package
+    other.mkdir()
+    (other / "__init__.py").touch()
+    (other / "__main__.py").write_text("raise SystemExit('the wrong one')")
     without = {"PATH": str(tmp_path), "HOME": str(home), "TORCH_EXTENSIONS_DIR": str(tmp_path / "cache")}
-    result = subprocess.run([sys.executable, "-c", code], env=without, capture_output=True, text=True, cwd=ROOT)
+    without["PYTHONPATH"] = str(ROOT)
+    result = subprocess.run([sys.executable, "-c", code], env=without, capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 0, result.stderr[-3000:]
     if not has_ziglang:
         assert "there is no g++ or clang++; `pip install ziglang` brings one" in result.stdout
         assert "`compile=false`" in result.stdout
 
 
-def test_a_compiler_that_was_chosen_and_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CXX", "no-such-compiler --fast")
-    with pytest.raises(RuntimeError, match="no compiler: CXX=no-such-compiler --fast was not found"):
+@pytest.mark.parametrize("chosen", ["no-such-compiler --fast", "  ", "g++ -DNAME='a"])
+def test_a_compiler_that_was_chosen_and_is_not_there_is_named(chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", chosen)
+    with pytest.raises(RuntimeError, match=f"no compiler: CXX={re.escape(chosen)} (was not found|cannot be read)"):
         _cpp.load_library.__wrapped__()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows does not fork")
+def test_a_fork_after_use_does_not_wait_for_threads_that_it_has_not(tmp_path: Path) -> None:
+    """Such as of a notebook whose parent has looked at a batch."""
+    code = """
+import os, torch
+torch.set_num_threads(2)
+from ddpm_data import ForwardDiffusion, ForwardProcess, schedules
+transform = ForwardDiffusion(ForwardProcess(schedules.linear()))
+batch = torch.zeros(64, 3, 32, 32, dtype=torch.uint8), torch.arange(64)
+noise = transform(*batch).noise
+if child := os.fork():
+    raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+os._exit(0 if bytes(noise.numpy()) == bytes(transform(*batch).noise.numpy()) else 3)
+"""
+    with started([sys.executable, "-c", code], ROOT) as running:
+        status, printed = running.finished(120)
+    assert status == 0, printed
 
 
 @pytest.mark.parametrize("when", ["compiling", "running"])

@@ -1,0 +1,69 @@
+"""Processes that train together divide one stream, so all must have been given the same: here they compare it.
+
+Without this, a node that lacks one file, or an argument that depends on the rank, would have processes wait for each
+other for ever, or train on noise that they share.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from torch import distributed
+
+from ddpm_data._distributed import get_world
+from ddpm_data._keys import warn
+from ddpm_data.datamodule.same_objective import Summary, find_differences
+
+
+class Given(NamedTuple):
+    """What one process has been given.
+
+    Attributes:
+        facts: What has to be equal, by a config key or a name.
+        objective: The summary of the objective, whose tables have other last digits on other machines.
+        items: What tells some items of the datasets from others, by their names.
+    """
+
+    facts: Mapping[str, object]
+    objective: Summary
+    items: Mapping[str, str]
+
+
+def compare_processes(given: Given) -> None:
+    """Compare what the processes have been given. All of them have to call this.
+
+    Other items are worth a warning only: they leave the stream's order and noise as they are, and may be random ones
+    that somebody tries this with.
+
+    Raises:
+        ValueError: Two differ in something else. It is raised in every process.
+    """
+    world = get_world()
+    if world.size == 1:
+        return
+    everyone: list[Given] = [given] * world.size
+    distributed.all_gather_object(everyone, given)
+    first = everyone[0]
+    for rank, other in enumerate(everyone):
+        differences = list(_list_differences(first.facts, other.facts, rank))
+        differences += [
+            f"`{key}` differs between process 0 (there) and process {rank} (here): {difference}"
+            for key, difference in find_differences(first.objective, other.objective).items()
+        ]
+        if differences:
+            raise ValueError(
+                f"{differences[0]}, but the processes divide one stream. Start every process with the same code, "
+                "configuration, checkpoint and files."
+            )
+    others = (text for rank, other in enumerate(everyone) for text in _list_differences(first.items, other.items, rank))
+    if world.rank == 0 and (difference := next(others, None)):
+        warn(
+            f"{difference}, so the processes do not have the same images: some are trained on twice and others never. "
+            "Give every process the same files or arrays (random ones from a generator with a seed).",
+            stacklevel=2,
+        )
+
+
+def _list_differences(first: Mapping[str, object], other: Mapping[str, object], rank: int) -> Iterator[str]:
+    for name in {**first, **other}:
+        if first.get(name) != other.get(name):
+            yield f"{name} is {first.get(name)} in process 0 and {other.get(name)} in process {rank}"
