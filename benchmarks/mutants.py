@@ -2,7 +2,8 @@
 
 A mutant is the code with one change: another comparison or operator, a number one higher, a condition turned round, a
 statement left out. The script draws some at random, runs the quick tests of each in a process of its own, those of its
-own file first, and prints the share that fails, with a 95% interval, and every mutant that no test noticed.
+own file first, and prints the share that fails, with a 95% interval, and every mutant that no test noticed. With
+``--slow``, what the quick tests have not noticed goes through the slow tests of its own file, too.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from tqdm import tqdm
 
 _ROOT = Path(__file__).parent.parent
 _SECONDS = 300  # for a mutant's tests: those that hang are noticed, too
+_SLOW_SECONDS = 1200  # with the slow ones
 _TESTS = {  # of each file: its own first, then those of its users
     "ddpm_data/rng": ["tests/rng", "tests/diffusion", "tests/loading/test_samplers.py"],
     "ddpm_data/diffusion": [
@@ -69,6 +71,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=200, help="mutants to draw")
     parser.add_argument("--seed", type=int, default=0, help="seed of the draw")
     parser.add_argument("--jobs", type=int, default=2, help="mutants at a time")
+    parser.add_argument("--slow", action="store_true", help="also the slow tests of its own file")
     args = parser.parse_args()
     os.chdir(_ROOT)
     files = [file for path in args.path for file in ([Path(path)] if path.endswith(".py") else Path(path).glob("*.py"))]
@@ -78,10 +81,10 @@ def main() -> None:
     print(f"{len(everything)} mutants in {len(files)} files, of which {len(chosen)} are tried", flush=True)
     examples = {_find_tests(mutant.path)[0]: mutant.path for mutant in chosen}
     controls = [Mutant(path, -1, 0, "no change") for path in examples.values()]
-    if any(fails for _, fails in run_all(controls, args.jobs)):
-        sys.exit("the quick tests fail without a change")
+    if any(fails for _, fails in run_all(controls, args.jobs, args.slow)):
+        sys.exit("the tests fail without a change")
     noticed = 0
-    for mutant, is_noticed in run_all(chosen, args.jobs):
+    for mutant, is_noticed in run_all(chosen, args.jobs, args.slow):
         noticed += is_noticed
         if not is_noticed:
             tqdm.write(f"{mutant.path}:{mutant.line}: {mutant.words}", file=sys.stdout)
@@ -158,7 +161,7 @@ def _find_change(node: ast.stmt | ast.expr) -> tuple[str, object] | None:
     return None
 
 
-def run_all(mutants: Sequence[Mutant], jobs: int) -> Iterator[tuple[Mutant, bool]]:
+def run_all(mutants: Sequence[Mutant], jobs: int, slow: bool = False) -> Iterator[tuple[Mutant, bool]]:
     """Run the tests of mutants, some at a time; yield each with whether a test failed."""
     for module in ("torch", "lightning", "pytest", "scipy.stats", "torchvision"):
         importlib.import_module(module)  # once, for all the processes that are forked
@@ -170,20 +173,20 @@ def run_all(mutants: Sequence[Mutant], jobs: int) -> Iterator[tuple[Mutant, bool
             mutant = waiting.pop()
             process = os.fork()
             if process == 0:
-                os._exit(_run_tests(mutant))
+                os._exit(_run_tests(mutant, slow))
             running[process] = mutant
         process, status = os.wait()
         yield running.pop(process), status != 0
         bar.update()
 
 
-def _run_tests(mutant: Mutant) -> int:
+def _run_tests(mutant: Mutant, slow: bool) -> int:
     """Return 0 if all tests pass, in a process of its own, which a time limit ends."""
     import signal
 
     import pytest
 
-    signal.alarm(_SECONDS)
+    signal.alarm(_SLOW_SECONDS if slow else _SECONDS)
     os.setsid()
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 1)
@@ -194,10 +197,10 @@ def _run_tests(mutant: Mutant) -> int:
     tests = _find_tests(mutant.path)
     own = tests[0].removesuffix(".py") + "/test_" + Path(mutant.path).name.lstrip("_")
     first = [own] if Path(own).is_file() else []
-    for paths in (first, tests):
-        options = ["-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    for paths, marked in ((first, "not slow"), (tests, "not slow"), (first or tests[:1], "slow"))[: 3 if slow else 2]:
+        options = ["-x", "-q", "-m", marked, "-p", "no:cacheprovider", "-p", "no:xdist"]
         options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of plugins that are imported already
-        if paths and pytest.main([*options, *paths]):
+        if paths and pytest.main([*options, *paths]) not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
             return 1
     return 0
 
