@@ -105,13 +105,18 @@ def check_path(call: str, key: str, value: object) -> Path:
             f"{call}({name}=''): the path is empty; is a shell variable not set? The current folder is `.`. Change "
             f"`{key}`."
         )
-    return Path(value).expanduser()
+    try:
+        return Path(value).expanduser()
+    except RuntimeError as error:  # of a user that there is not
+        raise ValueError(f"{call}({name}={str(value)!r}): {error} Change `{key}`.") from error
 
 
 def explain_call(function: Callable[..., object], *arguments: object) -> str | None:
     """Return why a function cannot be called with arguments by their place; ``None`` if it can, or is no Python."""
+    if hasattr(function, "__signature__") or hasattr(getattr(function, "func", None), "__signature__"):
+        return None  # which somebody has written, perhaps for readers
     try:
-        parameters = inspect.signature(function)
+        parameters = inspect.signature(function, follow_wrapped=False)  # a decorator may add arguments
     except (TypeError, ValueError):  # a builtin
         return None
     try:

@@ -113,7 +113,8 @@ def check_checkpoint(checkpoint: Path) -> None:
     if not checkpoint.is_file():
         raise FileNotFoundError(f"there is no checkpoint {checkpoint.absolute()}. Change `ckpt_path`.")
     content = _read_weights(checkpoint)
-    if not is_zipfile(checkpoint) or (content is not None and "pytorch-lightning_version" not in content):
+    is_foreign = not is_zipfile(checkpoint) if content is None else "pytorch-lightning_version" not in content
+    if is_foreign:
         raise ValueError(f"{checkpoint.absolute()} is no checkpoint that Lightning has written. Change `ckpt_path`.")
 
 
@@ -122,7 +123,7 @@ def _read_weights(checkpoint: Path) -> dict[str, Any] | None:
     import torch
 
     try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=is_zipfile(checkpoint))
     except Exception:  # any error of torch's
         return None
     return content if isinstance(content, dict) else {}

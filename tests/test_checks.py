@@ -1,5 +1,7 @@
 """Arguments: whole numbers of every library are whole numbers, and what is none is refused by name."""
 
+from functools import partial, wraps
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import pytest
 import torch
 
 from ddpm_data import DDPMDataModule, schedules
-from ddpm_data._checks import check_int, check_key, check_path
+from ddpm_data._checks import check_int, check_key, check_path, explain_call
 from ddpm_data.callbacks import NoisingStrip
 from ddpm_data.sources import ArrayFile, ImageFiles, TensorFile
 from tests.conftest import uint8_images
@@ -37,6 +39,46 @@ def test_a_path_is_any_that_names_a_place() -> None:
 
     assert check_path("f", "a.b", Named()) == Path.home() / "a"
     assert check_path("f", "a.b", ".") == Path(".")
+
+
+def test_a_path_in_the_home_of_nobody_is_named() -> None:
+    with pytest.raises(ValueError, match=r"f\(b='~nobody-at-all/x'\): .*home directory.*`a\.b`"):
+        check_path("f", "a.b", "~nobody-at-all/x")
+
+
+def needs(root: str) -> str:
+    return root
+
+
+def given(function: Any) -> Any:  # noqa: ANN401  # any function
+    """A decorator that adds an argument, as configuration libraries do."""
+
+    @wraps(function)
+    def call(*arguments: Any) -> Any:  # noqa: ANN401  # any function's
+        return function("root", *arguments)
+
+    return call
+
+
+class Proxy:
+    """Another way to add one, as wrapt has it: it shows the signature of what it wraps."""
+
+    __signature__ = signature(needs)
+
+    def __call__(self) -> str:
+        return needs("root")
+
+
+@pytest.mark.parametrize("function", [given(needs), partial(needs, "root"), Proxy(), partial(Proxy()), dict, list])
+def test_what_can_be_called_without_arguments_is_not_refused(function: Any) -> None:  # noqa: ANN401  # any function
+    function()
+    assert explain_call(function) is None
+
+
+def test_what_cannot_be_called_is_explained() -> None:
+    assert explain_call(needs) == "missing a required argument: 'root'"
+    assert explain_call(given(needs), 1) is None
+    assert explain_call(partial(needs, "root"), 1) == "too many positional arguments"
 
 
 def cached(folder: Any) -> DDPMDataModule:  # noqa: ANN401  # any value

@@ -65,6 +65,8 @@ def test_a_file_that_lightning_has_not_written_is_no_checkpoint(tmp_path: Path) 
         torch.save({"pytorch-lightning_version": "2.5", "global_step": 3} | content, own)
         check_checkpoint(own)
         assert read_step(own) == (None if content else 3)
+    torch.save({"pytorch-lightning_version": "2.5"}, own, _use_new_zipfile_serialization=False)
+    check_checkpoint(own)
     assert read_step(foreign) is None
 
 

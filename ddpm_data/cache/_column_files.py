@@ -45,10 +45,15 @@ class ColumnWriter:
 
         Raises:
             OSError: The disk has not enough space, which is known before the first row is written.
-            TypeError: Some rows are strings and others bytes.
+            TypeError: Some rows are strings and others bytes, or there are no values in them.
         """
         self._rows += len(rows)
         if not isinstance(rows, Tensor):
+            if not rows:
+                raise TypeError(
+                    "conditions are empty lists, which no cache keeps. Change `dataset.condition`, or set "
+                    "`loader.cache_dir` to null."
+                )
             self._texts += rows
             kinds = {bytes if isinstance(row, bytes) else str for row in (self._texts[0], *rows)}
             if len(kinds) > 1:

@@ -4,14 +4,55 @@ Without this, a node that lacks one file, or an argument that depends on the ran
 other for ever, or train on noise that they share.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
+import lightning as L
 from torch import distributed
 
-from ddpm_data._distributed import get_world
+from ddpm_data._distributed import World
 from ddpm_data._keys import warn
 from ddpm_data.datamodule.same_objective import Summary, find_differences
+
+
+class ProcessComparison(L.Callback):
+    """Compares a Trainer's processes before it begins, in hooks that Lightning calls in all of them.
+
+    That is not so of ``setup()``, which one process may call alone.
+
+    Args:
+        compare: Compares them.
+    """
+
+    def __init__(self, compare: Callable[[L.Trainer], None]) -> None:
+        self.compare = compare
+
+    def attach(self, trainer: L.Trainer) -> None:
+        """Become one of the Trainer's callbacks, and replace the one of an earlier ``setup()``."""
+        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector of the Trainer's
+        callbacks[:] = [callback for callback in callbacks if not isinstance(callback, ProcessComparison)]
+        callbacks.append(self)
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Compare before validation is tried."""
+        self.compare(trainer)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Compare again: under some strategies checkpoints are read in between."""
+        self.compare(trainer)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Compare, if the validation is not that of a fit."""
+        if trainer.state.fn == "validate":
+            self.compare(trainer)
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Compare."""
+        self.compare(trainer)
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Compare."""
+        self.compare(trainer)
 
 
 class Given(NamedTuple):
@@ -28,7 +69,7 @@ class Given(NamedTuple):
     items: Mapping[str, str]
 
 
-def compare_processes(given: Given) -> None:
+def compare_processes(given: Given, world: World) -> None:
     """Compare what the processes have been given. All of them have to call this.
 
     Other items are worth a warning only: they leave the stream's order and noise as they are, and may be random ones
@@ -37,9 +78,6 @@ def compare_processes(given: Given) -> None:
     Raises:
         ValueError: Two differ in something else. It is raised in every process.
     """
-    world = get_world()
-    if world.size == 1:
-        return
     everyone: list[Given] = [given] * world.size
     distributed.all_gather_object(everyone, given)
     first = everyone[0]

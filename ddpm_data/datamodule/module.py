@@ -1,6 +1,6 @@
 """The DataModule: datasets in, training triples out, in every stage."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import wraps
@@ -11,7 +11,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from ddpm_data._distributed import World, is_rank_zero
+from ddpm_data._distributed import get_world, is_rank_zero
 from ddpm_data._keys import list_arguments, naming_keys
 from ddpm_data.datamodule._trainer import (
     AbsentLoader,
@@ -20,7 +20,7 @@ from ddpm_data.datamodule._trainer import (
     refuse_clashes,
     refuse_other_lightning,
 )
-from ddpm_data.datamodule.agreement import Given, compare_processes
+from ddpm_data.datamodule.agreement import Given, ProcessComparison, compare_processes
 from ddpm_data.datamodule.loss_aware import LossAwareTables
 from ddpm_data.datamodule.resume import StreamCheckpoint
 from ddpm_data.datamodule.same_objective import summarise
@@ -64,6 +64,10 @@ _STAGES_OF: dict[str, tuple[Stage, ...]] = {
     "test": ("test",),
     "predict": ("predict",),
 }
+_TRAINER_ARGUMENTS = (  # that all processes must have been given alike
+    *("max_epochs", "max_steps", "accumulate_grad_batches", "precision", "overfit_batches"),
+    *("limit_train_batches", "limit_val_batches", "val_check_interval", "check_val_every_n_epoch"),
+)
 
 
 def _names_keys(method: Method) -> Method:
@@ -286,7 +290,7 @@ class DDPMDataModule(L.LightningDataModule):
             TypeError: An item holds no image.
             ValueError: There is no such stage; a set is missing, empty or too small; images cannot be converted or
                 differ in shape; the model overrides ``on_after_batch_transfer``; the target would be infinite in the
-                Trainer's precision; processes that train together were not given the same.
+                Trainer's precision.
         """
         if stage not in (None, *_STAGES_OF):
             raise ValueError(f"setup({stage!r}): the stages are {', '.join(_STAGES_OF)}.")
@@ -305,20 +309,28 @@ class DDPMDataModule(L.LightningDataModule):
                     self._begin_stream(images)
             elif stage and name == _STAGES_OF[stage][0]:
                 raise ValueError(f"no {name} set was given. Set `dataset.{name}`.")
-        if stage and self.trainer and self.trainer.state.fn:  # then all processes are here
-            compare_processes(self._describe(_STAGES_OF[stage], world))
+        if self.trainer:
+            ProcessComparison(self._compare_processes).attach(self.trainer)
 
-    def _describe(self, stages: Iterable[Stage], world: World) -> Given:
+    @_names_keys
+    def _compare_processes(self, trainer: L.Trainer) -> None:
+        """Refuse processes that train together and were not given the same."""
+        world = get_world()
+        if 1 < world.size == trainer.world_size:  # else each may have a Trainer of its own
+            compare_processes(self._describe(trainer), world)
+
+    def _describe(self, trainer: L.Trainer) -> Given:
         """Describe what all processes must have been given alike."""
-        options, transform = self.loader_options, self.transform
+        options, transform, world = self.loader_options, self.transform, get_trainer_world(trainer)
         facts: dict[str, object] = {"`seed`": transform.seed}
         items: dict[str, str] = {}
-        for name in stages:
+        for name in _STAGES_OF[str(trainer.state.fn.value)] if trainer.state.fn else ():
             if self.splits.has(name):
                 images = self.splits.images(name)
-                facts |= {
-                    f"the {key} of {name}": value for key, value in images.stream_identity(options, world).items()
-                }
+                facts[f"the length of {name}"] = images.length
+                if name == "train":
+                    identity = images.stream_identity(options, world)
+                    facts |= {f"the {key} of {name}": value for key, value in identity.items()}
                 items |= images.name_items()
         facts |= {"`loader.batch_size`": options.batch_size, "`loader.drop_last`": options.drop_last}
         facts["`schedule.num_timesteps`"] = transform.process.num_timesteps
@@ -327,6 +339,10 @@ class DDPMDataModule(L.LightningDataModule):
         facts |= {"`dataset.latents`": repr(transform.latents), "`dataset.flip`": transform.flip}
         facts |= {"`dataset.condition`": self.conditions.describe()}
         facts["`dataset.condition_dropout`"] = self.dropout.probability
+        if self._checkpoint and trainer.state.fn == "fit":
+            epoch, place = self._checkpoint.begin
+            facts["the start of training"] = f"epoch {epoch} after {place} images"
+        facts |= {f"`trainer.{name}`": getattr(trainer, name) for name in _TRAINER_ARGUMENTS}
         return Given(facts, summarise(transform), items)
 
     def _try_on_first_items(self, images: StageImages) -> None:

@@ -3,6 +3,7 @@
 The summary holds means of the tables, not their hashes: another machine computes the same table with other last digits.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import is_dataclass
 
@@ -82,7 +83,7 @@ def _means(process: GaussianProcess, table: Tensor) -> list[float]:
 
 
 def _name(setting: object) -> str:
-    """Name a setting: ours by their values; the address in somebody's repr would differ from run to run."""
+    """Name a setting by its values, if it has some; an address would differ from run to run."""
     if is_dataclass(setting):
-        return repr(setting).lstrip("_")
+        return re.sub(" at 0x[0-9a-fA-F]+", "", repr(setting)).lstrip("_")
     return getattr(setting, "__qualname__", type(setting).__qualname__)

@@ -15,11 +15,11 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import suppress
 from functools import cache, partial
 from hashlib import sha256
-from importlib.util import find_spec
+from importlib import metadata
 from pathlib import Path
 from uuid import uuid4
 
@@ -156,13 +156,7 @@ def load_library() -> Library:
         RuntimeError: There is no compiler, or it failed.
     """
     _keep_freed_memory()
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # Windows keeps open files
-        return _load_library(Path(folder))
-
-
-def _load_library(folder: Path) -> Library:
-    """Load the code, compiled in a folder of its own if it is not on disk."""
-    command, version = _find_compiler(folder)
+    command, version = _find_compiler()
     is_zig = "zig" in Path(command[0]).name or "ziglang" in command
     vectors = torch.backends.cpu.get_cpu_capability() if platform.machine().lower() in ("x86_64", "amd64") else ""
     flags, links = [*_FLAGS, *_VECTORS.get(vectors, ())], ["-shared"]
@@ -179,9 +173,17 @@ def _load_library(folder: Path) -> Library:
     path = Path(root) / "ddpm_data" / f"{sha256(kind.encode()).hexdigest()[:16]}.so"
     with suppress(OSError, AttributeError):  # it is not there, or damaged
         return Library(path)
-    objects, built = folder / "triple.o", folder / "triple.so"
-    _run(folder, *command, *flags, "-c", str(_SOURCE), "-o", str(objects))
-    _run(folder, *command, *links, str(objects), "-o", str(built))
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # Windows keeps open files
+        objects, built = Path(folder) / "triple.o", Path(folder) / "triple.so"
+        own = {"ZIG_GLOBAL_CACHE_DIR": folder, "ZIG_LOCAL_CACHE_DIR": folder}  # else it fills folders of the user's
+        _run([*command, *flags, "-c", str(_SOURCE), "-o", str(objects)], own)
+        _run([*command, *links, str(objects), "-o", str(built)], own)
+        _keep(built, path)
+        return Library(built)
+
+
+def _keep(built: Path, path: Path) -> None:
+    """Copy what was compiled to where the next process looks for it."""
     with suppress(OSError):  # of a folder that cannot be written to
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.{uuid4().hex}")  # containers may share the number of their process
@@ -189,10 +191,9 @@ def _load_library(folder: Path) -> Library:
         with part.open("rb+") as file:
             os.fsync(file.fileno())  # a file that ends too early would kill every process that loads it
         os.replace(part, path)  # whole, or not at all, where many processes compile it
-    return Library(built)
 
 
-def _find_compiler(folder: Path) -> tuple[list[str], str]:
+def _find_compiler() -> tuple[list[str], str]:
     """Return the command and the version of the environment's CXX, which may have options, or of what is installed."""
     if chosen := os.environ.get("CXX"):
         try:
@@ -201,13 +202,14 @@ def _find_compiler(folder: Path) -> tuple[list[str], str]:
             raise RuntimeError(f"no compiler: CXX={chosen} cannot be read: {error}") from error
         if not command or not shutil.which(command[0]):
             raise RuntimeError(f"no compiler: CXX={chosen} was not found")
-        return command, _run(folder, *command, "--version")
+        return command, _run([*command, "--version"])
     names = ["clang++"] if os.name == "nt" else ["g++", "clang++"]  # g++ aligns no vectors on Windows' stack
-    # -P: not from the current folder, which may have a ziglang of its own.
-    zig = [[sys.executable, "-P", "-m", "ziglang", "c++"]] if sys.executable and find_spec("ziglang") else []
-    for command in [*([name] for name in names), *zig]:
+    for name in names:
         with suppress(OSError, RuntimeError):  # the name may be there without a compiler behind it
-            return command, _run(folder, *command, "--version")
+            return [name], _run([name, "--version"])
+    if sys.executable:
+        with suppress(metadata.PackageNotFoundError):  # -P: not from the current folder, which may have one of its own
+            return [sys.executable, "-P", "-m", "ziglang", "c++"], metadata.version("ziglang")
     raise RuntimeError(f"no compiler: there is no {' or '.join(names)}; `pip install ziglang` brings one")
 
 
@@ -221,11 +223,10 @@ def _find_parallel() -> int:
     return 0
 
 
-def _run(folder: Path, *command: str) -> str:
-    """Run the compiler and return what it printed; zig keeps what it makes for itself in the folder."""
-    environment = {"ZIG_GLOBAL_CACHE_DIR": str(folder), "ZIG_LOCAL_CACHE_DIR": str(folder)} | os.environ
+def _run(command: list[str], variables: Mapping[str, str] | None = None) -> str:
+    environment = {**(variables or {}), **os.environ}
     result = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, env=environment, text=True, errors="replace"
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", env=environment
     )
     if result.returncode:
         reason = next((line for line in result.stderr.splitlines() if "error" in line), result.stderr.strip())

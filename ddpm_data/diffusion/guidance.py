@@ -90,7 +90,7 @@ class ConditionDropout:
             if isinstance(leaf, Tensor):
                 return leaf
             assert isinstance(leaf, list | tuple)
-            kind = bytes if isinstance(leaf[0], bytes) else str
+            kind = bytes if any(isinstance(text, bytes) for text in leaf) else str
             if not isinstance(null, kind):
                 raise _make_null_error(null, "a string" if kind is str else "bytes")
             return [null if drop else text for drop, text in zip(mask, leaf, strict=True)]

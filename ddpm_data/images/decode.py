@@ -251,7 +251,11 @@ def is_transparent(image: Image.Image) -> bool:
     return image.mode in _ALPHA_MODES or "transparency" in image.info or palette.endswith("A")
 
 
-def unreadable_error(path: object, error: Exception) -> OSError:
+class UnreadableImageError(OSError):
+    """A file cannot be decoded."""
+
+
+def unreadable_error(path: object, error: Exception) -> UnreadableImageError:
     """Make the error to raise for a file whose content cannot be decoded.
 
     Args:
@@ -260,7 +264,7 @@ def unreadable_error(path: object, error: Exception) -> OSError:
     """
     kind = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
     reason = "it is of no format that PIL knows" if isinstance(error, UnidentifiedImageError) else f"{kind}{error}"
-    return OSError(f"{path} cannot be read as an image: {reason}")
+    return UnreadableImageError(f"{path} cannot be read as an image: {reason}")
 
 
 def mark_as_own(image: Image.Image) -> Image.Image:

@@ -9,6 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ddpm_data._keys import warn
+from ddpm_data.images.decode import UnreadableImageError
 from ddpm_data.types import ImageBatch
 
 _WHITE, _DARK = 65535, 16383  # of 16-bit images: the white assumed, and a peak of 14 bits
@@ -103,7 +104,7 @@ def with_item_context(where: str, error: Exception, path: str | None = None, cou
         where: The item, such as ``train[3]``.
         error: The error that the dataset raised.
         path: The item's file, if it is known.
-        could_replace: Whether bad items could be replaced, but are not: then the error of a file says so.
+        could_replace: Whether bad items could be replaced, but are not: then that of an image file says so.
 
     Returns:
         One of ``ITEM_ERRORS``. A ``MemoryError`` is returned unchanged: it is not the item's fault.
@@ -113,7 +114,7 @@ def with_item_context(where: str, error: Exception, path: str | None = None, cou
     # Not type(error): the constructors of some subclasses take more than a message.
     kind = next((kind for kind in ITEM_ERRORS if isinstance(error, kind)), RuntimeError)
     message = str(error) if kind is not RuntimeError else f"{type(error).__name__}: {error}"
-    if could_replace and isinstance(error, OSError):
+    if could_replace and isinstance(error, UnreadableImageError):
         message += (
             ". Repair or remove it, or set `loader.on_bad_item` to replace. (ddpm-data check lists all such items.)"
         )

@@ -282,13 +282,18 @@ class MapStyleImages(Dataset[Tensor]):
         count = min(len(self), _NAMED)
         places = [number * (len(self) - 1) // max(1, count - 1) for number in range(count)]
         indices = self._indices(torch.tensor(places, device="cpu"))
-        paths = {index: path_of(self.dataset, index) for index in indices.tolist()}
-        names = {f"the file of {self.name}[{index}]": Path(path).name for index, path in paths.items() if path}
+        names: dict[str, str] = {}
+        with suppress(Exception):  # attributes of the user's may raise anything
+            for index in indices.tolist():
+                path = path_of(self.dataset, index)
+                if path is None:
+                    break
+                names[f"the file of {self.name}[{index}]"] = Path(path).name
         if self._inspection is None:
             return names  # a cache's are known by their files alone
         names[f"the size of an example of {self.name}"] = f"{self._inspection.bytes_per_image:,} bytes"
         if self._inspection.serves_arrays:
-            for index, image in zip(paths, self.batch(list(paths)).images, strict=True):
+            for index, image in zip(indices.tolist(), self.batch(indices.tolist()).images, strict=True):
                 digest = blake2b(bytes_of(image).data, digest_size=8).hexdigest()
                 names[f"the digest of {self.name}[{index}]"] = digest
         return names

@@ -297,3 +297,9 @@ def test_strings_come_back_as_they_were(kind: type, ending: str, tmp_path: Path)
     datamodule.setup("fit")
     [batch] = datamodule.train_dataloader()
     assert sorted(batch.meta.condition) == sorted(items)
+
+
+def test_conditions_without_values_are_refused(tmp_path: Path) -> None:
+    datamodule = DDPMDataModule(Captioned([[]] * COUNT), cache_dir=tmp_path, schedule=schedules.linear(10), condition=1)
+    with pytest.raises(TypeError, match=r"empty lists.*`condition`.*`cache_dir`"):
+        datamodule.setup("fit")

@@ -142,7 +142,7 @@ def test_jobs_of_several_sweeps_are_told_apart(sweep: Path, capsys: pytest.Captu
 
 
 def test_a_damaged_record_is_a_job_that_says_so(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for number, content in enumerate(("{", "[]", '{"status": "finished"}')):
+    for number, content in enumerate(("{", '{"status": 3, "overrides": "abc"}', '{"status": "finished"}')):
         (sweep / str(number) / "job.json").write_text(content)
     assert compare([str(sweep)]) == 1
     assert capsys.readouterr().out.count("unknown: job.json is damaged") == 3

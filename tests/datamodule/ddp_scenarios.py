@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 from torch import Tensor, distributed
 from torch.utils.data import IterableDataset, TensorDataset, get_worker_info
@@ -146,6 +147,7 @@ DISAGREEING: dict[str, tuple[dict[str, Any], str]] = {
         "`target` differs between process 0 (there) and process 1 (here)",
     ),
     "image size": (dict(image_size=2), "`image_size` is None in process 0 and (2, 2) in process 1"),
+    "max_steps": (dict(max_steps=0), "`trainer.max_steps` is -1 in process 0 and 0 in process 1"),
     "flip": (dict(flip=0.5), "`flip` is 0.0 in process 0 and 0.5 in process 1"),
     "limit": (dict(limit_train_batches=2), "`trainer.limit_train_batches` is 1.0 in process 0 and 2 in process 1"),
     "images": (
@@ -160,7 +162,7 @@ def disagree(folder: Path, name: str, rank: int) -> str:
     train, val = (TensorDataset(uint8_images(count, 1, 4, 4)) for count in (26, 9))
     options: dict[str, Any] = dict(train=train, val=val, schedule=schedules.linear(100), batch_size=4)
     options |= DISAGREEING[name][0] if rank else {}
-    limits = {key: options.pop(key) for key in ("limit_train_batches",) if key in options}
+    limits = {key: options.pop(key) for key in ("limit_train_batches", "max_steps") if key in options}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -171,6 +173,38 @@ def disagree(folder: Path, name: str, rank: int) -> str:
     return "\n".join(str(warning.message) for warning in caught)
 
 
+class Eager(DDPMDataModule):
+    """Sets itself up where only one process of a machine is, for example to count something."""
+
+    def prepare_data(self) -> None:
+        super().prepare_data()
+        self.setup("fit")
+
+
+def use_alone(folder: Path, rank: int) -> str:
+    """What one process does alone, or otherwise than the other one: nobody may have to wait for it."""
+    train = TensorDataset(uint8_images(26, 1, 4, 4))
+    options: dict[str, Any] = dict(train=train, test=train, schedule=schedules.linear(100), batch_size=4)
+
+    class Looks(L.Callback):
+        def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            if trainer.is_global_zero:
+                datamodule = trainer.datamodule  # type: ignore[attr-defined]  # fit() was given one
+                datamodule.setup("test")
+                next(iter(datamodule.test_dataloader()))
+
+    datamodule = Eager(**options)
+    fit = trainer(folder, devices=2, strategy="ddp", max_epochs=1, callbacks=[Looks()])
+    fit.fit(Recorder(), datamodule=datamodule)
+    if rank == 0:
+        datamodule.setup("test")
+        next(iter(datamodule.test_dataloader()))
+    fit.test(Recorder(), datamodule=datamodule)
+    own = trainer(folder, devices=1, strategy="auto", max_epochs=1)  # a Trainer for each process, though in one group
+    own.fit(Recorder(), datamodule=DDPMDataModule(**options, seed=rank))
+    return "done"
+
+
 def main(folder: Path) -> None:
     warnings.simplefilter("ignore")
     distributed.init_process_group("gloo")
@@ -179,6 +213,7 @@ def main(folder: Path) -> None:
     two = LOSS_AWARE[1]
     rank = distributed.get_rank()
     seen |= {f"disagreeing: {name}": {"error": disagree(folder, name, rank)} for name in DISAGREEING}
+    seen["alone"] = {"error": use_alone(folder, rank)}
     seen["one checkpoint"] = run(folder, 2, ckpt=folder / "one.ckpt" if rank else None, **LOSS_AWARE[1])
     seen["taken up"] = run(folder, 2, ckpt=folder / "one.ckpt", **two)
     run(folder, 2, save=folder / "two.ckpt", **two)

@@ -225,8 +225,12 @@ def test_processes_that_were_not_given_the_same_are_told(name: str, together: li
         assert errors[0].startswith(DISAGREEING[name][1])
 
 
+def test_nobody_waits_for_what_one_process_does_alone(together: list[Rank]) -> None:
+    assert [rank["alone"]["error"] for rank in together] == ["done", "done"]
+
+
 def test_a_checkpoint_that_only_one_process_was_given_is_an_error_in_both(together: list[Rank]) -> None:
-    says = "the place where training begins is step 0 and epoch 0 after 0 images in process 0 and step 6 and epoch 1"
+    says = "the start of training is epoch 0 after 0 images in process 0 and epoch 1 after "
     assert all(rank["one checkpoint"]["error"].startswith(says) for rank in together)
 
 

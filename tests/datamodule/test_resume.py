@@ -6,6 +6,7 @@ a new Trainer with a new DataModule.
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from ddpm_data import (
     DDPMDataModule,
     DensityTimesteps,
     ForwardDiffusion,
+    ForwardProcess,
     LossAwareTimesteps,
     Triple,
     UniformTimesteps,
@@ -349,6 +351,24 @@ def test_another_objective_is_refused(tmp_path: Path) -> None:
     model, dm = Model(), DDPMDataModule(*data, schedule=BETAS, batch_size=4, weight=weights.min_snr)
     trainer(tmp_path).fit(model, datamodule=dm, ckpt_path=tmp_path / "older.ckpt")
     assert model.seen
+
+
+def test_a_setting_of_the_users_own_is_named_without_addresses() -> None:
+    """They differ from process to process."""
+
+    @dataclass
+    class Mine:
+        choose: Any
+        low: int
+
+        def __call__(self, position: Tensor, *_: object) -> Tensor:
+            return position * 0 + self.low
+
+    first, second, third = (
+        summarise(ForwardDiffusion(ForwardProcess(schedules.linear(10)), timesteps=Mine(lambda: 0, low)))
+        for low in (1, 1, 2)
+    )
+    assert first == second != third
 
 
 def test_another_shift_by_size_is_another_objective() -> None:

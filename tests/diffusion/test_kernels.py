@@ -1,6 +1,7 @@
 """The compiled transform on CPUs: the same triples as the eager one, and a way on where nothing can be compiled."""
 
 import _ctypes
+import ctypes
 import os
 import pickle
 import re
@@ -170,13 +171,26 @@ def test_every_compiler_gives_the_same_bits_on_as_many_threads_as_torch(
     options: dict[str, Any] = {"noise": noises.input_perturbation(0.5), "target": "velocity"}
     expected = make(**options)(*images)
     monkeypatch.setenv("CXX", COMPILERS[compiler])
-    if not has_openmp:
-        monkeypatch.setattr(_cpp, "_find_parallel", lambda: 0)
+    asked = []
+    function = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+    openmp = _cpp._find_parallel()
+    assert openmp or sys.platform != "linux"
+
+    @ctypes.CFUNCTYPE(None, function, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+    def parallel(work: Any, data: int, count: int, flags: int) -> None:  # noqa: ANN401  # ctypes' own
+        asked.append(count)
+        ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)(openmp)(
+            ctypes.cast(work, ctypes.c_void_p), data, count, flags
+        )
+
+    address = ctypes.cast(parallel, ctypes.c_void_p).value if has_openmp and openmp else 0
+    monkeypatch.setattr(_cpp, "_find_parallel", lambda: address)
     compile_anew(tmp_path, monkeypatch)
     try:
         for count in (1, 3):
             torch.set_num_threads(count)
             assert all(torch.equal(a, b) for a, b in zip(make(**options)(*images), expected, strict=True))
+        assert asked == ([3] if address else [])
     finally:
         torch.set_num_threads(threads)
 
@@ -306,7 +320,12 @@ def test_without_a_compiler_it_uses_ziglangs_or_runs_eagerly_with_one_warning(
     code = f"""
 import sys, torch, warnings
 if not {has_ziglang}:
-    sys.modules["ziglang"] = None
+    from importlib import metadata
+    def version(name, real=metadata.version):
+        if name == "ziglang":
+            raise metadata.PackageNotFoundError(name)
+        return real(name)
+    metadata.version = version
 from ddpm_data import ForwardDiffusion, ForwardProcess, schedules
 images, position = torch.zeros(4, 3, 16, 16, dtype=torch.uint8), torch.arange(4)
 make = lambda **options: ForwardDiffusion(ForwardProcess(schedules.linear()), **options)

@@ -113,6 +113,13 @@ def test_a_path_is_named_where_there_is_one(folder: Path) -> None:
     with pytest.raises(OSError, match=rf"train\[0\]: {path} cannot be read as an image{hint}"):
         MapStyleImages(labelled, ImageProcessor(), "train").batch([0])
 
+    class Remote(list[int]):
+        def __getitem__(self, index: Any) -> Any:  # noqa: ANN401  # a list's
+            raise ConnectionError("the server went away")
+
+    with pytest.raises(OSError, match=r"^train\[0\]: the server went away$"):  # no image of it needs to be repaired
+        MapStyleImages(Remote([1]), ImageProcessor(), "train").batch([0])
+
 
 @pytest.mark.filterwarnings("ignore:replaced by a neighbour:UserWarning")
 @pytest.mark.parametrize("way", ["here", "workers", "cached", "in one call"])
