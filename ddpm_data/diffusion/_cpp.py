@@ -57,9 +57,10 @@ class Library:
         pointer, number = ctypes.c_void_p, ctypes.c_int64
         self._draw_normals.argtypes = [number, number, number, pointer, number, number, pointer, number, pointer]
         self._draw_normals.restype = None
-        self._parallel = _find_parallel()
+        self._openmp = _find_openmp()
+        self._openmp_at = ctypes.addressof(self._openmp) if self._openmp else 0
         if hasattr(os, "register_at_fork"):  # a child has none of the threads, and would wait for them for ever
-            os.register_at_fork(after_in_child=partial(setattr, self, "_parallel", 0))
+            os.register_at_fork(after_in_child=partial(setattr, self, "_openmp_at", 0))
 
     def make_triple(self, tables: Tables, batch: TripleInputs) -> tuple[Tensor, Tensor, Tensor]:
         """Make ``x_t``, ``t`` and the target of contiguous images on the CPU; computed in float32, cast last.
@@ -84,7 +85,7 @@ class Library:
         count, _, height, width = images.shape
         numel = images.numel()
         arguments = _BATCH.pack(
-            self._parallel,
+            self._openmp_at,
             images.data_ptr(),
             position.data_ptr(),
             tables.signal.data_ptr(),
@@ -128,7 +129,7 @@ class Library:
             numel,
             normals.data_ptr(),
             _choose_threads(normals.numel()),
-            self._parallel,
+            self._openmp_at,
         )
         return normals
 
@@ -213,14 +214,16 @@ def _find_compiler() -> tuple[list[str], str]:
     raise RuntimeError(f"no compiler: there is no {' or '.join(names)}; `pip install ziglang` brings one")
 
 
-def _find_parallel() -> int:
-    """Return the address of GOMP_parallel in the OpenMP that torch has loaded; 0 if there is none, as on Windows.
+def _find_openmp() -> ctypes.Array[ctypes.c_void_p] | None:
+    """Return ``OpenMP`` of ``triple.cpp``, of the one that torch has loaded; ``None`` if there is none, as on Windows.
 
-    GNU's OpenMP has it and LLVM's does too, so code of any compiler can use torch's own threads without a link.
+    GNU's OpenMP has these functions, and LLVM's too. So code of any compiler can use torch's threads without a link.
     """
     with suppress(OSError, AttributeError):
-        return ctypes.cast(ctypes.CDLL(torch._C.__file__).GOMP_parallel, ctypes.c_void_p).value or 0
-    return 0
+        loaded = ctypes.CDLL(torch._C.__file__)
+        functions = loaded.GOMP_parallel, loaded.omp_get_thread_num, loaded.omp_get_num_threads
+        return (ctypes.c_void_p * 3)(*(ctypes.cast(function, ctypes.c_void_p) for function in functions))
+    return None
 
 
 def _run(command: list[str], variables: Mapping[str, str] | None = None) -> str:

@@ -15,12 +15,16 @@
 #define EXPORTED extern "C"
 #endif
 
-// OpenMP's GOMP_parallel: calls a function with its data on so many threads, and waits for them.
-using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
+// Functions of the OpenMP that torch has loaded.
+struct OpenMP {
+    void (*parallel)(void (*)(void*), void*, unsigned, unsigned);  // GOMP_parallel: calls a function on many threads
+    int (*thread_num)();                                           // omp_get_thread_num
+    int (*num_threads)();                                          // omp_get_num_threads
+};
 
 // The arguments of make_triple; _cpp.py has the same fields in the same order.
 struct Batch {
-    Parallel parallel;   // null: one thread does it all
+    const OpenMP* openmp;  // null: one thread does it all
     const void* images;  // uint8 or float32, shape (batch, numel)
     const int64_t* position;
     const float *signal, *sigma, *target_x, *target_n;  // tables by step
@@ -298,25 +302,24 @@ void make_chunk(const Batch& batch, int64_t example, int64_t start, int64_t coun
     }
 }
 
-// Do `work` for every item. The items are cut into as many parts as there are to be threads, and whoever is free takes
-// the next part.
+// Do `work` for every item. Each thread has the same part of them in every batch, whose memory is then in its cache.
 template <class Work>
-void share_out(int64_t items, int64_t threads, Parallel parallel, const Work& work) {
+void share_out(int64_t items, int64_t threads, const OpenMP* openmp, const Work& work) {
     struct Shared {
         const Work& work;
-        int64_t items, parts, next;
-    } shared = {work, items, threads, 0};
+        const OpenMP* openmp;
+        int64_t items;
+    } shared = {work, openmp, items};
     const auto run = [](void* data) {
-        Shared& all = *static_cast<Shared*>(data);
-        for (int64_t part; (part = __atomic_fetch_add(&all.next, 1, __ATOMIC_RELAXED)) < all.parts;) {
-            const int64_t stop = (part + 1) * all.items / all.parts;
-            for (int64_t item = part * all.items / all.parts; item < stop; ++item) all.work(item);
-        }
+        const Shared& all = *static_cast<const Shared*>(data);
+        const int64_t part = all.openmp->thread_num(), parts = all.openmp->num_threads();
+        const int64_t stop = (part + 1) * all.items / parts;
+        for (int64_t item = part * all.items / parts; item < stop; ++item) all.work(item);
     };
-    if (parallel && threads > 1) {
-        parallel(run, &shared, unsigned(threads), 0);
+    if (openmp && threads > 1) {
+        openmp->parallel(run, &shared, unsigned(threads), 0);
     } else {
-        run(&shared);
+        for (int64_t item = 0; item < items; ++item) work(item);
     }
 }
 
@@ -325,7 +328,7 @@ void share_out(int64_t items, int64_t threads, Parallel parallel, const Work& wo
 // Make x_t, t (unless it is given) and the target.
 EXPORTED void make_triple(const Batch* batch) {
     const int64_t quarter = (batch->numel + 3) / 4, chunks = (quarter + CHUNK - 1) / CHUNK;
-    share_out(batch->batch * chunks, batch->threads, batch->parallel, [=](int64_t item) {
+    share_out(batch->batch * chunks, batch->threads, batch->openmp, [=](int64_t item) {
         const int64_t example = item / chunks, start = item % chunks * CHUNK, count = std::min(CHUNK, quarter - start);
         const auto make = batch->is_bytes ? make_chunk<uint8_t> : make_chunk<float>;
         make(*batch, example, start, count);
@@ -334,9 +337,9 @@ EXPORTED void make_triple(const Batch* batch) {
 
 // Draw normal numbers as philox.normals does; `use` is a purpose plus 256 times the stage.
 EXPORTED void draw_normals(int64_t use, int64_t key_low, int64_t key_high, const int64_t* position, int64_t batch,
-                           int64_t numel, float* normals, int64_t threads, Parallel parallel) {
+                           int64_t numel, float* normals, int64_t threads, const OpenMP* openmp) {
     const int64_t quarter = (numel + 3) / 4, chunks = (quarter + CHUNK - 1) / CHUNK;
-    share_out(batch * chunks, threads, parallel, [=](int64_t item) {
+    share_out(batch * chunks, threads, openmp, [=](int64_t item) {
         const int64_t example = item / chunks, start = item % chunks * CHUNK, count = std::min(CHUNK, quarter - start);
         alignas(64) float chunk[4][CHUNK];
         draw_normals(word(use), position[example], {word(key_low), word(key_high)}, start, count, chunk);

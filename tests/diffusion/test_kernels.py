@@ -173,24 +173,25 @@ def test_every_compiler_gives_the_same_bits_on_as_many_threads_as_torch(
     monkeypatch.setenv("CXX", COMPILERS[compiler])
     asked = []
     function = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-    openmp = _cpp._find_parallel()
+    openmp = _cpp._find_openmp()
     assert openmp or sys.platform != "linux"
 
     @ctypes.CFUNCTYPE(None, function, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
     def parallel(work: Any, data: int, count: int, flags: int) -> None:  # noqa: ANN401  # ctypes' own
         asked.append(count)
-        ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)(openmp)(
+        ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)(original)(
             ctypes.cast(work, ctypes.c_void_p), data, count, flags
         )
 
-    address = ctypes.cast(parallel, ctypes.c_void_p).value if has_openmp and openmp else 0
-    monkeypatch.setattr(_cpp, "_find_parallel", lambda: address)
+    if openmp:
+        original, openmp[0] = openmp[0], ctypes.cast(parallel, ctypes.c_void_p).value
+    monkeypatch.setattr(_cpp, "_find_openmp", lambda: openmp if has_openmp else None)
     compile_anew(tmp_path, monkeypatch)
     try:
         for count in (1, 3):
             torch.set_num_threads(count)
             assert all(torch.equal(a, b) for a, b in zip(make(**options)(*images), expected, strict=True))
-        assert asked == ([3] if address else [])
+        assert asked == ([3] if has_openmp and openmp else [])
     finally:
         torch.set_num_threads(threads)
 
