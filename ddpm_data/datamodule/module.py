@@ -342,7 +342,7 @@ class DDPMDataModule(L.LightningDataModule):
         if self._checkpoint and trainer.state.fn == "fit":
             epoch, place = self._checkpoint.begin
             facts["the start of training"] = f"epoch {epoch} after {place} images"
-        facts |= {f"`trainer.{name}`": getattr(trainer, name) for name in _TRAINER_ARGUMENTS}
+        facts |= {f"`trainer.{name}`": getattr(trainer, name, None) for name in _TRAINER_ARGUMENTS}
         return Given(facts, summarise(transform), items)
 
     def _try_on_first_items(self, images: StageImages) -> None:

@@ -22,6 +22,7 @@ Size = tuple[int, int]  # height, width
 Colour = tuple[int, int, int]  # red, green, blue, in [0, 255]
 _DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")  # more than 8 bits; PIL's own conversion would clip them
 REDUCED_FORMATS = ("JPEG", "MPO")  # that may be decoded at a reduced size, once the orientation is known
+UNREADABLE = "cannot be read as an image"  # in the error of every file that is none
 _PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 _ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 _MAX_ENLARGED_PIXELS = 2**26  # larger requests are refused
@@ -251,11 +252,7 @@ def is_transparent(image: Image.Image) -> bool:
     return image.mode in _ALPHA_MODES or "transparency" in image.info or palette.endswith("A")
 
 
-class UnreadableImageError(OSError):
-    """A file cannot be decoded."""
-
-
-def unreadable_error(path: object, error: Exception) -> UnreadableImageError:
+def unreadable_error(path: object, error: Exception) -> OSError:
     """Make the error to raise for a file whose content cannot be decoded.
 
     Args:
@@ -264,7 +261,7 @@ def unreadable_error(path: object, error: Exception) -> UnreadableImageError:
     """
     kind = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
     reason = "it is of no format that PIL knows" if isinstance(error, UnidentifiedImageError) else f"{kind}{error}"
-    return UnreadableImageError(f"{path} cannot be read as an image: {reason}")
+    return OSError(f"{path} {UNREADABLE}: {reason}")
 
 
 def mark_as_own(image: Image.Image) -> Image.Image:

@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ddpm_data._keys import warn
-from ddpm_data.images.decode import UnreadableImageError
+from ddpm_data.images.decode import UNREADABLE
 from ddpm_data.types import ImageBatch
 
 _WHITE, _DARK = 65535, 16383  # of 16-bit images: the white assumed, and a peak of 14 bits
@@ -114,7 +114,7 @@ def with_item_context(where: str, error: Exception, path: str | None = None, cou
     # Not type(error): the constructors of some subclasses take more than a message.
     kind = next((kind for kind in ITEM_ERRORS if isinstance(error, kind)), RuntimeError)
     message = str(error) if kind is not RuntimeError else f"{type(error).__name__}: {error}"
-    if could_replace and isinstance(error, UnreadableImageError):
+    if could_replace and isinstance(error, OSError) and UNREADABLE in message:
         message += (
             ". Repair or remove it, or set `loader.on_bad_item` to replace. (ddpm-data check lists all such items.)"
         )
