@@ -133,6 +133,7 @@ def test_a_table_is_taken_as_it_is_or_stretched() -> None:
     assert densities.table(process, [1, 0, 2, 1]).tolist() == [0.25, 0, 0.5, 0.25]
     assert densities.table(process, [0, 3, 0]).tolist() == pytest.approx([1 / 8, 3 / 8, 3 / 8, 1 / 8])
     assert densities.table(process, [0, 8]).tolist() == pytest.approx([1 / 16, 3 / 16, 5 / 16, 7 / 16])
+    assert densities.table(process, [0.001, 0, 0.002, 0.001]).tolist() == pytest.approx([0.25, 0, 0.5, 0.25])  # any sum
 
 
 @pytest.mark.parametrize("name", ALL)
