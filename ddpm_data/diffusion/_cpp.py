@@ -215,7 +215,7 @@ def _find_compiler() -> tuple[list[str], str]:
 
 
 def _find_openmp() -> ctypes.Array[ctypes.c_void_p] | None:
-    """Return ``OpenMP`` of ``triple.cpp``, of the one that torch has loaded; ``None`` if there is none, as on Windows.
+    """Return ``OpenMP`` of ``triple.cpp``, of the one that torch has loaded; ``None`` if that has not all of them.
 
     GNU's OpenMP has these functions, and LLVM's too. So code of any compiler can use torch's threads without a link.
     """
