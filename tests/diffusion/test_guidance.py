@@ -87,3 +87,12 @@ def test_a_null_that_is_the_label_of_a_class_is_refused_in_every_type(one: objec
         ConditionDropout(0.5, one).check(labels, classes)
     for null in (3, -1, torch.tensor(3)):
         ConditionDropout(0.5, null).check(labels, classes)
+
+
+def test_strings_and_bytes_are_replaced_by_their_own_kind() -> None:
+    position = torch.arange(2)
+    assert ConditionDropout(1.0, b"-")([b"a", b"b"], position) == [b"-", b"-"]
+    assert ConditionDropout(1.0, "-")(["a", "b"], position) == ["-", "-"]
+    for null, condition, kind in (("-", [b"a", b"b"], "bytes"), (b"-", ["a", "b"], "a string")):
+        with pytest.raises(TypeError, match=f"conditions that are {kind}"):
+            ConditionDropout(1.0, null)(condition, position)

@@ -298,7 +298,10 @@ def test_tables_elsewhere_and_other_kinds_of_tensors_are_left_to_torch() -> None
 def test_small_images_are_not_worth_it() -> None:
     transform = make()
     transform(*batch(64, 3, 8, 8))
+    transform(*batch(4, 7, 73, 1))  # of 511 values
     assert not transform._compiler._compiled
+    transform(*batch(4, 2, 16, 16))  # of 512
+    assert transform._compiler._compiled
 
 
 @pytest.mark.parametrize("shape", [(9, 3, 7, 5), (4, 1, 1, 1)])

@@ -90,3 +90,7 @@ def test_draws_follow_the_table_and_weights_make_up_for_it() -> None:
 def test_wrong_arguments_are_named(options: dict[str, Any], says: str) -> None:
     with pytest.raises((TypeError, ValueError), match=says):
         LossAwareTimesteps(**options)
+
+
+def test_it_draws_independently_by_default() -> None:
+    assert not LossAwareTimesteps().low_discrepancy

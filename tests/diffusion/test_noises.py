@@ -186,6 +186,14 @@ def test_an_autocast_around_it_changes_no_bit(name: str) -> None:
         assert all(torch.equal(a, b) for a, b in zip(make(ALL[name], images, process=process), plain, strict=True))
 
 
+def test_each_level_of_a_pyramid_is_smaller_by_the_ratio() -> None:
+    """From 16 pixels a side to one in four levels, so there is no fifth."""
+    images = uint8_images(3, 1, 16, 16)
+    four, ten, three = (make(noises.pyramid(0.9, levels=levels), images)[2] for levels in (4, 10, 3))
+    assert torch.equal(four, ten)
+    assert not torch.equal(four, three)
+
+
 def test_pyramid_has_variance_1_and_correlated_neighbours() -> None:
     learned = make(noises.pyramid(0.6), uint8_images(2000, 1, 12, 20))[2]
     torch.testing.assert_close(learned.var(0), torch.ones(1, 12, 20), rtol=0, atol=0.2)

@@ -14,7 +14,7 @@ from ddpm_data.images.processor import ImageProcessor
 from ddpm_data.loading.loader import make_loader
 from ddpm_data.loading.map_style import MapStyleBatches, MapStyleImages
 from ddpm_data.loading.options import LoaderOptions
-from ddpm_data.loading.samplers import BatchRequest, EvalSampler, StreamSampler
+from ddpm_data.loading.samplers import ENDLESS, BatchRequest, EpochPlan, EvalSampler, StreamSampler
 from ddpm_data.rng.permutation import RandomSubset, permute
 from ddpm_data.rng.philox import Purpose, key_from
 from tests.conftest import uint8_images
@@ -179,3 +179,7 @@ def test_the_epoch_may_be_set_after_iter(workers: int) -> None:
     batches = iter(loader)
     sampler.set_epoch(5)
     assert torch.cat([batch.position for batch in batches]).tolist() == list(range(60, 72))
+
+
+def test_an_endless_epoch_is_longer_than_any() -> None:
+    assert EpochPlan(0, ENDLESS, 1, 1, drop_last=False).count_batches() > 10**15
