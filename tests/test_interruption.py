@@ -1,6 +1,7 @@
 """How an interrupted job goes on: the command that is printed, and a SLURM job that starts again by itself."""
 
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -68,6 +69,23 @@ def test_a_file_that_lightning_has_not_written_is_no_checkpoint(tmp_path: Path) 
     torch.save({"pytorch-lightning_version": "2.5"}, own, _use_new_zipfile_serialization=False)
     check_checkpoint(own)
     assert read_step(foreign) is None
+
+
+def test_commands_that_are_printed_can_be_pasted_where_a_folder_has_a_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path("a b")
+    (folder / "0").mkdir(parents=True)
+    (folder / "last.ckpt").touch()
+    hydra = {"run": {"dir": str(folder)}, "sweep": {"dir": str(folder)}, "overrides": {"hydra": []}}
+    config = OmegaConf.create({"ckpt_path": None, "hydra": hydra})
+    with pytest.raises(SystemExit) as refused:
+        JobRecords().on_run_start(config)
+    assert shlex.split(str(refused.value.code))[-1] == "ckpt_path='a b/last.ckpt'"
+    (folder / "0" / "job.json").write_text('{"status": "finished", "overrides": []}')
+    JobRecords().on_multirun_end(config)
+    assert shlex.split(capsys.readouterr().out.splitlines()[-1])[-3:] == ["ddpm-data", "compare", "a b"]
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])

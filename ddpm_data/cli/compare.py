@@ -160,9 +160,9 @@ def _read_record(folder: Path) -> tuple[Sequence[str], str]:
     if (path := folder / "job.json").is_file():
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-            overrides, ended = [str(override) for override in list(record["overrides"])], str(record["status"])
-            if isinstance(record["overrides"], str):
-                raise TypeError("a list is needed")
+            overrides, ended = record["overrides"], record["status"]
+            if not isinstance(overrides, list) or not isinstance(ended, str):
+                raise TypeError("a list and a string are needed")
         except (ValueError, KeyError, TypeError):
             ended = f"unknown: {path.name} is damaged"
         else:

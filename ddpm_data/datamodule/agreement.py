@@ -4,7 +4,7 @@ Without this, a node that lacks one file, or an argument that depends on the ran
 other for ever, or train on noise that they share.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import lightning as L
@@ -12,7 +12,17 @@ from torch import distributed
 
 from ddpm_data._distributed import World
 from ddpm_data._keys import warn
-from ddpm_data.datamodule.same_objective import Summary, find_differences
+from ddpm_data.datamodule._trainer import get_trainer_world
+from ddpm_data.datamodule.same_objective import Summary, find_differences, summarise
+from ddpm_data.datamodule.splits import Splits
+from ddpm_data.diffusion.guidance import ConditionDropout
+from ddpm_data.diffusion.transform import ForwardDiffusion
+from ddpm_data.types import Stage
+
+_TRAINER_ARGUMENTS = (
+    *("max_epochs", "max_steps", "accumulate_grad_batches", "precision", "overfit_batches"),
+    *("limit_train_batches", "limit_val_batches", "val_check_interval", "check_val_every_n_epoch"),
+)
 
 
 class ProcessComparison(L.Callback):
@@ -67,6 +77,46 @@ class Given(NamedTuple):
     facts: Mapping[str, object]
     objective: Summary
     items: Mapping[str, str]
+
+
+def describe(
+    trainer: L.Trainer,
+    stages: Iterable[Stage],
+    splits: Splits,
+    transform: ForwardDiffusion,
+    dropout: ConditionDropout,
+    begin: tuple[int, int] | None,
+) -> Given:
+    """Describe what all processes of a Trainer must have been given alike.
+
+    Args:
+        trainer: The Trainer.
+        stages: The stages that it runs.
+        splits: The datasets, set up, and how they are read.
+        transform: The batch transform.
+        dropout: The dropout of conditions.
+        begin: The epoch and the offset at which training begins; ``None`` for evaluation.
+    """
+    options, world = splits.options, get_trainer_world(trainer)
+    facts: dict[str, object] = {"`seed`": transform.seed}
+    items: dict[str, str] = {}
+    for name in filter(splits.has, stages):
+        images = splits.images(name)
+        facts[f"the length of {name}"] = images.length
+        if name == "train":
+            identity = images.stream_identity(options, world)
+            facts |= {f"the {key} of {name}": value for key, value in identity.items()}
+        items |= images.name_items()
+    facts |= {"`loader.batch_size`": options.batch_size, "`loader.drop_last`": options.drop_last}
+    facts["`schedule.num_timesteps`"] = transform.process.num_timesteps
+    if transform.latents is None:
+        facts |= {f"`dataset.{name}`": value for name, value in vars(splits.processor).items()}
+    facts |= {"`dataset.latents`": repr(transform.latents), "`dataset.flip`": transform.flip}
+    facts |= {"`dataset.condition`": splits.conditions.describe(), "`dataset.condition_dropout`": dropout.probability}
+    if begin is not None:
+        facts["the start of training"] = f"epoch {begin[0]} after {begin[1]} images"
+    facts |= {f"`trainer.{name}`": getattr(trainer, name, None) for name in _TRAINER_ARGUMENTS}
+    return Given(facts, summarise(transform), items)
 
 
 def compare_processes(given: Given, world: World) -> None:

@@ -20,7 +20,7 @@ from ddpm_data.datamodule._trainer import (
     refuse_clashes,
     refuse_other_lightning,
 )
-from ddpm_data.datamodule.agreement import Given, ProcessComparison, compare_processes
+from ddpm_data.datamodule.agreement import ProcessComparison, compare_processes, describe
 from ddpm_data.datamodule.loss_aware import LossAwareTables
 from ddpm_data.datamodule.resume import StreamCheckpoint
 from ddpm_data.datamodule.same_objective import summarise
@@ -64,10 +64,6 @@ _STAGES_OF: dict[str, tuple[Stage, ...]] = {
     "test": ("test",),
     "predict": ("predict",),
 }
-_TRAINER_ARGUMENTS = (  # that all processes must have been given alike
-    *("max_epochs", "max_steps", "accumulate_grad_batches", "precision", "overfit_batches"),
-    *("limit_train_batches", "limit_val_batches", "val_check_interval", "check_val_every_n_epoch"),
-)
 
 
 def _names_keys(method: Method) -> Method:
@@ -316,34 +312,10 @@ class DDPMDataModule(L.LightningDataModule):
     def _compare_processes(self, trainer: L.Trainer) -> None:
         """Refuse processes that train together and were not given the same."""
         world = get_world()
-        if 1 < world.size == trainer.world_size:  # else each may have a Trainer of its own
-            compare_processes(self._describe(trainer), world)
-
-    def _describe(self, trainer: L.Trainer) -> Given:
-        """Describe what all processes must have been given alike."""
-        options, transform, world = self.loader_options, self.transform, get_trainer_world(trainer)
-        facts: dict[str, object] = {"`seed`": transform.seed}
-        items: dict[str, str] = {}
-        for name in _STAGES_OF[str(trainer.state.fn.value)] if trainer.state.fn else ():
-            if self.splits.has(name):
-                images = self.splits.images(name)
-                facts[f"the length of {name}"] = images.length
-                if name == "train":
-                    identity = images.stream_identity(options, world)
-                    facts |= {f"the {key} of {name}": value for key, value in identity.items()}
-                items |= images.name_items()
-        facts |= {"`loader.batch_size`": options.batch_size, "`loader.drop_last`": options.drop_last}
-        facts["`schedule.num_timesteps`"] = transform.process.num_timesteps
-        if transform.latents is None:
-            facts |= {f"`dataset.{name}`": value for name, value in vars(self.splits.processor).items()}
-        facts |= {"`dataset.latents`": repr(transform.latents), "`dataset.flip`": transform.flip}
-        facts |= {"`dataset.condition`": self.conditions.describe()}
-        facts["`dataset.condition_dropout`"] = self.dropout.probability
-        if self._checkpoint and trainer.state.fn == "fit":
-            epoch, place = self._checkpoint.begin
-            facts["the start of training"] = f"epoch {epoch} after {place} images"
-        facts |= {f"`trainer.{name}`": getattr(trainer, name, None) for name in _TRAINER_ARGUMENTS}
-        return Given(facts, summarise(transform), items)
+        if trainer.state.fn and 1 < world.size == trainer.world_size:  # else each may have a Trainer of its own
+            begin = self._checkpoint.begin if self._checkpoint and self._is_fitting() else None
+            stages = _STAGES_OF[trainer.state.fn.value]
+            compare_processes(describe(trainer, stages, self.splits, self.transform, self.dropout, begin), world)
 
     def _try_on_first_items(self, images: StageImages) -> None:
         """Try on a training image what is done to images and conditions on the device, where it can be read."""

@@ -57,7 +57,7 @@ class Library:
         pointer, number = ctypes.c_void_p, ctypes.c_int64
         self._draw_normals.argtypes = [number, number, number, pointer, number, number, pointer, number, pointer]
         self._draw_normals.restype = None
-        self._openmp = _find_openmp()
+        self._openmp = _find_openmp()  # kept, since the code reads it
         self._openmp_at = ctypes.addressof(self._openmp) if self._openmp else 0
         if hasattr(os, "register_at_fork"):  # a child has none of the threads, and would wait for them for ever
             os.register_at_fork(after_in_child=partial(setattr, self, "_openmp_at", 0))

@@ -302,7 +302,8 @@ void make_chunk(const Batch& batch, int64_t example, int64_t start, int64_t coun
     }
 }
 
-// Do `work` for every item. Each thread has the same part of them in every batch, whose memory is then in its cache.
+// Do `work` for every item. Each thread has the same part of them in every batch; to hand
+// them to whoever is free was slower at times (benchmarks/transform.md).
 template <class Work>
 void share_out(int64_t items, int64_t threads, const OpenMP* openmp, const Work& work) {
     struct Shared {
